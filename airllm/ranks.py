@@ -1,0 +1,73 @@
+"""Projections, rank vectors, and the two decoders that turn real-valued proposals into ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ranks = NDArray[np.int64]  # [devices, projections]
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectionSpec:
+    """One linear projection of the base model into which a LoRA pair (B, A) is inserted."""
+
+    name: str
+    """module path inside the base model, such as ``encoder.layer.0.attention.self.query``"""
+    in_features: int
+    out_features: int
+    depth: int
+    """index of the transformer block"""
+    kind: str
+    """last path component(s) that tell the projections of one block apart, such as ``query``"""
+
+    @property
+    def params_per_rank(self) -> int:
+        """Parameters of one rank: a row of A [in_features] and a column of B [out_features]."""
+        return self.in_features + self.out_features
+
+
+def quantise(proposal: NDArray[np.floating], *, r_min: int, r_max: int) -> Ranks:
+    """Floor a proposal in [-1, 1] onto the integers r_min..r_max, as the published scheme does.
+
+    Values outside [-1, 1] are clipped. Shape is kept: [devices, projections].
+    """
+    unit = (np.clip(proposal, -1.0, 1.0) + 1.0) / 2.0
+    return np.floor(r_min + unit * (r_max - r_min)).astype(np.int64)
+
+
+def fit_budget(
+    value: NDArray[np.floating],
+    unit_cost: NDArray[np.floating],
+    budget: NDArray[np.floating],
+    *,
+    is_joint: bool,
+) -> Ranks:
+    """Project component values onto a budget: keep what is worth most per unit of cost.
+
+    ``value`` [devices, projections, rank] is the worth of each component, non-increasing along
+    the rank axis once made so by a running minimum (rank r stands for the *first* r components);
+    components with value <= 0 are never kept. ``unit_cost`` [devices, projections] > 0 is what one
+    component costs, ``budget`` [devices] what there is; with ``is_joint`` the devices share the
+    sum of the budgets. One shared water level on value/cost decides, so the plan never exceeds the
+    budget, grows with it, and leaves less unused than the next component in line costs.
+    """
+    devices, projections, rank = value.shape
+    ranks = np.zeros((devices, projections), dtype=np.int64)
+    running = np.minimum.accumulate(np.nan_to_num(value, nan=0.0), axis=2)
+    density = running / unit_cost[:, :, None]
+    cost = np.broadcast_to(unit_cost[:, :, None], value.shape)
+    groups = [np.arange(devices)] if is_joint else [np.array([d]) for d in range(devices)]
+    for group in groups:
+        flat = density[group].reshape(-1)
+        # A stable sort keeps the lower rank first among equals, so ranks stay prefixes.
+        order = np.argsort(-flat, kind="stable")
+        order = order[flat[order] > 0.0]
+        spent = np.cumsum(cost[group].reshape(-1)[order])
+        kept = order[: int(np.searchsorted(spent, budget[group].sum() * (1 + 1e-12), "right"))]
+        chosen = np.zeros(flat.shape, dtype=bool)
+        chosen[kept] = True
+        ranks[group] = chosen.reshape(len(group), projections, rank).sum(axis=2)
+    return ranks
