@@ -21,7 +21,7 @@ class RoundObservation:
     bandwidth_hz: Array
     """[devices]"""
     planned_rate_bps: Array
-    """[devices] rate the plan may count on if the device had the band to itself (margin taken off)"""
+    """[devices] rate the plan may count on, alone on the band, margin taken off"""
     deadline_s: float
     is_shared_band: bool
     """True: sum over devices of bits/rate must fit the deadline; False: each device's own must"""
@@ -44,7 +44,7 @@ class RoundObservation:
     gain: Array | None = None
     """[devices, projections, rank] first-order loss decrease of each component, same order"""
     trained_ranks: NDArray[np.int64] | None = None
-    """[projections] ranks the cloud trained under, for policies that follow the trainer (AdaLoRA)"""
+    """[projections] ranks the cloud trained under, for policies that follow it (AdaLoRA)"""
 
     @property
     def num_devices(self) -> int:
