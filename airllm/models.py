@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from airllm.lora import AdapterBank
 from airllm.ranks import ProjectionSpec
 from airllm.tiny import TINY_FAMILIES, build_tiny
 
@@ -81,6 +82,7 @@ class BaseModel:
         self.vocab_size = len(tokenizer)
         self.network = network.to(self.device, torch.float32).eval().requires_grad_(False)
         self.specs, self.modules = find_projections(self.network, config.targets)
+        self.bank = AdapterBank(self.modules)
         if self.precision == "bf16":
             # Weights that only feed matrix products are stored as they are multiplied;
             # embeddings and normalisation stay in fp32.
@@ -135,7 +137,7 @@ def find_projections(
         if isinstance(module, nn.Linear):
             in_features, out_features = module.in_features, module.out_features
         elif type(module).__name__ == "Conv1D":
-            in_features, out_features = (int(n) for n in module.weight.shape)  # type: ignore
+            in_features, out_features = (int(n) for n in module.weight.shape)
         else:
             continue
         parts = name.split(".")

@@ -1,0 +1,222 @@
+"""Text to batches, and what is done with them: train factors, evaluate them, probe components."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from airllm.lora import Adapter, stack
+from airllm.models import BaseModel
+
+# Lengths are padded to a multiple of this, so that a device meets few shapes.
+_PAD_MULTIPLE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tokens on the model's device."""
+
+    input_ids: Tensor
+    """[batch, tokens]"""
+    attention_mask: Tensor
+    """[batch, tokens] 1 for text, 0 for padding"""
+    labels: Tensor
+    """[batch] classes; unused by a causal model, whose labels are its tokens"""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Linear classification head on pooled features."""
+
+    weight: Tensor
+    """[classes, features]"""
+    bias: Tensor
+    """[classes]"""
+
+    def to(self, device: torch.device) -> Head:
+        return Head(self.weight.to(device), self.bias.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Means over the examples of one device."""
+
+    loss: float
+    """cross-entropy in nats, per example (classify) or per token (causal)"""
+    accuracy: float
+    """share of right labels (classify) or right next tokens (causal)"""
+    count: int
+    """examples, or predicted tokens"""
+
+
+def tokenize(base: BaseModel, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, cut to the model's ``max_length``."""
+    if not texts:
+        return []
+    encoded = base.tokenizer(list(texts), truncation=True, max_length=base.config.max_length)
+    return [list(ids) for ids in encoded["input_ids"]]
+
+
+def collate(base: BaseModel, ids: Sequence[list[int]], labels: Iterable[int]) -> Batch:
+    """Pad token ids to one length, a multiple of eight."""
+    longest = max(len(row) for row in ids)
+    width = min(-(-longest // _PAD_MULTIPLE) * _PAD_MULTIPLE, base.config.max_length)
+    width = max(width, longest)
+    input_ids = torch.full((len(ids), width), base.pad_id)
+    mask = torch.zeros((len(ids), width), dtype=torch.long)
+    for i, row in enumerate(ids):
+        input_ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    target = torch.tensor(list(labels), dtype=torch.long)
+    return Batch(input_ids.to(base.device), mask.to(base.device), target.to(base.device))
+
+
+def bucket(
+    base: BaseModel, ids: Sequence[list[int]], labels: Sequence[int], batch_size: int
+) -> list[Batch]:
+    """Batches of texts of like length: the padding depends on these texts alone."""
+    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return [collate(base, [ids[i] for i in c], [int(labels[i]) for i in c]) for c in chunks]
+
+
+def losses(base: BaseModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and correctness, [batch] (classify) or [predicted tokens] (causal)."""
+    if base.config.task == "causal":
+        logits = base.hidden(batch.input_ids, batch.attention_mask)[:, :-1]
+        keep = batch.attention_mask[:, 1:].bool()
+        target, logits = batch.input_ids[:, 1:][keep], logits[keep]  # [tokens], [tokens, vocab]
+    else:
+        if head is None:
+            raise ValueError("a model of task 'classify' needs a head")
+        features = base.pooled(batch.input_ids, batch.attention_mask)
+        logits, target = F.linear(features, head.weight, head.bias), batch.labels
+    loss = F.cross_entropy(logits, target, reduction="none")
+    return loss, logits.argmax(dim=-1) == target
+
+
+@torch.no_grad()
+def evaluate(base: BaseModel, head: Head | None, adapter: Adapter, batches: list[Batch]) -> Metrics:
+    """Loss and accuracy with one adapter installed; the base is left bare."""
+    base.bank.load_adapters([adapter], base.device)
+    try:
+        total, right, count = 0.0, 0, 0
+        for batch in batches:
+            loss, correct = losses(base, head, batch)
+            total += float(loss.double().sum())
+            right += int(correct.sum())
+            count += len(loss)
+    finally:
+        base.bank.clear()
+    if count == 0:
+        raise ValueError("evaluation needs at least one example")
+    return Metrics(total / count, right / count, count)
+
+
+def component_gains(
+    base: BaseModel,
+    head: Head | None,
+    held: Sequence[Adapter],
+    candidates: Sequence[Adapter],
+    batches: Sequence[Batch],
+) -> list[list[Tensor]]:
+    """First-order loss decrease of every candidate component at what each device holds now.
+
+    For component i = sigma u v^T the gain is -<dL/dW, sigma u v^T>: minus the derivative of the
+    loss with respect to a scale in front of the component, at scale 0. One backward pass over
+    ``batches`` serves all devices at once. Result: [device][projection] tensors [rank], fp64, CPU.
+    """
+    num_devices = len(held)
+    down, up = stack([h.plus(c) for h, c in zip(held, candidates, strict=True)])
+    scale = []
+    for p, factor in enumerate(down):
+        weight = torch.zeros(num_devices, factor.shape[1])
+        for i, adapter in enumerate(held):
+            weight[i, : len(adapter.down[p])] = 1.0
+        scale.append(weight.to(base.device).requires_grad_())
+    base.bank.load([d.to(base.device) for d in down], [u.to(base.device) for u in up], scale)
+    try:
+        for batch in batches:
+            repeated = Batch(
+                batch.input_ids.repeat(num_devices, 1),
+                batch.attention_mask.repeat(num_devices, 1),
+                batch.labels.repeat(num_devices),
+            )
+            loss, _ = losses(base, head, repeated)
+            # All devices see the same examples, so the sum of their mean losses is this.
+            (loss.sum() * num_devices / (len(loss) * len(batches))).backward()
+    finally:
+        base.bank.clear()
+    gains = [(-s.grad if s.grad is not None else torch.zeros_like(s)).double().cpu() for s in scale]
+    return [
+        [
+            gains[p][i, len(held[i].down[p]) : len(held[i].down[p]) + len(candidates[i].down[p])]
+            for p in range(len(down))
+        ]
+        for i in range(num_devices)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSampler:
+    """Which examples step n trains on: a keyed permutation for each pass over the data."""
+
+    num_examples: int
+    batch_size: int
+    seed: int
+    stream: int
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """[batch] example indices of one step."""
+        if self.num_examples <= self.batch_size:
+            return np.arange(self.num_examples)
+        steps_per_pass = self.num_examples // self.batch_size
+        epoch, position = divmod(step, steps_per_pass)
+        key = np.random.SeedSequence(self.seed, spawn_key=(self.stream, epoch))
+        order = np.random.default_rng(key).permutation(self.num_examples)
+        return order[position * self.batch_size : (position + 1) * self.batch_size]
+
+
+def train_head(
+    base: BaseModel,
+    ids: Sequence[list[int]],
+    labels: Sequence[int],
+    *,
+    num_classes: int,
+    steps: int,
+    learning_rate: float,
+    weight_decay: float,
+    batch_size: int,
+    seed: int,
+) -> Head:
+    """Fit a linear head on the frozen base's features, which are computed once."""
+    rows: list[Tensor] = [torch.empty(0)] * len(ids)
+    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+    with torch.no_grad():
+        for start in range(0, len(order), 128):
+            chunk = order[start : start + 128]
+            batch = collate(base, [ids[i] for i in chunk], [0] * len(chunk))
+            features = base.pooled(batch.input_ids, batch.attention_mask)
+            for i, row in zip(chunk, features, strict=True):
+                rows[i] = row
+    inputs = torch.stack(rows)  # [examples, features]
+    target = torch.tensor(list(labels), device=base.device)
+    weight = torch.zeros(num_classes, inputs.shape[1], device=base.device, requires_grad=True)
+    bias = torch.zeros(num_classes, device=base.device, requires_grad=True)
+    optimiser = torch.optim.AdamW([weight, bias], lr=learning_rate, weight_decay=weight_decay)
+    sampler = BatchSampler(len(ids), batch_size, seed, stream=0)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * (1.0 - step / steps)
+        index = torch.from_numpy(sampler.indices(step)).to(base.device)
+        loss = F.cross_entropy(F.linear(inputs[index], weight, bias), target[index])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return Head(weight.detach(), bias.detach())
