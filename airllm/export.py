@@ -1,0 +1,66 @@
+"""An adapter as a standard PEFT folder, which ``PeftModel.from_pretrained`` loads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from airllm.lora import Adapter
+from airllm.models import BaseModel
+from airllm.tuning import Head
+
+
+def save_peft(
+    adapter: Adapter,
+    base: BaseModel,
+    folder: Path,
+    *,
+    head: Head | None = None,
+    label_names: Sequence[str] = (),
+) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors``, for the bare backbone.
+
+    ``rank_pattern`` holds each projection's rank and ``alpha_pattern`` the same number, so that
+    PEFT's scaling alpha / r is 1: ours is folded into the factors. Projections of rank 0 are left
+    out of the targets, because PEFT takes no rank 0; if all are, one of them gets a single zero
+    component. A classification head goes beside it as ``head.safetensors``.
+    """
+    from peft import LoraConfig
+
+    pairs = {
+        spec.name: (down, up)
+        for spec, down, up in zip(base.specs, adapter.down, adapter.up, strict=True)
+        if len(down)
+    }
+    if not pairs:
+        spec = base.specs[0]
+        pairs[spec.name] = (torch.zeros(1, spec.in_features), torch.zeros(spec.out_features, 1))
+    ranks = {f"^{re.escape(name)}$": len(down) for name, (down, _) in pairs.items()}
+    config = LoraConfig(
+        r=1,
+        lora_alpha=1,
+        lora_dropout=0.0,
+        target_modules=list(pairs),
+        rank_pattern=ranks,
+        alpha_pattern=dict(ranks),
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in base.modules),
+        inference_mode=True,
+        base_model_name_or_path=base.config.name,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    tensors = {}
+    for name, (down, up) in pairs.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = down.contiguous().clone()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = up.contiguous().clone()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    if head is not None:
+        save_file(
+            {"weight": head.weight.cpu().contiguous(), "bias": head.bias.cpu().contiguous()},
+            folder / "head.safetensors",
+            metadata={"format": "pt", "labels": "\n".join(label_names)},
+        )
