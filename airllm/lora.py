@@ -144,7 +144,7 @@ class AdapterBank:
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._factors: list[tuple[Tensor, Tensor, Tensor | float] | None] = [None] * len(modules)
-        self.dropout = 0.0
+        self.dropout = 0.0  # of the inputs of an update, while it trains
         self.generator: torch.Generator | None = None
         self._handles = [
             module.register_forward_hook(self._hook(p)) for p, module in enumerate(modules)
@@ -170,6 +170,7 @@ class AdapterBank:
     def clear(self) -> None:
         """Back to the bare base model."""
         self._factors = [None] * len(self._factors)
+        self.dropout = 0.0
 
     def close(self) -> None:
         """Take the hooks off the base model."""
