@@ -1,0 +1,42 @@
+"""The two masters of remote mode: a trajectory trained beforehand, and training under ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.lora import Adapter
+from airllm.ranks import Ranks
+from cloud.trainer import MaskedTrainer, Trajectory
+
+
+class TrajectoryMaster:
+    """Training does not depend on the air: round r sends from the trajectory's entry r."""
+
+    def __init__(self, trajectory: Trajectory) -> None:
+        self._trajectory = trajectory
+
+    def before(self, round_index: int) -> Adapter:
+        return self._trajectory.adapters[round_index]
+
+    def after(self, round_index: int, ranks: Ranks) -> Adapter:
+        return self._trajectory.adapters[round_index]
+
+    def trained_ranks(self, round_index: int) -> NDArray[np.int64] | None:
+        return self._trajectory.ranks[round_index]
+
+
+class MaskedMaster:
+    """The published scheme: the ranks are decided, then the master trains under them."""
+
+    def __init__(self, trainer: MaskedTrainer) -> None:
+        self._trainer = trainer
+
+    def before(self, round_index: int) -> Adapter:
+        return self._trainer.snapshot()
+
+    def after(self, round_index: int, ranks: Ranks) -> Adapter:
+        return self._trainer.run_round(ranks)
+
+    def trained_ranks(self, round_index: int) -> NDArray[np.int64] | None:
+        return None

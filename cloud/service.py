@@ -1,0 +1,241 @@
+"""The cloud's side of a round: what to send to whom, and what came of it. Knows no Flower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from airllm.lora import Adapter, accumulate, svd_form
+from airllm.models import BaseModel
+from airllm.observation import RoundObservation
+from airllm.payload import PayloadConfig, bits_per_rank, decode, encode, overhead_bits
+from airllm.policy import RankPolicy, RoundFeedback
+from airllm.ranks import Ranks
+from airllm.report import DeviceReport
+from airllm.reward import RewardConfig, reward_of
+from airllm.tuning import Batch, Head, component_gains
+
+
+class Master(Protocol):
+    """Where the master adapter of a round comes from."""
+
+    def before(self, round_index: int) -> Adapter:
+        """What the policy may look at when it decides: the update that could be sent."""
+        ...
+
+    def after(self, round_index: int, ranks: Ranks) -> Adapter:
+        """What is sent, once the ranks are decided; training under them happens here."""
+        ...
+
+    def trained_ranks(self, round_index: int) -> NDArray[np.int64] | None:
+        """[projections] ranks the master trained under."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LinkReport:
+    """The link of one device as it was reported to the cloud."""
+
+    snr_db: float
+    bandwidth_hz: float
+    planned_rate_bps: float
+    """rate the plan may count on, alone on the band, the margin taken off"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one round sends."""
+
+    ranks: Ranks
+    """[devices, projections]"""
+    payloads: tuple[bytes, ...]
+    """[devices]"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one device's payload."""
+
+    report: DeviceReport | None
+    """its answer; None when nothing reached it"""
+    payload_bits: int
+    rate_bps: float
+    """true rate alone on the band"""
+
+
+class CloudService:
+    """Plans every round's updates and keeps the books on what each device holds."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        head: Head | None,
+        master: Master,
+        policy: RankPolicy,
+        *,
+        num_devices: int,
+        num_rounds: int,
+        r_max: int,
+        deadline_s: float,
+        is_shared_band: bool,
+        payload: PayloadConfig,
+        reward: RewardConfig,
+        gain_batches: Sequence[Sequence[Batch]],
+    ) -> None:
+        self.base, self.head, self.master, self.policy = base, head, master, policy
+        self.num_devices, self.num_rounds, self.r_max = num_devices, num_rounds, r_max
+        self.deadline_s, self.is_shared_band = deadline_s, is_shared_band
+        self.payload, self.reward = payload, reward
+        self._gain_batches = gain_batches
+        self._bits_per_rank = bits_per_rank(base.specs, payload.number_format)
+        self._held = [Adapter.zero(base.specs) for _ in range(num_devices)]
+        self._held_number = [0] * num_devices
+        self._ranks = np.zeros((num_devices, len(base.specs)), dtype=np.int64)
+        self._reports: list[DeviceReport] = []
+        self._plan: Plan | None = None
+        self._awaited: list[float] | None = None
+
+    def plan(
+        self, round_index: int, reports: Sequence[DeviceReport], links: Sequence[LinkReport]
+    ) -> Plan:
+        """Decide the ranks of one round and write its payloads; both inputs are [devices]."""
+        for i, report in enumerate(reports):
+            if report.update_number != self._held_number[i]:
+                # The device is not where the books have it (a restart): start it afresh.
+                self._held[i], self._held_number[i] = Adapter.zero(self.base.specs), -1
+        self._reports = list(reports)
+        master = self.master.before(round_index)
+        candidates, gain = self._candidates(round_index, master)
+        observation = self._observe(round_index, links, candidates, gain)
+        if self._awaited is not None:
+            rewards, self._awaited = np.array(self._awaited), None
+            self.policy.learn(RoundFeedback(rewards, False, observation))
+        ranks = self.policy.decide(observation)
+        sent_master = self.master.after(round_index, ranks)
+        if sent_master is not master:
+            candidates = [sent_master] * self.num_devices
+        payloads = []
+        for i in range(self.num_devices):
+            fresh = self._held_number[i] < 0
+            payloads.append(
+                encode(
+                    candidates[i].truncate(ranks[i]),
+                    number=round_index + 1,
+                    number_format=self.payload.number_format,
+                    coding="absolute" if fresh else self.payload.coding,
+                )
+            )
+        # A rank beyond what a candidate has (a rank-deficient update) sends what there is.
+        self._ranks = np.stack([c.truncate(r).ranks for c, r in zip(candidates, ranks, strict=True)])
+        self._plan = Plan(self._ranks, tuple(payloads))
+        return self._plan
+
+    def conclude(self, round_index: int, outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
+        """Book what reached whom; the rewards [devices] of the round."""
+        if self._plan is None:
+            raise RuntimeError("conclude() needs a plan() of the same round before it")
+        rewards = np.zeros(self.num_devices)
+        share_s = self.deadline_s / (self.num_devices if self.is_shared_band else 1)
+        for i, outcome in enumerate(outcomes):
+            after = self._reports[i]
+            if outcome.report is not None:
+                after = outcome.report
+                if outcome.report.is_installed:
+                    self._install(i, self._plan.payloads[i])
+            rewards[i] = reward_of(
+                self.reward,
+                loss_before=self._reports[i].loss,
+                loss_after=after.loss,
+                bits=outcome.payload_bits,
+                rate_bps=outcome.rate_bps,
+                budget_s=share_s,
+            )
+        if round_index + 1 < self.num_rounds:
+            # The policy learns once the next observation is there, which bootstrapping needs.
+            self._awaited = list(rewards)
+        else:
+            self.policy.learn(RoundFeedback(rewards, True, None))
+        return rewards
+
+    def held(self, device: int) -> Adapter:
+        """What the cloud knows a device to hold."""
+        return self._held[device]
+
+    def _install(self, device: int, data: bytes) -> None:
+        update = decode(data, self.base.specs)
+        if update.coding == "residual":
+            held = accumulate(self._held[device], update.adapter, self.payload.hold_rank)
+        else:
+            held = update.adapter
+        self._held[device], self._held_number[device] = held, update.number
+
+    def _candidates(
+        self, round_index: int, master: Adapter
+    ) -> tuple[list[Adapter], NDArray[np.float64] | None]:
+        """Each device's possible update, components in the order in which they are sent."""
+        if self.policy.importance == "first":
+            return [master] * self.num_devices, None
+        if self.payload.coding == "residual":
+            held = self._held
+            fresh = svd_form(master, self.r_max)
+            candidates = [
+                svd_form(master.minus(h), self.r_max) if h.ranks.any() else fresh for h in held
+            ]
+        else:
+            # An absolute update replaces what is held, so its worth is that at the bare model,
+            # and one probe serves every device.
+            held = [Adapter.zero(self.base.specs)]
+            candidates = [svd_form(master, self.r_max)]
+        if self.policy.importance == "gain":
+            batches = self._gain_batches[round_index]
+            gains = component_gains(self.base, self.head, held, candidates, batches)
+            array = np.zeros((len(held), len(self.base.specs), self.r_max))
+            for i, per_projection in enumerate(gains):
+                orders = []
+                for p, values in enumerate(per_projection):
+                    ordered, order = torch.sort(values, descending=True, stable=True)
+                    array[i, p, : len(ordered)] = ordered.numpy()
+                    orders.append(order)
+                candidates[i] = candidates[i].reorder(orders)
+        else:
+            array = None
+        if len(candidates) < self.num_devices:
+            candidates = candidates * self.num_devices
+            array = None if array is None else np.repeat(array, self.num_devices, axis=0)
+        return candidates, array
+
+    def _observe(
+        self,
+        round_index: int,
+        links: Sequence[LinkReport],
+        candidates: Sequence[Adapter],
+        gain: NDArray[np.float64] | None,
+    ) -> RoundObservation:
+        reports = self._reports
+        distinct: Mapping[int, NDArray[np.float64]] = {
+            id(c): c.energy(self.r_max) for c in {id(c): c for c in candidates}.values()
+        }
+        return RoundObservation(
+            round_index=round_index,
+            num_rounds=self.num_rounds,
+            snr_db=np.array([link.snr_db for link in links]),
+            bandwidth_hz=np.array([link.bandwidth_hz for link in links]),
+            planned_rate_bps=np.array([link.planned_rate_bps for link in links]),
+            deadline_s=self.deadline_s,
+            is_shared_band=self.is_shared_band,
+            entropy=np.array([r.entropy for r in reports]),
+            oov_rate=np.array([r.oov_rate for r in reports]),
+            loss=np.array([r.loss for r in reports]),
+            previous_ranks=self._ranks,
+            bits_per_rank=self._bits_per_rank,
+            overhead_bits=float(overhead_bits(len(self.base.specs))),
+            r_max=self.r_max,
+            energy=np.stack([distinct[id(c)] for c in candidates]),
+            gain=gain,
+            trained_ranks=self.master.trained_ranks(round_index),
+        )

@@ -1,0 +1,47 @@
+"""Presets, and what is said about values that make no sense."""
+
+import math
+
+import pytest
+
+from channel import PRESETS, ChannelConfig, preset_values
+
+
+def test_the_papers_channel():
+    config = ChannelConfig.from_preset("paper")
+    assert (config.bandwidth_hz, config.deadline_s, config.fading) == (100e6, 1.0, "none")
+    assert config.snr_db is None
+    assert config.snr_choices_db == (-5, 0, 5, 10, 15)
+    assert (config.csi_error_db, config.csi_quantisation_db, config.csi_margin_db) == (0, 0, 0)
+
+
+def test_every_preset_makes_a_config():
+    for name in PRESETS:
+        assert ChannelConfig.from_preset(name).preset == name
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bandwidth_hz": 0.0}, "channel.bandwidth_hz must be > 0, got 0.0"),
+        ({"bandwidth_hz": -1.0}, "channel.bandwidth_hz must be > 0, got -1.0"),
+        ({"bandwidth_hz": math.inf}, "channel.bandwidth_hz must be > 0, got inf"),
+        ({"deadline_s": math.nan}, "channel.deadline_s must be > 0, got nan"),
+        ({"deadline_s": 2.0}, "deadline_s 2.0 must not exceed channel.round_period_s 1.0"),
+        ({"snr_db": math.nan}, "channel.snr_db must be finite, got nan"),
+        ({"snr_db": None, "snr_choices_db": ()}, "snr_choices_db must not be empty"),
+        ({"fading": "nakagami"}, "channel.fading must be one of .*'nakagami'"),
+        ({"sharing": "tdma"}, "channel.sharing must be one of shared, orthogonal, got 'tdma'"),
+        ({"csi_error_db": -1.0}, "channel.csi_error_db must be >= 0, got -1.0"),
+        ({"residual_error_rate": 1.5}, r"residual_error_rate must be in \[0, 1\], got 1.5"),
+        ({"preset": "papper"}, "'papper' is not known; did you mean 'paper'"),
+    ],
+)
+def test_bad_values_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        ChannelConfig(**values)
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'wide-band'"):
+        preset_values("wideband")
