@@ -56,8 +56,12 @@ class RoundObservation:
 
     @property
     def unit_cost_s(self) -> Array:
-        """[devices, projections] air time of one component, the device alone on the band."""
-        return self.bits_per_rank[None, :] / self.planned_rate_bps[:, None]
+        """[devices, projections] air time of one component, the device alone on the band.
+
+        Infinite where the link carries nothing.
+        """
+        with np.errstate(divide="ignore"):
+            return self.bits_per_rank[None, :] / self.planned_rate_bps[:, None]
 
     @property
     def budget_s(self) -> Array:
@@ -67,5 +71,6 @@ class RoundObservation:
         jointly use the sum.
         """
         share = self.deadline_s / self.num_devices if self.is_shared_band else self.deadline_s
-        overhead_s = self.overhead_bits / self.planned_rate_bps
+        with np.errstate(divide="ignore"):
+            overhead_s = self.overhead_bits / self.planned_rate_bps
         return np.maximum(share - overhead_s, 0.0)

@@ -50,14 +50,15 @@ def fit_budget(
     ``value`` [devices, projections, rank] is the worth of each component, non-increasing along
     the rank axis once made so by a running minimum (rank r stands for the *first* r components);
     components with value <= 0 are never kept. ``unit_cost`` [devices, projections] > 0 is what one
-    component costs, ``budget`` [devices] what there is; with ``is_joint`` the devices share the
-    sum of the budgets. One shared water level on value/cost decides, so the plan never exceeds the
+    component costs (infinite: it cannot be had), ``budget`` [devices] what there is; with
+    ``is_joint`` the devices share the sum of the budgets. One shared water level on value/cost decides, so the plan never exceeds the
     budget, grows with it, and leaves less unused than the next component in line costs.
     """
     devices, projections, rank = value.shape
     ranks = np.zeros((devices, projections), dtype=np.int64)
     running = np.minimum.accumulate(np.nan_to_num(value, nan=0.0), axis=2)
-    density = running / unit_cost[:, :, None]
+    # A component that never gets through (rate 0, infinite cost) is worth nothing.
+    density = np.where(np.isfinite(unit_cost)[:, :, None], running / unit_cost[:, :, None], 0.0)
     cost = np.broadcast_to(unit_cost[:, :, None], value.shape)
     groups = [np.arange(devices)] if is_joint else [np.array([d]) for d in range(devices)]
     for group in groups:

@@ -1,0 +1,333 @@
+"""Where labelled text comes from: the embedded corpus, local files, the Hugging Face hub."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.docstrings import load_sentences
+from airllm.partition import KINDS
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".label")
+_SPLIT_STREAM, _CUT_STREAM = 31, 32
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """The text, its labels, and how devices share it."""
+
+    source: str = "docstrings"
+    """'docstrings', 'sst2', a local csv, tsv, jsonl, parquet or TREC .label file, or the id of a
+    Hugging Face dataset"""
+    eval_source: str = ""
+    """local file of the devices' text; empty: a part of the source is held out for them"""
+    text_column: str = "text"
+    """name of the column with the text"""
+    eval_text_column: str = ""
+    """the same in the evaluation file, where it has another name; empty: text_column"""
+    label_column: str = "label"
+    """name of the column with the label; empty for text without labels (causal models)"""
+    eval_fraction: float = 0.2
+    """share held out for the devices where there is no evaluation text"""
+    max_train: int = 0
+    """training examples to keep, drawn with the seed; 0: all"""
+    max_eval: int = 0
+    """evaluation examples to keep, drawn with the seed; 0: all"""
+    packages: tuple[str, ...] = (
+        "torch", "numpy", "scipy", "matplotlib", "pandas", "transformers", "diffusers", "flwr",
+        "networkx", "sympy",
+    )  # fmt: skip
+    """installed packages whose docstrings make the corpus, one class each (docstrings)"""
+    sentences_per_class: int = 1000
+    """distinct sentences from each of them (docstrings)"""
+    partition: str = "iid"
+    """how devices share the text: 'iid', 'dirichlet' (label skew), 'complexity' (sorted)"""
+    dirichlet_alpha: float = 0.5
+    """concentration of the label mixes; small: few labels a device (dirichlet)"""
+
+    def __post_init__(self) -> None:
+        if not self.source or not self.text_column:
+            raise ValueError("data.source and data.text_column must not be empty")
+        if self.partition not in KINDS:
+            raise ValueError(
+                f"data.partition must be one of {', '.join(KINDS)}, got {self.partition!r}"
+            )
+        if not 0.0 < self.eval_fraction < 1.0:
+            raise ValueError(f"data.eval_fraction must be in (0, 1), got {self.eval_fraction}")
+        if not self.dirichlet_alpha > 0:
+            raise ValueError(f"data.dirichlet_alpha must be > 0, got {self.dirichlet_alpha}")
+        for key in ("max_train", "max_eval"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"data.{key} must be >= 0 (0: all), got {getattr(self, key)}")
+        if self.sentences_per_class < 2:
+            raise ValueError(
+                f"data.sentences_per_class must be >= 2, got {self.sentences_per_class}"
+            )
+        if self.source == "docstrings" and len(set(self.packages)) < 2:
+            raise ValueError(
+                f"data.packages must name at least two packages, got {list(self.packages)}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TextDataset:
+    """Texts with class indices; ``label_names`` is empty where there are no labels."""
+
+    texts: tuple[str, ...]
+    labels: NDArray[np.int64]
+    label_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> TextDataset:
+        index = np.asarray(indices, dtype=np.int64)
+        return replace(self, texts=tuple(self.texts[i] for i in index), labels=self.labels[index])
+
+
+@dataclass(frozen=True, slots=True)
+class TextSplits:
+    """The cloud's text, the devices' text, and a checksum over both."""
+
+    train: TextDataset
+    evaluation: TextDataset
+    fingerprint: str
+    """sha256 over all texts and labels in order"""
+
+
+def load_splits(config: DataConfig, *, seed: int) -> TextSplits:
+    """Training and evaluation text; raises ValueError that names file, column and remedy."""
+    if config.source == "docstrings":
+        whole = _docstrings(config)
+        train, evaluation = _hold_out(whole, config.eval_fraction, seed)
+    elif Path(config.source).suffix.lower() in SUFFIXES or Path(config.source).exists():
+        train, evaluation = _from_files(config, seed)
+    else:
+        train, evaluation = _from_hub(config, seed)
+    train = _cut(train, config.max_train, seed, 0)
+    evaluation = _cut(evaluation, config.max_eval, seed, 1)
+    return TextSplits(train, evaluation, _fingerprint(train, evaluation))
+
+
+def read_table(path: Path, text_column: str, label_column: str) -> tuple[list[str], list[str]]:
+    """Texts and labels (as strings) of a local file; no labels without a label column."""
+    if not path.is_file():
+        raise ValueError(f"data file {path} does not exist; name an existing file in data.source")
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        rows = _parquet_rows(path)
+    elif suffix == ".jsonl":
+        rows = _jsonl_rows(path)
+    elif suffix == ".label":
+        rows = _trec_rows(path)
+    elif suffix in (".csv", ".tsv"):
+        rows = _separated_rows(path, is_tab=suffix == ".tsv")
+    else:
+        raise ValueError(
+            f"data file {path} has the ending {suffix or '(none)'}; "
+            f"it must be one of {', '.join(SUFFIXES)}"
+        )
+    if not rows:
+        raise ValueError(f"data file {path} has no rows")
+    texts, labels = [], []
+    for number, row in enumerate(rows, start=1):
+        for column in (text_column, label_column):
+            if column and (column not in row or row[column] is None):
+                there = ", ".join(str(key) for key in rows[0] if key is not None)
+                raise ValueError(
+                    f"data file {path} has no {column!r} in row {number} (its columns: {there}); "
+                    f"set data.text_column and data.label_column"
+                )
+        text = str(row[text_column]).strip()
+        if not text:
+            raise ValueError(f"data file {path} has an empty text in row {number}; take it out")
+        texts.append(text)
+        if label_column:
+            labels.append(str(row[label_column]).strip())
+    return texts, labels
+
+
+def _read_text(path: Path) -> str:
+    """UTF-8, or else Windows-1252, the usual other one of old corpora."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
+
+def _separated_rows(path: Path, *, is_tab: bool) -> list[dict[str, Any]]:
+    # In tab-separated corpora a quotation mark is a character like any other.
+    lines = _read_text(path).splitlines(keepends=True) if not is_tab else _lines(path)
+    reader = csv.DictReader(
+        lines,
+        delimiter="\t" if is_tab else ",",
+        quoting=csv.QUOTE_NONE if is_tab else csv.QUOTE_MINIMAL,
+    )
+    try:
+        return list(reader)
+    except csv.Error as error:
+        raise ValueError(f"data file {path}, line {reader.line_num}: {error}") from None
+
+
+def _lines(path: Path) -> list[str]:
+    # Not splitlines(): text has form feeds and separators that end no line of a file.
+    return [line.rstrip("\r") for line in _read_text(path).split("\n") if line.strip("\r")]
+
+
+def _jsonl_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"data file {path}, line {number}, is no JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"data file {path}, line {number}, is no JSON object")
+        rows.append(row)
+    return rows
+
+
+def _trec_rows(path: Path) -> list[dict[str, Any]]:
+    """``COARSE:fine question``: columns label (coarse), fine and text."""
+    rows = []
+    for number, line in enumerate(_lines(path), start=1):
+        head, _, text = line.partition(" ")
+        coarse, colon, fine = head.partition(":")
+        if not colon:
+            raise ValueError(f"data file {path}, line {number}, does not start with COARSE:fine")
+        rows.append({"label": coarse, "fine": fine, "text": text})
+    return rows
+
+
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return list(pyarrow.parquet.read_table(path).to_pylist())
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"data file {path} is no readable parquet file: {error}") from None
+
+
+def _from_files(config: DataConfig, seed: int) -> tuple[TextDataset, TextDataset]:
+    columns = config.text_column, config.label_column
+    texts, labels = read_table(Path(config.source), *columns)
+    train = _dataset(texts, labels, None, config.source)
+    if not config.eval_source:
+        return _hold_out(train, config.eval_fraction, seed)
+    columns = config.eval_text_column or config.text_column, config.label_column
+    texts, labels = read_table(Path(config.eval_source), *columns)
+    return train, _dataset(texts, labels, train.label_names, config.eval_source)
+
+
+def _dataset(
+    texts: list[str], labels: list[str], names: tuple[str, ...] | None, source: str
+) -> TextDataset:
+    """Labels become indices into the training set's sorted names."""
+    if not labels:
+        return TextDataset(tuple(texts), np.zeros(len(texts), dtype=np.int64), ())
+    if names is None:
+        names = tuple(sorted(set(labels)))
+        if len(names) < 2:
+            raise ValueError(f"{source} has the single label {names[0]!r}; two are needed at least")
+    index = {name: i for i, name in enumerate(names)}
+    for row, label in enumerate(labels, start=1):
+        if label not in index:
+            raise ValueError(
+                f"{source} has the label {label!r} in row {row}, which is not in the training "
+                f"set (it has {', '.join(names[:10])}); take the row out or train on that label"
+            )
+    return TextDataset(tuple(texts), np.array([index[x] for x in labels], dtype=np.int64), names)
+
+
+def _docstrings(config: DataConfig) -> TextDataset:
+    sentences = load_sentences(config.packages, config.sentences_per_class)
+    names = tuple(sorted(sentences))
+    texts = [sentence for name in names for sentence in sentences[name]]
+    labels = np.repeat(np.arange(len(names)), config.sentences_per_class)
+    return TextDataset(tuple(texts), labels.astype(np.int64), names)
+
+
+def _from_hub(config: DataConfig, seed: int) -> tuple[TextDataset, TextDataset]:
+    name, text_column, label_column = config.source, config.text_column, config.label_column
+    if name == "sst2":
+        name = "stanfordnlp/sst2"
+        text_column = "sentence" if text_column == "text" else text_column
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            f"data.source {config.source!r} is no local file, and Hugging Face datasets need "
+            f"`pip install 'airllm-sim[hub]'`"
+        ) from None
+    try:
+        splits = datasets.load_dataset(name)
+    except Exception as error:  # network stacks raise what they like; the remedy is the same
+        raise ValueError(
+            f"data.source {config.source!r} is no local file and could not be had from the "
+            f"Hugging Face hub ({type(error).__name__}); give a local csv, tsv, jsonl or parquet "
+            f"file, or download it where there is a network"
+        ) from None
+    if "train" not in splits:
+        raise ValueError(f"data.source {config.source!r} has no split 'train'")
+
+    def dataset(split: str, names: tuple[str, ...] | None) -> TextDataset:
+        table = splits[split]
+        for column in (text_column, label_column):
+            if column and column not in table.column_names:
+                raise ValueError(
+                    f"data.source {config.source!r} has no column {column!r} (it has "
+                    f"{', '.join(table.column_names)}); set data.text_column, data.label_column"
+                )
+        texts = [str(text) for text in table[text_column]]
+        labels = [str(label) for label in table[label_column]] if label_column else []
+        return _dataset(texts, labels, names, f"{config.source}, split {split},")
+
+    train = dataset("train", None)
+    for split in ("validation", "test"):
+        if split in splits:
+            return train, dataset(split, train.label_names)
+    return _hold_out(train, config.eval_fraction, seed)
+
+
+def _hold_out(whole: TextDataset, fraction: float, seed: int) -> tuple[TextDataset, TextDataset]:
+    """A share of each label is held out, so that both parts have the same mix."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_SPLIT_STREAM,)))
+    kept: list[int] = []
+    held: list[int] = []
+    for label in np.unique(whole.labels):
+        order = rng.permutation(np.flatnonzero(whole.labels == label))
+        count = round(fraction * len(order))
+        held.extend(order[:count])
+        kept.extend(order[count:])
+    if not kept or not held:
+        raise ValueError(
+            f"{len(whole)} examples are too few to hold out {fraction:g} of each label; "
+            f"give data.eval_source or more text"
+        )
+    return whole.take(sorted(kept)), whole.take(sorted(held))
+
+
+def _cut(dataset: TextDataset, limit: int, seed: int, part: int) -> TextDataset:
+    if not limit or limit >= len(dataset):
+        return dataset
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_CUT_STREAM, part)))
+    return dataset.take(np.sort(rng.permutation(len(dataset))[:limit]))
+
+
+def _fingerprint(*datasets: TextDataset) -> str:
+    digest = hashlib.sha256()
+    for dataset in datasets:
+        for text, label in zip(dataset.texts, dataset.labels, strict=True):
+            digest.update(f"{label}\t{text}\n".encode("utf-8", "surrogatepass"))
+        digest.update(b"\0")
+    return digest.hexdigest()
