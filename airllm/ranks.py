@@ -51,8 +51,9 @@ def fit_budget(
     the rank axis once made so by a running minimum (rank r stands for the *first* r components);
     components with value <= 0 are never kept. ``unit_cost`` [devices, projections] > 0 is what one
     component costs (infinite: it cannot be had), ``budget`` [devices] what there is; with
-    ``is_joint`` the devices share the sum of the budgets. One shared water level on value/cost decides, so the plan never exceeds the
-    budget, grows with it, and leaves less unused than the next component in line costs.
+    ``is_joint`` the devices share the sum of the budgets. One shared water level on value/cost
+    decides, so the plan never exceeds the budget, grows with it, and leaves less unused than the
+    next component in line costs.
     """
     devices, projections, rank = value.shape
     ranks = np.zeros((devices, projections), dtype=np.int64)
