@@ -131,7 +131,9 @@ class CloudService:
                 )
             )
         # A rank beyond what a candidate has (a rank-deficient update) sends what there is.
-        self._ranks = np.stack([c.truncate(r).ranks for c, r in zip(candidates, ranks, strict=True)])
+        self._ranks = np.stack(
+            [c.truncate(r).ranks for c, r in zip(candidates, ranks, strict=True)]
+        )
         self._plan = Plan(self._ranks, tuple(payloads))
         return self._plan
 

@@ -38,17 +38,19 @@ class TrainingConfig:
     """updates are scaled by lora_alpha / r_max, whatever rank is sent"""
     dropout: float = 0.0
     """probability of dropping an input feature of an update while training"""
-    steps_per_round: int = 40
+    steps_per_round: int = 30
     """optimiser steps between two rounds"""
     batch_size: int = 32
     """examples a step"""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """of the adapter; AdamW"""
     schedule: str = "linear"
     """'linear': falls to 0 over the run; 'constant'"""
     weight_decay: float = 0.0
     """of the adapter"""
-    head_steps: int = 300
+    head_examples: int = 200
+    """labelled texts there were when the head was trained and deployed; 0: all"""
+    head_steps: int = 100
     """steps of the classification head on the frozen base, before round 1"""
     head_learning_rate: float = 1e-2
     """of the head"""
@@ -76,7 +78,8 @@ class TrainingConfig:
             if not (value > 0 and np.isfinite(value)):
                 raise ValueError(f"training.{key} must be > 0 and finite, got {value}")
         for key in (
-            "weight_decay", "head_weight_decay", "orthogonality", "head_steps", "gain_batches",
+            "weight_decay", "head_weight_decay", "orthogonality", "head_examples",
+            "head_steps", "gain_batches",
         ):  # fmt: skip
             if not getattr(self, key) >= 0:
                 raise ValueError(f"training.{key} must be >= 0, got {getattr(self, key)}")

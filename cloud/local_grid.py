@@ -1,0 +1,87 @@
+"""Flower's Grid in one process: the same ClientApp, no server, no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+
+class LocalGrid(Grid):
+    """Runs a ClientApp for each node, one after another, each with its own lasting Context.
+
+    Flower lets a Message be made only inside a task; this file alone sets that identity
+    (flwr 1.41 has no public way, so the version is pinned).
+    """
+
+    _RUN_ID, _TASK_ID, _SERVER_NODE = 1, 1, 1
+
+    def __init__(
+        self, app: ClientApp, num_nodes: int, run_config: Mapping[str, bool | float | int | str]
+    ) -> None:
+        TaskIdentity.task_id = self._TASK_ID
+        TaskIdentity.run_id = self._RUN_ID
+        TaskIdentity.node_id = self._SERVER_NODE
+        self._app = app
+        self._contexts = {
+            node: Context(
+                run_id=self._RUN_ID,
+                node_id=node,
+                node_config={"partition-id": device, "num-partitions": num_nodes},
+                state=RecordDict(),
+                run_config=dict(run_config),
+            )
+            for device, node in enumerate(range(2, 2 + num_nodes))
+        }
+        self._replies: dict[str, Message] = {}
+        self._num_messages = 0
+
+    def set_run(self, run: Run) -> None:
+        raise NotImplementedError("a LocalGrid has one run, its own")
+
+    @property
+    def run(self) -> Run:
+        return Run.create_empty(self._RUN_ID)
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            key = f"local-{self._num_messages}"
+            self._num_messages += 1
+            self._replies[key] = self._answer(message)
+            ids.append(key)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._replies.pop(key) for key in message_ids if key in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+    def _answer(self, message: Message) -> Message:
+        context = self._contexts[message.metadata.dst_node_id]
+        TaskIdentity.node_id = message.metadata.dst_node_id
+        try:
+            # An exception in an app is a bug here, not a lost node: it ends the run.
+            return self._app(message, context)
+        finally:
+            TaskIdentity.node_id = self._SERVER_NODE

@@ -1,0 +1,269 @@
+"""From a configuration to its parts; what is dear is made once and shared by a sweep."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from airllm.complexity import oov_rate, reference_vocabulary, token_entropy
+from airllm.data import DataConfig, TextSplits, load_splits
+from airllm.lora import Adapter
+from airllm.models import BaseModel, ModelConfig, load_base
+from airllm.partition import partition
+from airllm.policies import make_policy
+from airllm.tuning import Batch, Head, Metrics, bucket, evaluate, tokenize, train_head
+from cloud.master import MaskedMaster, TrajectoryMaster
+from cloud.service import CloudService, Master
+from cloud.trainer import (
+    MaskedTrainer,
+    TrainingConfig,
+    TrainingSet,
+    Trajectory,
+    gain_batches,
+    train_adalora,
+    train_lora,
+)
+from edge.device import DeviceProfile
+from experiments.config import ExperimentConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What a workbench depends on: everything but channel, policy, payload and reward."""
+
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+    seed: int
+    rounds: int
+    num_devices: int
+    examples_per_device: int
+    eval_batch_size: int
+
+
+@lru_cache(maxsize=1)
+def _base(model: ModelConfig, seed: int) -> BaseModel:
+    return load_base(model, seed=seed)
+
+
+@lru_cache(maxsize=2)
+def _workbench(key: _Key) -> Workbench:
+    return Workbench(key)
+
+
+def workbench_for(config: ExperimentConfig) -> Workbench:
+    """The workbench of a configuration; the same object for runs that can share one."""
+    torch.set_num_threads(config.runtime.threads)
+    return _workbench(
+        _Key(
+            config.model, config.data, config.training, config.seed, config.rounds,
+            config.num_devices, config.examples_per_device, config.runtime.eval_batch_size,
+        )
+    )  # fmt: skip
+
+
+class Workbench:
+    """Base model, text, head and master trajectories, each made when first asked for."""
+
+    def __init__(self, key: _Key) -> None:
+        self.key = key
+
+    @cached_property
+    def base(self) -> BaseModel:
+        # A pretrained model does not depend on the seed: one copy serves them all.
+        is_tiny = self.key.model.name.startswith("tiny:")
+        return _base(self.key.model, self.key.seed if is_tiny else 0)
+
+    @cached_property
+    def splits(self) -> TextSplits:
+        return load_splits(self.key.data, seed=self.key.seed)
+
+    @cached_property
+    def training_set(self) -> TrainingSet:
+        train = self.splits.train
+        return TrainingSet(tokenize(self.base, train.texts), train.labels.tolist())
+
+    @cached_property
+    def head(self) -> Head | None:
+        """Trained once on the frozen base, before round 1, on what was there at deployment."""
+        if self.key.model.task == "causal":
+            return None
+        training, data = self.key.training, self.training_set
+        index = np.arange(len(data.ids))
+        if training.head_examples:
+            order = np.random.default_rng(
+                np.random.SeedSequence(self.key.seed, spawn_key=(40,))
+            ).permutation(len(index))
+            index = order[: training.head_examples]
+        return train_head(
+            self.base,
+            [data.ids[i] for i in index],
+            [data.labels[i] for i in index],
+            num_classes=len(self.splits.train.label_names),
+            steps=training.head_steps,
+            learning_rate=training.head_learning_rate,
+            weight_decay=training.head_weight_decay,
+            batch_size=training.head_batch_size,
+            seed=self.key.seed,
+        )
+
+    @cached_property
+    def shares(self) -> list[NDArray[np.int64]]:
+        """[devices] indices of each device's examples in the evaluation text."""
+        evaluation, data = self.splits.evaluation, self.key.data
+        complexity = None
+        if data.partition == "complexity":
+            complexity = [
+                oov_rate([text], self._vocabulary) + token_entropy([ids])
+                for text, ids in zip(
+                    evaluation.texts, tokenize(self.base, evaluation.texts), strict=True
+                )
+            ]
+        shares = partition(
+            evaluation.labels,
+            num_devices=self.key.num_devices,
+            kind=data.partition,
+            alpha=data.dirichlet_alpha,
+            complexity=complexity,
+            seed=self.key.seed,
+        )
+        limit = self.key.examples_per_device
+        if not limit:
+            return shares
+        rng = np.random.SeedSequence(self.key.seed, spawn_key=(41,))
+        children = rng.spawn(len(shares))
+        return [
+            np.sort(np.random.default_rng(c).permutation(share)[:limit])
+            for c, share in zip(children, shares, strict=True)
+        ]
+
+    @cached_property
+    def _vocabulary(self) -> frozenset[str]:
+        return reference_vocabulary(self.splits.train.texts)
+
+    @cached_property
+    def _batches(self) -> dict[int, tuple[list[Batch], float, float]]:
+        return {}
+
+    def profile(self, device: int, hold_rank: int) -> DeviceProfile:
+        """What one device is: its text, and how complex that is."""
+        if device not in self._batches:
+            own = self.splits.evaluation.take(self.shares[device])
+            ids = tokenize(self.base, own.texts)
+            self._batches[device] = (
+                bucket(self.base, ids, own.labels.tolist(), self.key.eval_batch_size),
+                token_entropy(ids),
+                oov_rate(own.texts, self._vocabulary),
+            )
+        batches, entropy, oov = self._batches[device]
+        return DeviceProfile(
+            device=device,
+            entropy=entropy,
+            oov_rate=oov,
+            num_examples=len(self.shares[device]),
+            batches=batches,
+            hold_rank=hold_rank,
+        )
+
+    @cached_property
+    def lora_trajectory(self) -> Trajectory:
+        logger.info("training the master adapter (LoRA, rank %d)", self.key.training.r_max)
+        return train_lora(
+            self.base, self.head, self.training_set, self.key.training,
+            num_rounds=self.key.rounds, seed=self.key.seed,
+        )  # fmt: skip
+
+    @cached_property
+    def adalora_trajectory(self) -> Trajectory:
+        logger.info("training the master adapter (AdaLoRA)")
+        return train_adalora(
+            self.base, self.head, self.training_set, self.key.training,
+            num_rounds=self.key.rounds, seed=self.key.seed,
+        )  # fmt: skip
+
+    @cached_property
+    def gain_batches(self) -> list[list[Batch]]:
+        """[rounds][batches] on which first-order gains are measured."""
+        return [
+            gain_batches(
+                self.base, self.training_set, self.key.training,
+                seed=self.key.seed, round_index=r,
+            )
+            for r in range(self.key.rounds)
+        ]  # fmt: skip
+
+    @cached_property
+    def references(self) -> dict[str, Metrics]:
+        """Mean over the devices of what no update and the whole final master would give."""
+        return {
+            "head": self._mean_metrics(Adapter.zero(self.base.specs)),
+            "full": self._mean_metrics(self.lora_trajectory.adapters[-1]),
+        }
+
+    def _mean_metrics(self, adapter: Adapter) -> Metrics:
+        each = [
+            evaluate(self.base, self.head, adapter, list(self.profile(d, 1).batches))
+            for d in range(self.key.num_devices)
+        ]
+        return Metrics(
+            float(np.mean([m.loss for m in each])),
+            float(np.mean([m.accuracy for m in each])),
+            sum(m.count for m in each),
+        )
+
+    def service(self, config: ExperimentConfig) -> CloudService:
+        """The cloud of one run."""
+        base = self.base
+        policy = make_policy(
+            config.policy,
+            num_projections=len(base.specs),
+            depths=[spec.depth for spec in base.specs],
+            kinds=[spec.kind for spec in base.specs],
+            r_max=config.training.r_max,
+            seed=config.seed,
+        )
+        master: Master
+        name = config.policy.name
+        if name == "paper":
+            master = MaskedMaster(
+                MaskedTrainer(
+                    base, self.head, self.training_set, config.training,
+                    num_rounds=config.rounds, seed=config.seed,
+                )
+            )  # fmt: skip
+        elif name.startswith("adalora"):
+            master = TrajectoryMaster(self.adalora_trajectory)
+        else:
+            master = TrajectoryMaster(self.lora_trajectory)
+        return CloudService(
+            base,
+            self.head,
+            master,
+            policy,
+            num_devices=config.num_devices,
+            num_rounds=config.rounds,
+            r_max=config.training.r_max,
+            deadline_s=config.channel.deadline_s,
+            is_shared_band=config.channel.sharing == "shared",
+            payload=config.payload,
+            reward=config.reward,
+            gain_batches=self.gain_batches if policy.importance == "gain" else (),
+        )
+
+
+def resolved_precision(config: ExperimentConfig) -> dict[str, object]:
+    """Host facts that a number may depend on in its last digits."""
+    base = workbench_for(config).base
+    return {
+        "device": str(base.device),
+        "precision": base.precision,
+        "threads": torch.get_num_threads(),
+        "runtime": asdict(config.runtime),
+    }

@@ -1,0 +1,114 @@
+"""The configuration of a run: one section for each package, checked where it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from airllm.data import DataConfig
+from airllm.models import ModelConfig
+from airllm.payload import PayloadConfig
+from airllm.policies import PolicyConfig
+from airllm.policies import preset_values as policy_preset
+from airllm.reward import RewardConfig
+from channel.config import ChannelConfig
+from channel.config import preset_values as channel_preset
+from cloud.trainer import TrainingConfig
+
+# Sections whose values start from a preset, by the key that names it.
+PRESETS = {"channel.preset": channel_preset, "policy.name": policy_preset}
+
+
+@dataclass(frozen=True, slots=True)
+class SweepConfig:
+    """What `airllm sweep` crosses."""
+
+    policies: tuple[str, ...] = ("airllm", "adalora", "uniform", "random")
+    """names of policies"""
+    snr_db: tuple[float, ...] = (-5.0, 0.0, 5.0, 10.0, 15.0)
+    """mean SNRs"""
+    seeds: tuple[int, ...] = (0,)
+    """seeds of data, training, channel and policy together"""
+
+    def __post_init__(self) -> None:
+        for key in ("policies", "snr_db", "seeds"):
+            values = getattr(self, key)
+            if not values:
+                raise ValueError(f"sweep.{key} must not be empty; give at least one value")
+            if len(set(values)) != len(values):
+                raise ValueError(f"sweep.{key} must not repeat a value, got {list(values)}")
+        for seed in self.seeds:
+            _check_seed("sweep.seeds", seed)
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """How the host computes; changes no number but through the order of sums."""
+
+    threads: int = 2
+    """CPU threads of PyTorch; never more than there are free cores"""
+    eval_batch_size: int = 64
+    """examples a device evaluates at once"""
+
+    def __post_init__(self) -> None:
+        for key in ("threads", "eval_batch_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"runtime.{key} must be >= 1, got {getattr(self, key)}")
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentConfig:
+    """One simulation, and the sweep around it."""
+
+    seed: int = 0
+    """of everything random"""
+    rounds: int = 6
+    """updates offered to each device"""
+    num_devices: int = 4
+    """devices in the cell"""
+    examples_per_device: int = 160
+    """of its text that a device measures on; 0: its whole share"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    channel: ChannelConfig = field(default_factory=ChannelConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    payload: PayloadConfig = field(default_factory=PayloadConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+    def __post_init__(self) -> None:
+        _check_seed("seed", self.seed)
+        for key in ("rounds", "num_devices"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be >= 1, got {getattr(self, key)}")
+        if self.examples_per_device < 0:
+            raise ValueError(f"examples_per_device must be >= 0, got {self.examples_per_device}")
+        if self.payload.coding == "residual" and self.payload.hold_rank < self.training.r_max:
+            raise ValueError(
+                f"payload.hold_rank {self.payload.hold_rank} must be at least training.r_max "
+                f"{self.training.r_max}, or a device could not hold a whole update"
+            )
+        if self.model.task == "classify" and not self.data.label_column:
+            raise ValueError(
+                "model.task 'classify' needs data.label_column; set model.task = 'causal' for "
+                "text without labels"
+            )
+
+
+def _check_seed(key: str, seed: int) -> None:
+    if seed < 0:
+        raise ValueError(f"{key} must be >= 0, got {seed}")
+
+
+def cell_of(config: ExperimentConfig, *, policy: str, snr_db: float, seed: int) -> ExperimentConfig:
+    """One cell of a sweep: its policy (with its preset), its mean SNR, its seed."""
+    section = config.policy
+    if policy != section.name:
+        section = PolicyConfig(name=policy, **policy_preset(policy))
+    return replace(
+        config,
+        seed=seed,
+        channel=replace(config.channel, snr_db=snr_db),
+        policy=section,
+    )

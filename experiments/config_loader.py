@@ -1,0 +1,251 @@
+"""TOML and ``--set`` to checked dataclasses, and back."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import math
+import textwrap
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+
+C = TypeVar("C")
+Presets = Mapping[str, Callable[[str], Mapping[str, Any]]]
+
+
+def load_config(
+    cls: type[C],
+    path: Path | None = None,
+    sets: Sequence[str] = (),
+    *,
+    presets: Presets | None = None,
+    text: str | None = None,
+) -> C:
+    """The configuration in ``path`` (or ``text``) with ``key=value`` settings on top.
+
+    Where a section names a preset, what is not given explicitly comes from the preset; what the
+    file or a setting gives explicitly wins over it. Raises ValueError naming the key, its value
+    and the remedy.
+    """
+    source = str(path) if path else "the given text"
+    tree = _read(path) if path else _parse(text or "", source)
+    for setting in sets:
+        _apply(cls, tree, setting)
+    for key, values_of in (presets or {}).items():
+        section, _, name = key.rpartition(".")
+        node = tree.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise ValueError(f"{section} must be a table, got {node!r}")
+        if name in node:
+            if not isinstance(node[name], str):
+                raise ValueError(f"{key} must be a string, got {node[name]!r}")
+            tree[section] = _merge(values_of(node[name]), node)
+    return _build(cls, tree, "")
+
+
+def dump_config(config: Any) -> str:
+    """Every value of a configuration as TOML that `load_config` reads back to the same."""
+    return tomli_w.dumps(_plain(config))
+
+
+def describe_config(cls: type) -> Iterator[tuple[str, str, str, str]]:
+    """(dotted key, type, default, help) of every value; help is the string under the field."""
+    yield from _describe(cls, "")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(
+            f"config {path} does not exist; give a path, or the name of a bundled one"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"config {path} cannot be read: {error.strerror}") from None
+    try:
+        return _parse(data.decode("utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise ValueError(f"config {path} is not UTF-8 text") from None
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"config {source} is not valid TOML: {error}") from None
+
+
+def _apply(cls: type, tree: dict[str, Any], setting: str) -> None:
+    key, equals, raw = setting.partition("=")
+    key, raw = key.strip(), raw.strip()
+    if not equals or not key:
+        raise ValueError(f"--set must be key=value, got {setting!r}")
+    hint = _type_at(cls, key)
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    if _is_tuple(hint) and not isinstance(value, list):
+        value = [_scalar(part) for part in raw.split(",") if part.strip()]
+    elif _base_type(hint) is str and not isinstance(value, str | dict | list):
+        value = raw
+    node = tree
+    *parents, last = key.split(".")
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ValueError(f"{name} in --set {setting!r} is no section")
+    node[last] = value
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
+def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """``high`` over ``low``, section by section."""
+    merged = dict(low)
+    for key, value in high.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _keys(cls: type, prefix: str = "") -> Iterator[str]:
+    for field in fields(cls):  # type: ignore[arg-type]
+        hint = _hints(cls)[field.name]
+        yield prefix + field.name
+        if is_dataclass(hint):
+            yield from _keys(hint, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+
+
+def _type_at(cls: type, key: str) -> Any:
+    hint: Any = cls
+    for name in key.split("."):
+        if not is_dataclass(hint) or name not in {f.name for f in fields(hint)}:
+            raise ValueError(_unknown(cls, key))
+        hint = _hints(typing.cast(type, hint))[name]
+    if is_dataclass(hint):
+        raise ValueError(f"{key} is a section; set one of its values, such as {key}.<name>")
+    return hint
+
+
+def _unknown(root: type, key: str) -> str:
+    known = list(_keys(root))
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not near:
+        last = key.rpartition(".")[2]
+        near = [k for k in known if k.rpartition(".")[2] == last][:1]
+    hint = f"; did you mean {near[0]}?" if near else "; `airllm config` lists all keys"
+    return f"unknown config key {key}{hint}"
+
+
+def _build(cls: type[C], tree: Mapping[str, Any], prefix: str, root: type | None = None) -> C:
+    root = root or cls
+    hints, values = _hints(cls), {}
+    for key, value in tree.items():
+        if key not in hints:
+            raise ValueError(_unknown(root, prefix + key))
+        hint = hints[key]
+        if is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{prefix}{key} must be a table, got {value!r}")
+            values[key] = _build(typing.cast(type, hint), value, f"{prefix}{key}.", root)
+        else:
+            values[key] = _convert(prefix + key, value, hint)
+    return cls(**values)
+
+
+def _convert(key: str, value: Any, hint: Any) -> Any:
+    """``value`` as the field's type; an int will do for a float, a bool for nothing else."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() == "none"):
+            return None
+        hint = _base_type(hint)
+    if _is_tuple(hint):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{key} must be a list, got {value!r}")
+        item = typing.get_args(hint)[0]
+        return tuple(_convert(f"{key}[{i}]", v, item) for i, v in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        names = {float: "a number", int: "a whole number", str: "a string", bool: "true or false"}
+        raise ValueError(f"{key} must be {names.get(hint, hint)}, got {value!r}")
+    return value
+
+
+def _is_tuple(hint: Any) -> bool:
+    return typing.get_origin(hint) is tuple
+
+
+def _base_type(hint: Any) -> Any:
+    """The type beside None in an optional one; any other as it is."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return hint
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            out[field.name] = _plain(value)
+        elif value is None:
+            # TOML has no null; the string is what a config file would say as well.
+            out[field.name] = "none"
+        elif isinstance(value, tuple):
+            out[field.name] = list(value)
+        else:
+            out[field.name] = value
+    return out
+
+
+def _describe(cls: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    help_of = _help_strings(cls)
+    for field in fields(cls):  # type: ignore[arg-type]
+        hint = _hints(cls)[field.name]
+        if is_dataclass(hint):
+            yield from _describe(typing.cast(type, hint), f"{prefix}{field.name}.")
+            continue
+        default = "" if field.default is MISSING else _show(field.default)
+        kind = getattr(hint, "__name__", str(hint)) if not _is_tuple(hint) else "list"
+        yield f"{prefix}{field.name}", kind, default, help_of.get(field.name, "")
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:g}"
+    return ", ".join(map(_show, value)) if isinstance(value, tuple) else str(value)
+
+
+def _help_strings(cls: type) -> dict[str, str]:
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    found = {}
+    statements = body.body if isinstance(body, ast.ClassDef) else []
+    for first, second in pairwise(statements):
+        is_text = isinstance(second, ast.Expr) and isinstance(second.value, ast.Constant)
+        if isinstance(first, ast.AnnAssign) and isinstance(first.target, ast.Name) and is_text:
+            found[first.target.id] = " ".join(str(second.value.value).split())  # type: ignore
+    return found

@@ -1,0 +1,174 @@
+"""One simulation in the local runtime, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from channel.cell import Cell
+from cloud.local_grid import LocalGrid
+from cloud.server_app import RoundResult, run_federation
+from experiments.build import Workbench, workbench_for
+from experiments.config import ExperimentConfig
+from experiments.config_loader import dump_config
+from experiments.results import RoundsWriter, write_summary, write_text
+
+
+class Recorder:
+    """Writes config.toml, rounds.csv, ranks.npz and summary.json of one run."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        workbench: Workbench,
+        out: Path | None,
+        on_round: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.config, self.workbench, self.out = config, workbench, out
+        self._on_round = on_round
+        self._ranks: list[np.ndarray] = []
+        self._rows: list[dict[str, Any]] = []
+        self._started = time.perf_counter()
+        self._writer: RoundsWriter | None = None
+
+    def __enter__(self) -> Recorder:
+        if self.out is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_text(self.out / "config.toml", dump_config(self.config))
+            self._writer = RoundsWriter(self.out / "rounds.csv")
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        if self._writer is not None:
+            self._writer.__exit__(*args)
+        if self.out is not None and self._ranks:
+            np.savez_compressed(
+                self.out / "ranks.npz",
+                ranks=np.stack(self._ranks),  # [rounds, devices, projections]
+                projections=np.array([spec.name for spec in self.workbench.base.specs]),
+            )
+
+    def record(self, result: RoundResult) -> None:
+        """Take in one round."""
+        rows = rows_of(result)
+        self._rows.extend(rows)
+        self._ranks.append(result.ranks)
+        if self._writer is not None:
+            self._writer.write(rows)
+        if self._on_round is not None:
+            self._on_round(result.round_index + 1, self.config.rounds)
+
+    def finish(self) -> dict[str, Any]:
+        """Write the summary; its presence says that the run is complete."""
+        summary = summarise(self._rows, self.config)
+        bench = self.workbench
+        references = bench.references
+        summary |= {
+            "head_accuracy": references["head"].accuracy,
+            "head_loss": references["head"].loss,
+            "full_accuracy": references["full"].accuracy,
+            "full_loss": references["full"].loss,
+            "data_fingerprint": bench.splits.fingerprint,
+            "num_train": len(bench.splits.train),
+            "num_projections": len(bench.base.specs),
+            "precision": bench.base.precision,
+            "torch_device": bench.base.device.type,
+        }
+        if self.out is not None:
+            write_summary(self.out / "summary.json", summary)
+        return summary
+
+
+def rows_of(result: RoundResult) -> list[dict[str, Any]]:
+    """One row of rounds.csv for each device."""
+    rows = []
+    for d, (link, request, report) in enumerate(
+        zip(result.links, result.requests, result.reports, strict=True)
+    ):
+        rows.append(
+            {
+                "round": result.round_index + 1,
+                "device": d,
+                "time_s": link.time_s,
+                "snr_db": link.snr_db,
+                "bandwidth_hz": link.bandwidth_hz,
+                "rate_bps": link.rate_bps,
+                "entropy": request.entropy,
+                "oov_rate": request.oov_rate,
+                "rank_sum": int(result.ranks[d].sum()),
+                "planned_bits": result.planned_bits[d],
+                "payload_bits": result.payload_bits[d],
+                "sent_bits": result.sent_bits[d],
+                "delivered_bits": result.delivered_bits[d],
+                "overhead_bits": result.overhead_bits[d],
+                "delay_s": result.delay_s[d],
+                "energy_j": result.energy_j[d],
+                "delivered": bool(result.is_delivered[d]),
+                "loss": report.loss,
+                "accuracy": report.accuracy,
+                "reward": result.reward[d],
+            }
+        )
+    return rows
+
+
+def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str, Any]:
+    """The run in one row: the state after the last round, sums and means over all rounds."""
+    last = [row for row in rows if row["round"] == config.rounds]
+
+    def mean(key: str, of: list[dict[str, Any]]) -> float:
+        return float(np.mean([row[key] for row in of]))
+
+    summary: dict[str, Any] = {
+        "policy": config.policy.name,
+        "snr_db": config.channel.snr_db,
+        "seed": config.seed,
+        "rounds": config.rounds,
+        "num_devices": config.num_devices,
+        "accuracy": mean("accuracy", last),
+        "loss": mean("loss", last),
+        "payload_bits": mean("payload_bits", rows),
+        "sent_bits": mean("sent_bits", rows),
+        "delivered_bits": mean("delivered_bits", rows),
+        "overhead_bits": mean("overhead_bits", rows),
+        "delivered_rate": mean("delivered", rows),
+        "reward": mean("reward", rows),
+        # Until the last device of a round has what it gets; the sum over rounds.
+        "airtime_s": float(
+            sum(
+                max(row["delay_s"] for row in rows if row["round"] == r)
+                for r in range(1, config.rounds + 1)
+            )
+        ),
+        "energy_j": float(sum(row["energy_j"] for row in rows)),
+    }
+    if config.model.task == "causal":
+        summary["perplexity"] = float(np.exp(min(summary["loss"], 700.0)))
+    return summary
+
+
+def run_simulation(
+    config: ExperimentConfig,
+    out: Path | None = None,
+    *,
+    on_round: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Run one simulation in this process; returns the summary.
+
+    With ``out``, writes config.toml, rounds.csv (flushed every round), ranks.npz and, once
+    complete, summary.json there. Runs that share model, data, training and seed share what is
+    dear. Raises ValueError for what the configuration asks and this machine does not have.
+    """
+    from experiments.flower_apps import client_app
+
+    workbench = workbench_for(config)
+    grid = LocalGrid(client_app, config.num_devices, {"config": dump_config(config)})
+    cell = Cell(config.channel, config.num_devices, seed=config.seed)
+    service = workbench.service(config)
+    with Recorder(config, workbench, out, on_round) as recorder:
+        run_federation(grid, cell, service, on_round=recorder.record)
+        return recorder.finish()
