@@ -1,0 +1,5 @@
+"""``python -m experiments`` is ``airllm``."""
+
+from experiments.cli import main
+
+main()

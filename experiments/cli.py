@@ -1,0 +1,304 @@
+"""The command ``airllm``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from experiments.config import ExperimentConfig
+
+# torch and its relatives take seconds to import: only the commands that need them do.
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Simulate fine-tuning over the air: which LoRA ranks to send to which device.",
+)
+stderr = Console(stderr=True)
+stdout = Console()
+
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a value, such as channel.snr_db=10."),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens meanwhile.")]
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with where the finished part lies."""
+
+
+def _setup_logging(is_verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.INFO if is_verbose else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=stderr, show_path=False)],
+    )
+    for noisy in ("httpx", "httpx2", "flwr", "matplotlib", "fontTools"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib import metadata
+
+        typer.echo(f"airllm-sim {metadata.version('airllm-sim')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def _load(config: str | None, sets: list[str] | None) -> ExperimentConfig:
+    from experiments.config import PRESETS, ExperimentConfig
+    from experiments.config_loader import load_config
+    from experiments.paths import find_config
+
+    path = find_config(config) if config else None
+    return load_config(ExperimentConfig, path, sets or (), presets=PRESETS)
+
+
+@app.command()
+def run(
+    config: Annotated[
+        str | None,
+        typer.Argument(help="TOML file, or the name of a bundled one; none: the defaults."),
+    ] = None,
+    sets: Sets = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/run"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a finished run in the folder.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run one simulation; writes config.toml, rounds.csv, ranks.npz and summary.json."""
+    _setup_logging(verbose)
+    experiment = _load(config, sets)
+    from experiments.results import prepare_out
+
+    prepare_out(out, overwrite=overwrite)
+    from experiments.run import run_simulation
+
+    try:
+        with _progress() as progress:
+            task = progress.add_task("training the master", total=experiment.rounds)
+
+            def on_round(done: int, total: int) -> None:
+                progress.update(task, completed=done, description="rounds")
+
+            summary = run_simulation(experiment, out, on_round=on_round)
+    except KeyboardInterrupt:
+        raise Interrupted(f"finished rounds are in {out / 'rounds.csv'}") from None
+    table = Table("", "value", title=f"{summary['policy']}, {experiment.rounds} rounds")
+    for key in (
+        "accuracy", "loss", "perplexity", "head_accuracy", "full_accuracy", "payload_bits",
+        "delivered_bits", "delivered_rate", "airtime_s", "energy_j", "reward",
+    ):  # fmt: skip
+        if key in summary:
+            table.add_row(
+                key, f"{summary[key]:,.4g}" if abs(summary[key]) < 1e4 else _count(summary[key])
+            )
+    stdout.print(table)
+    typer.echo(f"written to {out}")
+
+
+@app.command()
+def sweep(
+    config: Annotated[str, typer.Argument(help="TOML file, or the name of a bundled one.")],
+    sets: Sets = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the sweep [default: runs/<config>].")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Also run again what is finished already.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run every policy at every SNR with every seed; draws the figure. Goes on where it stopped."""
+    _setup_logging(verbose)
+    experiment = _load(config, sets)
+    folder = out or Path("runs") / Path(config).stem
+    from experiments.results import read_results
+    from experiments.sweep import cells_of, run_sweep
+
+    _check_folder(folder)
+    cells = cells_of(experiment)
+    from experiments.plots import plot_sweep
+    from experiments.run import run_simulation
+
+    try:
+        with _progress() as progress:
+            task = progress.add_task("training the master", total=len(cells) * experiment.rounds)
+            position = {cell.folder: i for i, cell in enumerate(cells)}
+
+            def on_progress(cell: Any, done: int, rounds: int) -> None:
+                completed = position[cell.folder] * rounds + done
+                progress.update(task, completed=completed, description=cell.folder)
+                if done == rounds and not stderr.is_terminal:
+                    stderr.print(f"{position[cell.folder] + 1}/{len(cells)} {cell.folder}")
+
+            rows, errors = run_sweep(
+                experiment,
+                folder,
+                lambda c, where, on_round: run_simulation(c, where, on_round=on_round),
+                is_fresh=fresh,
+                on_progress=on_progress,
+            )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"finished runs are in {folder}; the same command goes on from there"
+        ) from None
+    if rows:
+        _print_sweep(rows, experiment)
+        paths = plot_sweep(read_results(folder), folder)
+        typer.echo(f"written to {folder}: results.csv, {', '.join(p.name for p in paths)}")
+    if errors:
+        first, reason = next(iter(errors.items()))
+        raise ValueError(f"{len(errors)} of {len(cells)} runs failed; {first}: {reason}")
+
+
+@app.command()
+def plot(
+    folder: Annotated[Path, typer.Argument(help="Folder of a sweep or of a run.")],
+) -> None:
+    """Draw the figure of a sweep or of a run again, as PNG and PDF beside the numbers."""
+    _setup_logging(False)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; name the --out of a sweep or a run")
+    from experiments.plots import plot_run, plot_sweep
+    from experiments.results import read_results
+
+    if (folder / "results.csv").exists() or not (folder / "rounds.csv").exists():
+        paths = plot_sweep(read_results(folder), folder)
+    else:
+        paths = plot_run(folder)
+    for path in paths:
+        typer.echo(path)
+
+
+@app.command()
+def info() -> None:
+    """Versions, device, and which models and data there are here."""
+    _setup_logging(False)
+    from experiments.info import describe
+
+    table = Table("", "state", show_header=False)
+    for what, state in describe():
+        table.add_row(what, state)
+    stdout.print(table)
+
+
+@app.command("config")
+def config_keys(
+    config: Annotated[str | None, typer.Argument(help="Show this one, resolved.")] = None,
+    sets: Sets = None,
+) -> None:
+    """List every configuration key with its default, or print a configuration resolved."""
+    if config or sets:
+        from experiments.config_loader import dump_config
+
+        typer.echo(dump_config(_load(config, sets)), nl=False)
+        return
+    from experiments.config import ExperimentConfig
+    from experiments.config_loader import describe_config
+
+    table = Table("key", "default", "what it is")
+    for key, _, default, text in describe_config(ExperimentConfig):
+        table.add_row(key, default, text)
+    stdout.print(table)
+
+
+def _check_folder(folder: Path) -> None:
+    from experiments.results import prepare_out
+
+    prepare_out(folder, overwrite=True)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=stderr,
+        disable=not stderr.is_terminal,
+    )
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _print_sweep(rows: list[dict[str, Any]], config: ExperimentConfig) -> None:
+    """Policies against SNRs, means over seeds."""
+    snrs = config.sweep.snr_db
+    titles = {
+        "accuracy": ("accuracy after the last round, %", 100.0, "{:.1f}"),
+        "delivered_bits": ("delivered payload, kbit per device and round", 1e-3, "{:,.0f}"),
+        "delivered_rate": ("updates in time, %", 100.0, "{:.0f}"),
+    }
+    for column, (title, scale, form) in titles.items():
+        table = Table("policy", *[f"{snr:g} dB" for snr in snrs], title=title, title_justify="left")
+        for policy in config.sweep.policies:
+            cells = []
+            for snr in snrs:
+                found = [r[column] for r in rows if r["policy"] == policy and r["snr_db"] == snr]
+                cells.append(form.format(scale * sum(found) / len(found)) if found else "-")
+            table.add_row(policy, *cells)
+        stdout.print(table)
+    head = sum(r["head_accuracy"] for r in rows) / len(rows)
+    full = sum(r["full_accuracy"] for r in rows) / len(rows)
+    stdout.print(
+        f"no update (preloaded head): {100 * head:.1f} %; whole update: {100 * full:.1f} %"
+    )
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence and exit code 2, Ctrl-C is 130."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except Interrupted as interrupt:
+        _say(f"interrupted: {interrupt}")
+        code = 130
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted")
+        code = 130
+    except BrokenPipeError:
+        # The reader of our output has left; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except (ValueError, OSError) as error:
+        _say(f"error: {error}")
+        code = 2
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")):
+            say = getattr(error, "format_message", None)
+            message = say() if say else str(error)
+            _say(f"error: {message}; see airllm --help")
+            code = 2
+        else:
+            raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(text: str) -> None:
+    stderr.print(text, style="bold red", markup=False, highlight=False, soft_wrap=True)
