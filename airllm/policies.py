@@ -3,25 +3,79 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from airllm.airllm_policy import AirLlmPolicy
 from airllm.baselines import AdaLora, Fixed, Greedy, RandomFeasible, Uniform
+from airllm.ddim import DdimConfig
+from airllm.paper_policy import PaperPolicy
 from airllm.policy import RankPolicy
+from airllm.ppo import PpoConfig
 
-NAMES = ("uniform", "random", "adalora", "adalora:blind", "greedy:energy", "greedy:gain")
+NAMES = (
+    "airllm", "paper", "uniform", "random", "adalora", "adalora:blind", "greedy:energy",
+    "greedy:gain",
+)  # fmt: skip
+
+# arXiv 2507.11515 and the authors' public configuration.
+PAPER: dict[str, Any] = {
+    "ppo": {
+        "hidden": 256,
+        "activation": "mish",
+        "learning_rate": 1e-4,
+        "num_epochs": 4,
+        "clip": 0.2,
+        "gamma": 0.95,
+        "gae_lambda": 0.95,
+        "entropy_weight": 0.01,
+        "value_weight": 0.5,
+        "update_every": 15,
+        "max_kl": 1e9,
+    },
+    "ddim": {
+        "hidden": 512,
+        "prediction": "epsilon",
+        "train_steps": 1000,
+        "sampling_steps": 50,
+        "guidance": 1.5,
+        "condition_dropout": 0.1,
+        "learning_rate": 5e-5,
+        "updates_per_turn": 4,
+        "replay_size": 10_000,
+    },
+    "r_min": 1,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyConfig:
-    """Which policy decides the ranks."""
+    """Which policy decides the ranks, and the settings of a learned one."""
 
-    name: str = "greedy:gain"
-    """uniform, random, adalora, adalora:blind, greedy:energy, greedy:gain or fixed:<rank>"""
+    name: str = "airllm"
+    """airllm, paper, uniform, random, adalora, adalora:blind, greedy:energy, greedy:gain or
+    fixed:<rank>"""
+    ppo: PpoConfig = field(default_factory=PpoConfig)
+    ddim: DdimConfig = field(default_factory=DdimConfig)
+    r_min: int = 1
+    """smallest rank of a projection (paper alone; the others may leave projections out)"""
+    priority_scale: float = 1.0
+    """a priority of 1 counts a projection's gain e^this times (airllm)"""
+    refine_std: float = 0.2
+    """exploration in the priorities of single projections (airllm)"""
+    is_exploring: bool = True
+    """True: proposals are drawn and learned from; False: the policy's mode, nothing learned"""
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        for key in ("priority_scale", "refine_std"):
+            value = getattr(self, key)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"policy.{key} must be >= 0 and finite, got {value}")
+        if self.r_min < 0:
+            raise ValueError(f"policy.r_min must be >= 0, got {self.r_min}")
 
 
 def check_name(name: str) -> None:
@@ -43,7 +97,7 @@ def check_name(name: str) -> None:
 def preset_values(name: str) -> Mapping[str, Any]:
     """What a policy's name sets in its section."""
     check_name(name)
-    return {}
+    return PAPER if name == "paper" else {}
 
 
 def make_policy(
@@ -57,6 +111,27 @@ def make_policy(
 ) -> RankPolicy:
     """The policy of a run."""
     name = config.name
+    if name == "airllm":
+        return AirLlmPolicy(
+            depths=depths,
+            kinds=kinds,
+            ppo=config.ppo,
+            ddim=config.ddim,
+            priority_scale=config.priority_scale,
+            refine_std=config.refine_std,
+            is_exploring=config.is_exploring,
+            seed=seed,
+        )
+    if name == "paper":
+        return PaperPolicy(
+            num_projections=num_projections,
+            r_min=config.r_min,
+            r_max=r_max,
+            ppo=config.ppo,
+            ddim=config.ddim,
+            is_exploring=config.is_exploring,
+            seed=seed,
+        )
     if name == "uniform":
         return Uniform(depths, kinds)
     if name == "random":

@@ -298,7 +298,9 @@ def train_adalora(
                 for layer in layers:
                     e = layer.lora_E["default"].detach()[:, 0]
                     kept = e != 0
-                    scale = layer.scaling["default"] / (float(layer.ranknum["default"]) + 1e-5)
+                    scale = layer.scaling["default"] / (
+                        float(layer.ranknum["default"].detach()) + 1e-5
+                    )
                     down.append(layer.lora_A["default"].detach()[kept].float().cpu().clone())
                     weighted = layer.lora_B["default"].detach()[:, kept] * (e[kept] * scale)
                     up.append(weighted.float().cpu())

@@ -13,6 +13,7 @@ from airllm.reward import RewardConfig
 from channel.config import ChannelConfig
 from channel.config import preset_values as channel_preset
 from cloud.trainer import TrainingConfig
+from experiments.config_loader import load_config
 
 # Sections whose values start from a preset, by the key that names it.
 PRESETS = {"channel.preset": channel_preset, "policy.name": policy_preset}
@@ -105,7 +106,10 @@ def cell_of(config: ExperimentConfig, *, policy: str, snr_db: float, seed: int) 
     """One cell of a sweep: its policy (with its preset), its mean SNR, its seed."""
     section = config.policy
     if policy != section.name:
-        section = PolicyConfig(name=policy, **policy_preset(policy))
+        # Another policy's settings say nothing about this one: it starts from its own preset.
+        section = load_config(
+            PolicyConfig, text=f'name = "{policy}"', presets={"name": policy_preset}
+        )
     return replace(
         config,
         seed=seed,

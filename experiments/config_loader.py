@@ -42,13 +42,15 @@ def load_config(
         _apply(cls, tree, setting)
     for key, values_of in (presets or {}).items():
         section, _, name = key.rpartition(".")
-        node = tree.setdefault(section, {})
+        node = tree.setdefault(section, {}) if section else tree
         if not isinstance(node, dict):
             raise ValueError(f"{section} must be a table, got {node!r}")
         if name in node:
             if not isinstance(node[name], str):
                 raise ValueError(f"{key} must be a string, got {node[name]!r}")
-            tree[section] = _merge(values_of(node[name]), node)
+            merged = _merge(values_of(node[name]), node)
+            node.clear()
+            node.update(merged)
     return _build(cls, tree, "")
 
 

@@ -1,0 +1,160 @@
+"""A conditional DDIM (Song et al. 2021) over one value for each projection.
+
+Classifier-free guidance (Ho and Salimans 2022) as w in ``uncond + w (cond - uncond)``: 0 is
+unconditional, 1 conditional, above 1 more of the condition.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PREDICTIONS = ("sample", "epsilon", "v_prediction")
+
+
+@dataclass(frozen=True, slots=True)
+class DdimConfig:
+    """The diffusion refiner's settings."""
+
+    hidden: int = 128
+    """width of the denoiser"""
+    num_blocks: int = 2
+    """residual blocks of the denoiser"""
+    prediction: str = "sample"
+    """what the denoiser predicts: 'sample' (x0), 'epsilon' or 'v_prediction'"""
+    train_steps: int = 1000
+    """diffusion steps of the forward process"""
+    sampling_steps: int = 10
+    """steps of the deterministic sampler"""
+    guidance: float = 1.5
+    """weight w of classifier-free guidance"""
+    condition_dropout: float = 0.1
+    """share of training rows whose condition is replaced by none"""
+    learning_rate: float = 1e-3
+    """of Adam"""
+    batch_size: int = 64
+    """rows of an update, from the replay"""
+    updates_per_turn: int = 8
+    """updates each time it is DDIM's turn"""
+    replay_size: int = 10_000
+    """rows that the replay holds"""
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(
+                f"policy.ddim.prediction must be one of {', '.join(PREDICTIONS)}, "
+                f"got {self.prediction!r}"
+            )
+        for key in (
+            "hidden", "num_blocks", "train_steps", "sampling_steps", "batch_size", "replay_size",
+        ):  # fmt: skip
+            if getattr(self, key) < 1:
+                raise ValueError(f"policy.ddim.{key} must be >= 1, got {getattr(self, key)}")
+        if self.sampling_steps > self.train_steps:
+            raise ValueError(
+                f"policy.ddim.sampling_steps {self.sampling_steps} must not exceed train_steps "
+                f"{self.train_steps}"
+            )
+        if not 0.0 <= self.condition_dropout < 1.0:
+            raise ValueError(
+                f"policy.ddim.condition_dropout must be in [0, 1), got {self.condition_dropout}"
+            )
+        if not (self.learning_rate > 0 and math.isfinite(self.guidance)):
+            raise ValueError("policy.ddim.learning_rate must be > 0 and guidance finite")
+
+
+class Predictor(Protocol):
+    """What a sampler asks at each step: x [rows, size] at step t, with or without condition."""
+
+    def __call__(self, x: Tensor, t: int, *, is_conditional: bool) -> Tensor: ...
+
+
+def make_scheduler(
+    config: DdimConfig, *, beta_schedule: str = "scaled_linear", clip: bool = False
+) -> DDIMScheduler:
+    """diffusers' DDIM with betas 1e-4..2e-2 and ``trailing`` steps, which start at pure noise."""
+    return DDIMScheduler(
+        num_train_timesteps=config.train_steps,
+        beta_start=1e-4,
+        beta_end=2e-2,
+        beta_schedule=beta_schedule,
+        prediction_type=config.prediction,
+        timestep_spacing="trailing",
+        clip_sample=clip,
+        set_alpha_to_one=True,
+    )
+
+
+@torch.no_grad()
+def sample(
+    scheduler: DDIMScheduler, predict: Predictor, noise: Tensor, *, num_steps: int, guidance: float
+) -> Tensor:
+    """The deterministic sampler (eta 0) from ``noise`` [rows, size]."""
+    scheduler.set_timesteps(num_steps)
+    x = noise
+    for t in scheduler.timesteps.tolist():
+        if guidance == 1.0:
+            output = predict(x, t, is_conditional=True)
+        elif guidance == 0.0:
+            output = predict(x, t, is_conditional=False)
+        else:
+            unconditional = predict(x, t, is_conditional=False)
+            output = unconditional + guidance * (predict(x, t, is_conditional=True) - unconditional)
+        x = scheduler.step(output, t, x, eta=0.0).prev_sample
+    return x
+
+
+def noised_target(
+    scheduler: DDIMScheduler, x0: Tensor, noise: Tensor, steps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x_t of the forward process, and what the denoiser should say about it."""
+    index = typing.cast(torch.IntTensor, steps)
+    x = scheduler.add_noise(x0, noise, index)
+    kind = scheduler.config["prediction_type"]
+    if kind == "sample":
+        return x, x0
+    if kind == "epsilon":
+        return x, noise
+    return x, scheduler.get_velocity(x0, noise, index)
+
+
+class Denoiser(nn.Module):
+    """Residual MLP on (x_t, step, context); its last layer starts at 0 and so adds nothing yet."""
+
+    def __init__(self, size: int, num_context: int, config: DdimConfig) -> None:
+        super().__init__()
+        hidden = config.hidden
+        self._half = 16
+        self.enter = nn.Linear(size + num_context + 2 * self._half, hidden)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.Mish(),
+                nn.Linear(hidden, hidden),
+            )
+            for _ in range(config.num_blocks)
+        )  # fmt: skip
+        self.leave = nn.Linear(hidden, size)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, x: Tensor, steps: Tensor, context: Tensor) -> Tensor:
+        """x [rows, size], steps [rows], context [rows, num_context] -> [rows, size]."""
+        scale = torch.exp(-math.log(10_000.0) * torch.arange(self._half) / self._half)
+        angle = steps[:, None].float() * scale  # [rows, half]
+        h = self.enter(torch.cat([x, context, angle.sin(), angle.cos()], dim=1))
+        for block in self.blocks:
+            h = h + block(h)
+        return self.leave(h)
+
+
+def weighted_loss(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean squared error [rows, size], rows weighted [rows]."""
+    each = F.mse_loss(output, target, reduction="none").mean(dim=1)
+    return (each * weight).sum() / weight.sum().clamp_min(1e-8)

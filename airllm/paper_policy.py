@@ -1,0 +1,122 @@
+"""The published policy (arXiv 2507.11515), with what is known to be weak in it left as it is.
+
+PPO's 16 numbers condition a DDIM that predicts the noise, is trained on its own samples weighted by
+reward, never sees the state, and takes zeros for "no condition"; its output is floored to ranks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from airllm.ddim import DdimConfig, Denoiser, make_scheduler, noised_target, sample, weighted_loss
+from airllm.learning import Step, Turns, rows
+from airllm.observation import RoundObservation
+from airllm.policy import Importance, RoundFeedback
+from airllm.ppo import Ppo, PpoConfig
+from airllm.ranks import Ranks, quantise
+
+NUM_COARSE = 16
+
+
+class PaperPolicy:
+    """State [snr, bandwidth, entropy, OOV, ranks / r_max] to ranks in r_min..r_max."""
+
+    name = "paper"
+    importance: Importance = "first"
+
+    def __init__(
+        self,
+        *,
+        num_projections: int,
+        r_min: int,
+        r_max: int,
+        ppo: PpoConfig,
+        ddim: DdimConfig,
+        is_exploring: bool,
+        seed: int,
+    ) -> None:
+        if not 0 <= r_min <= r_max:
+            raise ValueError(f"policy.r_min must be in 0..{r_max} (training.r_max), got {r_min}")
+        self.config, self.is_exploring = ddim, is_exploring
+        self.r_min, self.r_max, self.num_projections = r_min, r_max, num_projections
+        key = np.random.SeedSequence(seed, spawn_key=(51,)).generate_state(2)
+        self._generator = torch.Generator().manual_seed(int(key[0]))
+        self.ppo = Ppo(4 + num_projections, NUM_COARSE, ppo, seed=int(key[1]))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(key[0]))
+            self.denoiser = Denoiser(num_projections, NUM_COARSE, ddim)
+        self._optimiser = torch.optim.Adam(self.denoiser.parameters(), lr=ddim.learning_rate)
+        self._scheduler = make_scheduler(ddim, clip=True)
+        self._turns = Turns(self.ppo, update_every=ppo.update_every, replay_size=ddim.replay_size)
+
+    def decide(self, observation: RoundObservation) -> Ranks:
+        """Floored proposals; nothing keeps them inside the budget."""
+        states = self._states(observation)
+        self.ppo.norm.update(states)
+        proposals, log_probs, values = self.ppo.act(states, is_exploring=self.is_exploring)
+        coarse = np.tanh(proposals)
+        refined = self._refine(coarse)
+        self._turns.decided(Step(states, proposals, log_probs, values, coarse, refined))
+        return quantise(refined, r_min=self.r_min, r_max=self.r_max)
+
+    def learn(self, feedback: RoundFeedback) -> dict[str, float]:
+        """PPO's turn at the end of an episode, then DDIM's."""
+        if not self.is_exploring:
+            return {}
+        following = feedback.next_observation
+        scalars = self._turns.rewarded(
+            feedback.reward,
+            None if following is None else self._states(following),
+            is_last=feedback.is_last,
+        )
+        if scalars is None:
+            return {}
+        scalars["ddim_loss"] = self._ddim_turn()
+        return scalars
+
+    @torch.no_grad()
+    def _refine(self, coarse: NDArray[np.float64]) -> NDArray[np.float64]:
+        condition = torch.as_tensor(coarse.astype(np.float32))
+
+        def predict(x: Tensor, t: int, *, is_conditional: bool) -> Tensor:
+            given = condition if is_conditional else torch.zeros_like(condition)
+            return self.denoiser(x, torch.full((len(x),), t), given)
+
+        noise = torch.randn(len(coarse), self.num_projections, generator=self._generator)
+        refined = sample(
+            self._scheduler, predict, noise,
+            num_steps=self.config.sampling_steps, guidance=self.config.guidance,
+        )  # fmt: skip
+        return refined.double().numpy()
+
+    def _ddim_turn(self) -> float:
+        total, config = 0.0, self.config
+        for _ in range(config.updates_per_turn):
+            batch = self._turns.draw(config.batch_size, self._generator)
+            x0 = rows([e.refined for e in batch]).clamp(-1.0, 1.0)
+            condition = rows([e.coarse for e in batch])
+            drop = torch.rand(len(batch), generator=self._generator) < config.condition_dropout
+            condition = torch.where(drop[:, None], 0.0, condition)
+            reward = torch.tensor([e.reward for e in batch])
+            # The best row of a batch weighs 1, the worst 0.
+            weight = (reward - reward.min()) / (reward.max() - reward.min()).clamp_min(1e-8)
+            steps = torch.randint(config.train_steps, (len(batch),), generator=self._generator)
+            noise = torch.randn(x0.shape, generator=self._generator)
+            x, target = noised_target(self._scheduler, x0, noise, steps)
+            loss = weighted_loss(self.denoiser(x, steps, condition), target, weight)
+            self._optimiser.zero_grad()
+            loss.backward()
+            self._optimiser.step()
+            total += loss.item()
+        return total / max(config.updates_per_turn, 1)
+
+    def _states(self, observation: RoundObservation) -> NDArray[np.float64]:
+        columns = [
+            observation.snr_db, observation.bandwidth_hz, observation.entropy,
+            observation.oov_rate,
+        ]  # fmt: skip
+        own = np.nan_to_num(np.stack(columns, axis=1), neginf=-100.0)
+        return np.concatenate([own, observation.previous_ranks / self.r_max], axis=1)
