@@ -107,7 +107,7 @@ def sample(
         else:
             unconditional = predict(x, t, is_conditional=False)
             output = unconditional + guidance * (predict(x, t, is_conditional=True) - unconditional)
-        x = scheduler.step(output, t, x, eta=0.0).prev_sample
+        x = scheduler.step(output, t, x, eta=0.0, return_dict=False)[0]
     return x
 
 

@@ -60,8 +60,7 @@ class RoundObservation:
 
         Infinite where the link carries nothing.
         """
-        with np.errstate(divide="ignore"):
-            return self.bits_per_rank[None, :] / self.planned_rate_bps[:, None]
+        return _seconds(self.bits_per_rank[None, :], self.planned_rate_bps[:, None])
 
     @property
     def budget_s(self) -> Array:
@@ -71,6 +70,11 @@ class RoundObservation:
         jointly use the sum.
         """
         share = self.deadline_s / self.num_devices if self.is_shared_band else self.deadline_s
-        with np.errstate(divide="ignore"):
-            overhead_s = self.overhead_bits / self.planned_rate_bps
+        overhead_s = _seconds(np.array(self.overhead_bits), self.planned_rate_bps)
         return np.maximum(share - overhead_s, 0.0)
+
+
+def _seconds(bits: Array, rate_bps: Array) -> Array:
+    """bits / rate; a link below a bit in a thousand seconds carries nothing."""
+    is_alive = rate_bps > 1e-3
+    return np.where(is_alive, bits / np.where(is_alive, rate_bps, 1.0), np.inf)
