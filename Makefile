@@ -8,11 +8,17 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[offline,dev]'
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[offline,hub,dev]'
 	touch $(STAMP)
+
+run: setup
+	$(VENV)/bin/airllm sweep quick --out runs/quick
 
 test: setup
 	$(PY) -m pytest
+
+slow: setup
+	$(PY) -m pytest -m slow
 
 check: setup
 	$(VENV)/bin/ruff format --check .
@@ -20,4 +26,4 @@ check: setup
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV)

@@ -52,7 +52,7 @@ def plot_sweep(results: pd.DataFrame, out: Path) -> list[Path]:
         _reference(left, 100.0 * results["full_accuracy"].mean(), "whole update")
         _reference(left, 100.0 * results["head_accuracy"].mean(), "no update (preloaded head)")
         left.set_ylabel("accuracy after the last round (%)")
-        right.set_ylabel("delivered payload (Mbit per device and round)")
+        right.set_ylabel("payload (Mbit a device and round)")
         if (results["delivered_bits"] > 0).any():
             right.set_yscale("log")
             right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
