@@ -134,14 +134,14 @@ def make_server_app(serve: Callable[[Grid, Context], None]) -> ServerApp:
 def _await_nodes(air: AirGrid, count: int, *, timeout_s: float) -> list[int]:
     """Nodes of a deployment come up one by one; those of a simulation are there at once."""
     deadline = time.monotonic() + timeout_s
-    while len(nodes := sorted(air.get_node_ids())) < count:
-        if time.monotonic() > deadline:
-            raise ValueError(
-                f"num_devices is {count}, but {len(nodes)} nodes are connected; start more "
-                f"SuperNodes or lower num_devices"
-            )
+    while len(nodes := sorted(air.get_node_ids())) < count and time.monotonic() < deadline:
         time.sleep(1.0)
-    return nodes[:count]
+    if len(nodes) != count:
+        raise ValueError(
+            f"num_devices is {count}, but {len(nodes)} nodes are connected; make them equal "
+            f"(in a simulation: --federation-config 'num-supernodes={count}')"
+        )
+    return nodes
 
 
 def _deploy(

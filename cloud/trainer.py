@@ -9,6 +9,7 @@ stepped through `MaskedTrainer`.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -259,22 +260,25 @@ def train_adalora(
     target = max(1, round(config.r_max * config.adalora_budget))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(np.random.SeedSequence(seed, spawn_key=(9,)).generate_state(1)[0]))
-        model: Any = get_peft_model(
-            base.network,
-            AdaLoraConfig(
-                init_r=config.r_max,
-                target_r=target,
-                # From a first tenth without pruning to a last third with the budget fixed.
-                tinit=total // 10,
-                tfinal=total // 3,
-                deltaT=max(1, config.steps_per_round // 10),
-                total_step=max(total, 3),
-                # PEFT divides by the number of ranks left; ours is alpha / r_max at full rank.
-                lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
-                lora_dropout=config.dropout,
-                target_modules=[spec.name for spec in base.specs],
-            ),
-        )
+        with warnings.catch_warnings():
+            # PEFT 0.21 reads an attribute that transformers 5 has renamed.
+            warnings.simplefilter("ignore", FutureWarning)
+            model: Any = get_peft_model(
+                base.network,
+                AdaLoraConfig(
+                    init_r=config.r_max,
+                    target_r=target,
+                    # From a first tenth without pruning to a last third with the budget fixed.
+                    tinit=total // 10,
+                    tfinal=total // 3,
+                    deltaT=max(1, config.steps_per_round // 10),
+                    total_step=max(total, 3),
+                    # PEFT divides by the number of ranks left; ours is alpha / r_max at full rank.
+                    lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+                    lora_dropout=config.dropout,
+                    target_modules=[spec.name for spec in base.specs],
+                ),
+            )
         layers: list[Any] = [base.network.get_submodule(spec.name) for spec in base.specs]
         try:
             parameters = [p for p in model.parameters() if p.requires_grad]

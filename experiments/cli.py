@@ -147,11 +147,13 @@ def sweep(
         with _progress() as progress:
             task = progress.add_task("training the master", total=len(cells) * experiment.rounds)
             position = {cell.folder: i for i, cell in enumerate(cells)}
+            said: set[str] = set()
 
             def on_progress(cell: Any, done: int, rounds: int) -> None:
                 completed = position[cell.folder] * rounds + done
                 progress.update(task, completed=completed, description=cell.folder)
-                if done == rounds and not stderr.is_terminal:
+                if done == rounds and not stderr.is_terminal and cell.folder not in said:
+                    said.add(cell.folder)
                     stderr.print(f"{position[cell.folder] + 1}/{len(cells)} {cell.folder}")
 
             rows, errors = run_sweep(

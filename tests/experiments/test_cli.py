@@ -1,0 +1,174 @@
+"""The command as a user meets it: exit codes, sentences, and what is left after Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments import cli
+
+ROOT = Path(__file__).parents[2]
+
+
+def airllm(monkeypatch, capsys, *arguments):
+    """(exit code, stdout, stderr) of the command in this process."""
+    monkeypatch.setattr(sys, "argv", ["airllm", *map(str, arguments)])
+    monkeypatch.setattr(cli, "stderr", cli.Console(stderr=True, width=200))
+    monkeypatch.setattr(cli, "stdout", cli.Console(width=200))
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    return stop.value.code, out, err
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    return lambda *arguments: airllm(monkeypatch, capsys, *arguments)
+
+
+def test_help_and_version(call):
+    code, out, _ = call("--help")
+    assert code == 0
+    assert all(word in out for word in ("run", "sweep", "plot", "info", "config"))
+    assert call("--version")[1].startswith("airllm-sim ")
+
+
+def test_run_plot_and_a_second_run_in_the_same_folder(call, tiny_toml, tmp_path):
+    out = tmp_path / "run"
+    code, text, _ = call("run", tiny_toml, "--out", out, "--set", "rounds=3")
+    assert code == 0
+    assert "accuracy" in text
+    assert {p.name for p in out.iterdir()} == {
+        "config.toml", "rounds.csv", "ranks.npz", "summary.json",
+    }  # fmt: skip
+    code, text, _ = call("plot", out)
+    assert code == 0
+    assert (out / "run.png").stat().st_size > 10_000
+    assert (out / "run.pdf").read_bytes().startswith(b"%PDF")
+    code, _, err = call("run", tiny_toml, "--out", out)
+    assert code == 2
+    assert "holds a finished run; give another --out, or --overwrite" in err
+    assert call("run", tiny_toml, "--out", out, "--overwrite")[0] == 0
+    assert len(pd.read_csv(out / "rounds.csv")) == 4
+
+
+def test_sweep_and_plot_again(call, tiny_toml, tmp_path):
+    out = tmp_path / "sweep"
+    code, text, err = call("sweep", tiny_toml, "--out", out)
+    assert code == 0
+    assert "uniform" in text
+    assert "4/4 random_snr10_seed0" in err
+    assert len(pd.read_csv(out / "results.csv")) == 4
+    figures = [(out / f"sweep.{end}").read_bytes() for end in ("png", "pdf")]
+    assert call("plot", out)[0] == 0
+    assert figures == [(out / f"sweep.{end}").read_bytes() for end in ("png", "pdf")]
+
+
+def test_info_names_versions_and_remedies(call, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("airllm.models.minilm_source", lambda: None)
+    code, out, _ = call("info")
+    assert code == 0
+    assert "torch" in out
+    assert "hub switched off" in out
+    assert "airllm-sim[offline]" in out
+
+
+def test_config_lists_keys_and_prints_one_resolved(call, tiny_toml):
+    assert "channel.bandwidth_hz" in call("config")[1]
+    code, out, _ = call("config", tiny_toml, "--set", "seed=9")
+    assert code == 0
+    assert "seed = 9" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "nothing"), "config nothing does not exist; give a path, or one of paper, quick"),
+        (("run", "--set", "chanel.snr_db=1"), "did you mean channel.snr_db?"),
+        (("run", "--set", "channel.bandwidth_hz=-1"), "channel.bandwidth_hz must be > 0, got -1.0"),
+        (("run", "--set", "sweep.snr_db=[]"), "sweep.snr_db must not be empty"),
+        (("run", "--set", "training.r_max=0"), "training.r_max must be >= 1, got 0"),
+        (("run", "--set", "rounds=many"), "rounds must be a whole number, got 'many'"),
+        (("plot", "nowhere"), "nowhere is no folder; name the --out of a sweep or a run"),
+        (("run", "--bogus"), "No such option"),
+        (("fly",), "No such command"),
+        (("sweep",), "Missing"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.source=absent.csv", "data file absent.csv does not exist"),
+        ("data.text_column=sentence", "has no 'sentence' in row 1 (its columns: text, label)"),
+        ("model.name=facebook/opt-1.3b", "hf download facebook/opt-1.3b"),
+        ("model.targets=nothing", "match no linear projection"),
+    ],
+)
+def test_what_is_found_out_late_is_said_the_same_way(
+    setting, message, call, tiny_toml, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, _, err = call("run", tiny_toml, "--set", setting, "--out", tmp_path / "out")
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_folder_that_cannot_be_written_is_named(call, tiny_toml, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = call("run", tiny_toml, "--out", tmp_path / "file" / "below")
+    assert code == 2
+    assert "cannot be written" in err
+
+
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_ctrl_c_leaves_what_is_finished_and_says_where(command, tiny_toml, tmp_path):
+    out = tmp_path / "out"
+    started = subprocess.Popen(
+        [sys.executable, "-m", "experiments", command, str(tiny_toml), "--out", str(out),
+         "--set", "rounds=600", "--set", "training.steps_per_round=1",
+         "--set", "sweep.snr_db=[0.0]", "--set", "policy.name=fixed:0"],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    rounds = out / ("rounds.csv" if command == "run" else "uniform_snr0_seed0/rounds.csv")
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and started.poll() is None:
+        if rounds.exists() and len(rounds.read_text().splitlines()) > 4:
+            break
+        time.sleep(0.1)
+    started.send_signal(signal.SIGINT)
+    _, err = started.communicate(timeout=60)
+    assert started.returncode == 130, err
+    assert "interrupted: finished" in err
+    assert str(out) in err
+    assert "Traceback" not in err
+    assert len(pd.read_csv(rounds)) >= 4
+    assert not (rounds.parent / "summary.json").exists()
+
+
+def test_a_damaged_result_is_named(call, tmp_path):
+    (tmp_path / "results.csv").write_text("")
+    assert "is damaged" in call("plot", tmp_path)[2]
+    (tmp_path / "results.csv").write_text("policy\nuniform\n")
+    assert "lacks the columns" in call("plot", tmp_path)[2]
+    (tmp_path / "results.csv").unlink()
+    assert "holds no results.csv" in call("plot", tmp_path)[2]
+    (tmp_path / "rounds.csv").write_text("round\n1\n")
+    (tmp_path / "summary.json").write_text("{")
+    assert "is damaged" in call("plot", tmp_path)[2]

@@ -1,0 +1,137 @@
+"""Settings over files over presets; every mistake named; dumped and loaded again the same."""
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channel import ChannelConfig
+from experiments.config import PRESETS, ExperimentConfig
+from experiments.config_loader import describe_config, dump_config, load_config
+
+
+def load(*sets, text=""):
+    return load_config(ExperimentConfig, sets=sets, text=text, presets=PRESETS)
+
+
+@dataclass(frozen=True)
+class Inner:
+    ratio: float = 0.5
+    flag: bool = False
+    limit: float | None = None
+    steps: tuple[float, ...] = (1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str = "a"
+    count: int = 3
+    inner: Inner = field(default_factory=Inner)
+
+
+floats = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(
+    st.text(), st.integers(-(2**60), 2**60), floats, st.booleans(), st.none() | floats,
+    st.lists(floats).map(tuple),
+)  # fmt: skip
+def test_what_is_dumped_is_loaded_the_same(name, count, ratio, flag, limit, steps):
+    config = Outer(name, count, Inner(ratio, flag, limit, steps))
+    assert load_config(Outer, text=dump_config(config)) == config
+
+
+@pytest.mark.parametrize("preset", ["shared-cell", "paper", "wide-band"])
+def test_a_resolved_configuration_does_not_change_when_loaded_again(preset):
+    config = load(f"channel.preset={preset}", "policy.name=paper", "channel.deadline_s=0.5")
+    assert load(text=dump_config(config)) == config
+
+
+def test_settings_win_over_the_file_and_both_over_the_preset():
+    text = '[channel]\npreset = "paper"\nbandwidth_hz = 5e6\ndeadline_s = 0.5\n'
+    config = load("channel.deadline_s=0.25", text=text)
+    assert config.channel.sharing == "orthogonal"
+    assert config.channel.bandwidth_hz == 5e6
+    assert config.channel.deadline_s == 0.25
+
+
+def test_a_preset_can_be_changed_by_a_setting():
+    assert load("channel.preset=paper").channel == ChannelConfig.from_preset("paper")
+
+
+def test_a_policys_name_brings_its_preset_and_explicit_values_stay():
+    config = load("policy.name=paper", "policy.ppo.hidden=32")
+    assert (config.policy.ppo.hidden, config.policy.ppo.activation) == (32, "mish")
+
+
+@pytest.mark.parametrize(
+    ("setting", "key", "value"),
+    [
+        ("channel.snr_db=none", "snr_db", None),
+        ("channel.snr_db=7", "snr_db", 7.0),
+        ("channel.snr_choices_db=1,2.5", "snr_choices_db", (1.0, 2.5)),
+        ("channel.snr_choices_db=[1, 2]", "snr_choices_db", (1.0, 2.0)),
+        ("channel.bandwidth_hz=5e6", "bandwidth_hz", 5e6),
+    ],
+)
+def test_values_are_read_as_their_fields_types(setting, key, value):
+    assert getattr(load(setting).channel, key) == value
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "channel.bandwith_hz=1",
+            "unknown config key channel.bandwith_hz; .* channel.bandwidth_hz",
+        ),
+        ("bandwidth_hz=1", "unknown config key bandwidth_hz; did you mean channel.bandwidth_hz"),
+        ("channel=3", "channel is a section"),
+        ("rounds=2.5", "rounds must be a whole number, got 2.5"),
+        ("rounds=true", "rounds must be a whole number, got True"),
+        ("channel.deadline_s=soon", "channel.deadline_s must be a number, got 'soon'"),
+        ("sweep.snr_db=[]", "sweep.snr_db must not be empty"),
+        ("sweep.snr_db=a,b", r"sweep.snr_db\[0\] must be a number, got 'a'"),
+        ("training.r_max=0", "training.r_max must be >= 1, got 0"),
+        ("channel.bandwidth_hz=0", "channel.bandwidth_hz must be > 0, got 0.0"),
+        ("policy.name=unifrom", "did you mean 'uniform'"),
+        ("seed=-1", "seed must be >= 0, got -1"),
+        ("rounds", "--set must be key=value, got 'rounds'"),
+        ("payload.hold_rank=2", "payload.hold_rank 2 must be at least training.r_max 8"),
+        ("data.label_column=", "'classify' needs data.label_column"),
+        ("sweep.seeds=1,1", "sweep.seeds must not repeat a value"),
+    ],
+)
+def test_mistakes_are_named(setting, message):
+    with pytest.raises(ValueError, match=message):
+        load(setting)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"rounds = = 3", "is not valid TOML: .*line 1"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"channel = 3", "channel must be a table, got 3"),
+        (b"[data]\nsorce = 'x'", "unknown config key data.sorce; did you mean data.source"),
+    ],
+)
+def test_bad_files_are_named(content, message, tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_config(ExperimentConfig, path, presets=PRESETS)
+
+
+def test_an_absent_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="nothing.toml does not exist"):
+        load_config(ExperimentConfig, tmp_path / "nothing.toml")
+
+
+def test_every_value_has_a_help_text():
+    rows = list(describe_config(ExperimentConfig))
+    assert len(rows) > 60
+    assert [key for key, _, _, text in rows if not text] == []
+    assert not any(math.isnan(float(d)) for _, kind, d, _ in rows if kind == "float" and d)

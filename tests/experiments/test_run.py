@@ -1,0 +1,162 @@
+"""One simulation: what is on disk, what repeats, what no policy can do."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import build
+from experiments.config import PRESETS, ExperimentConfig
+from experiments.config_loader import load_config
+from experiments.results import ROUND_COLUMNS
+from experiments.run import run_simulation
+
+POLICIES = (
+    "airllm", "paper", "adalora", "adalora:blind", "uniform", "random", "fixed:4",
+    "greedy:energy", "greedy:gain",
+)  # fmt: skip
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+def config_of(path, *sets):
+    return load_config(ExperimentConfig, path, sets, presets=PRESETS)
+
+
+@pytest.fixture(autouse=True)
+def fresh_workbench():
+    """No test may live on what another has cached."""
+    build._workbench.cache_clear()
+    build._base.cache_clear()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_runs_and_no_more_is_delivered_than_the_band_carries(
+    policy, tiny_toml, tmp_path
+):
+    summary = run_simulation(config_of(tiny_toml, f"policy.name={policy}"), tmp_path / "out")
+    rounds = pd.read_csv(tmp_path / "out" / "rounds.csv")
+    assert tuple(rounds.columns) == ROUND_COLUMNS
+    assert len(rounds) == 4
+    assert np.isfinite(rounds.drop(columns=["device"])).all().all()
+    for _, of_round in rounds.groupby("round"):
+        assert (of_round["sent_bits"] / of_round["rate_bps"]).sum() <= 1.0 + 1e-9
+    lost = rounds[rounds["delivered"] == 0]
+    assert (lost["delivered_bits"] == 0).all()
+    assert summary["policy"] == policy
+    with np.load(tmp_path / "out" / "ranks.npz") as file:
+        assert file["ranks"].shape == (2, 2, 12)
+        np.testing.assert_array_equal(file["ranks"].sum(axis=2).ravel(), rounds["rank_sum"])
+
+
+def test_the_same_configuration_gives_the_same_bytes(tiny_toml, tmp_path):
+    config = config_of(tiny_toml, "policy.name=airllm")
+    for name in ("first", "second"):
+        build._workbench.cache_clear()
+        run_simulation(config, tmp_path / name)
+    for file in ("rounds.csv", "summary.json", "config.toml"):
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+    run_simulation(config_of(tiny_toml, "policy.name=airllm", "seed=1"), tmp_path / "third")
+    assert (tmp_path / "third" / "rounds.csv").read_bytes() != (
+        tmp_path / "first" / "rounds.csv"
+    ).read_bytes()
+
+
+def test_payload_bits_are_those_of_the_ranks(tiny_toml, tmp_path):
+    """12 projections of tiny:bert: 8 of 32x32, 2 of 32x64, 2 of 64x32; 16 bits a parameter."""
+    run_simulation(config_of(tiny_toml), tmp_path)
+    rounds = pd.read_csv(tmp_path / "rounds.csv")
+    with np.load(tmp_path / "ranks.npz") as file:
+        ranks, names = file["ranks"], file["projections"]
+    size = np.array([64 if "attention" in n else 96 for n in names])
+    expected = 8 * (10 + 12) + 16 * (ranks @ size)
+    np.testing.assert_array_equal(rounds["payload_bits"], expected.ravel())
+
+
+def test_a_blind_policy_misses_its_deadline_and_the_device_keeps_what_it_has(tiny_toml, tmp_path):
+    sets = ("policy.name=fixed:4", "channel.snr_db=-5", "channel.fading=none")
+    summary = run_simulation(config_of(tiny_toml, *sets), tmp_path)
+    rounds = pd.read_csv(tmp_path / "rounds.csv")
+    assert summary["delivered_rate"] == 0.0
+    assert rounds.groupby("device")["loss"].nunique().eq(1).all()
+    assert summary["accuracy"] == pytest.approx(summary["head_accuracy"])
+    assert (rounds["reward"] < 0).all()
+
+
+def test_a_wide_band_delivers_the_masters_own_accuracy(tiny_toml, tmp_path):
+    sets = ("policy.name=fixed:4", "channel.bandwidth_hz=1e9", "payload.number_format=fp32")
+    summary = run_simulation(config_of(tiny_toml, *sets), tmp_path)
+    assert summary["delivered_rate"] == 1.0
+    assert summary["loss"] == pytest.approx(summary["full_loss"], rel=1e-4)
+    assert summary["loss"] < summary["head_loss"]
+
+
+@pytest.mark.parametrize("coding", ["absolute", "residual"])
+def test_damaged_payloads_change_nothing(coding, tiny_toml, tmp_path):
+    sets = (
+        f"payload.coding={coding}", "channel.residual_error_rate=1.0",
+        "channel.bandwidth_hz=1e9",
+    )  # fmt: skip
+    summary = run_simulation(config_of(tiny_toml, *sets), tmp_path)
+    assert summary["delivered_rate"] == 0.0
+    assert summary["delivered_bits"] > 0
+    assert summary["loss"] == pytest.approx(summary["head_loss"])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_causal_model_has_a_perplexity(family, tiny_toml, tmp_path):
+    sets = (f"model.name=tiny:{family}", "model.task=causal", "data.label_column=")
+    sets += ("channel.bandwidth_hz=1e9", "policy.name=greedy:gain")
+    summary = run_simulation(config_of(tiny_toml, *sets), tmp_path)
+    assert summary["perplexity"] == pytest.approx(np.exp(summary["loss"]))
+    assert summary["loss"] < summary["head_loss"]
+
+
+def test_the_papers_configuration_runs_on_a_tiny_opt(tiny_toml, tmp_path):
+    """As committed, with the model, the data and the length of the run replaced."""
+    source = tomllib.loads(tiny_toml.read_text())["data"]["source"]
+    config = load_config(
+        ExperimentConfig,
+        Path(build.__file__).parent / "configs" / "paper.toml",
+        (
+            "model.name=tiny:opt", "model.precision=fp32", f"data.source={source}",
+            "data.text_column=text", "rounds=3", "examples_per_device=8",
+            "channel.bandwidth_hz=1e5", "policy.ddim.hidden=16", "runtime.threads=1",
+        ),
+        presets=PRESETS,
+    )  # fmt: skip
+    assert config.channel.sharing == "orthogonal"
+    assert config.policy.ppo.hidden == 256
+    run_simulation(config, tmp_path)
+    with np.load(tmp_path / "ranks.npz") as file:
+        assert file["ranks"].min() >= 1
+        assert file["ranks"].max() <= 8
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["snr_db"] is None
+
+
+def test_two_devices_need_two_examples(tiny_toml, tmp_path):
+    with pytest.raises(ValueError, match="cannot be shared by 999 devices"):
+        run_simulation(config_of(tiny_toml, "num_devices=999"), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="shared data is not beside the repo")
+def test_sst2_over_a_wide_and_a_narrow_band(tmp_path):
+    common = (
+        f"data.source={SHARED / 'sst2' / 'train.tsv'}",
+        f"data.eval_source={SHARED / 'sst2' / 'dev.tsv'}", "data.eval_text_column=content",
+    )  # fmt: skip
+    path = Path(build.__file__).parent / "configs" / "sst2.toml"
+    wide, narrow = (
+        run_simulation(config_of(path, *common, *sets), tmp_path / name)
+        for name, sets in {
+            "wide": ("channel.snr_db=15", "channel.preset=wide-band"),
+            "narrow": ("channel.snr_db=-5", "channel.bandwidth_hz=1e5"),
+        }.items()
+    )
+    assert wide["accuracy"] > 0.80
+    assert narrow["accuracy"] < wide["accuracy"] - 0.05
+    assert narrow["delivered_bits"] < 0.05 * wide["delivered_bits"]
