@@ -63,7 +63,7 @@ class PolicyConfig:
     """smallest rank of a projection (paper alone; the others may leave projections out)"""
     priority_scale: float = 1.0
     """a priority of 1 counts a projection's gain e^this times (airllm)"""
-    refine_std: float = 0.2
+    refine_std: float = 0.1
     """exploration in the priorities of single projections (airllm)"""
     is_exploring: bool = True
     """True: proposals are drawn and learned from; False: the policy's mode, nothing learned"""

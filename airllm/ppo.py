@@ -41,7 +41,7 @@ class PpoConfig:
     """bound on the norm of the gradient"""
     max_kl: float = 0.05
     """an update stops early once the policy has moved by this divergence"""
-    log_std: float = -1.0
+    log_std: float = -2.0
     """initial log standard deviation of the proposal, before tanh"""
     update_every: int = 4
     """rounds between two updates"""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -203,7 +204,7 @@ def info() -> None:
 
     table = Table("", "state", show_header=False)
     for what, state in describe():
-        table.add_row(what, state)
+        table.add_row(escape(what), escape(state))
     stdout.print(table)
 
 
@@ -223,7 +224,7 @@ def config_keys(
 
     table = Table("key", "default", "what it is")
     for key, _, default, text in describe_config(ExperimentConfig):
-        table.add_row(key, default, text)
+        table.add_row(key, escape(default), escape(text))
     stdout.print(table)
 
 
