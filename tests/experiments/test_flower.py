@@ -42,6 +42,8 @@ def test_flower_simulation_gives_the_numbers_of_the_local_runtime(tiny_toml, tmp
     home = tmp_path / "flower"
     env = {
         **os.environ,
+        # flwr starts its own commands by name.
+        "PATH": f"{FLWR.parent}{os.pathsep}{os.environ['PATH']}",
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -57,7 +59,9 @@ def test_flower_simulation_gives_the_numbers_of_the_local_runtime(tiny_toml, tmp
             env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
-        return json.loads(done.stdout[done.stdout.index("{") :])
+        answer = json.loads(done.stdout[done.stdout.index("{") :])
+        assert answer["success"], answer
+        return answer
 
     # A copy without what a working tree has beside the project.
     app = tmp_path / "app"
