@@ -25,6 +25,9 @@ class TrajectoryMaster:
     def trained_ranks(self, round_index: int) -> NDArray[np.int64] | None:
         return self._trajectory.ranks[round_index]
 
+    def final(self) -> Adapter:
+        return self._trajectory.adapters[-1]
+
 
 class MaskedMaster:
     """The published scheme: the ranks are decided, then the master trains under them."""
@@ -40,3 +43,6 @@ class MaskedMaster:
 
     def trained_ranks(self, round_index: int) -> NDArray[np.int64] | None:
         return None
+
+    def final(self) -> Adapter:
+        return self._trainer.snapshot()

@@ -36,6 +36,10 @@ class Master(Protocol):
         """[projections] ranks the master trained under."""
         ...
 
+    def final(self) -> Adapter:
+        """The whole master after the last round."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class LinkReport:

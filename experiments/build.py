@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -16,7 +16,7 @@ from airllm.lora import Adapter
 from airllm.models import BaseModel, ModelConfig, load_base
 from airllm.partition import partition
 from airllm.policies import make_policy
-from airllm.tuning import Batch, Head, Metrics, bucket, evaluate, tokenize, train_head
+from airllm.tuning import Batch, Head, bucket, evaluate, tokenize, train_head
 from cloud.master import MaskedMaster, TrajectoryMaster
 from cloud.service import CloudService, Master
 from cloud.trainer import (
@@ -200,23 +200,22 @@ class Workbench:
         ]  # fmt: skip
 
     @cached_property
-    def references(self) -> dict[str, Metrics]:
-        """Mean over the devices of what no update and the whole final master would give."""
-        return {
-            "head": self._mean_metrics(Adapter.zero(self.base.specs)),
-            "full": self._mean_metrics(self.lora_trajectory.adapters[-1]),
-        }
+    def _whole(self) -> dict[int, tuple[Adapter, float, float]]:
+        return {}
 
-    def _mean_metrics(self, adapter: Adapter) -> Metrics:
-        each = [
-            evaluate(self.base, self.head, adapter, list(self.profile(d, 1).batches))
-            for d in range(self.key.num_devices)
-        ]
-        return Metrics(
-            float(np.mean([m.loss for m in each])),
-            float(np.mean([m.accuracy for m in each])),
-            sum(m.count for m in each),
-        )
+    def whole(self, adapter: Adapter) -> tuple[float, float]:
+        """(loss, accuracy), mean over the devices, that an adapter would give if all of it came."""
+        if id(adapter) not in self._whole:
+            each = [
+                evaluate(self.base, self.head, adapter, list(self.profile(d, 1).batches))
+                for d in range(self.key.num_devices)
+            ]
+            self._whole[id(adapter)] = (
+                adapter,  # kept, so that its id stays its own
+                float(np.mean([m.loss for m in each])),
+                float(np.mean([m.accuracy for m in each])),
+            )
+        return self._whole[id(adapter)][1:]
 
     def service(self, config: ExperimentConfig) -> CloudService:
         """The cloud of one run."""
@@ -256,14 +255,3 @@ class Workbench:
             reward=config.reward,
             gain_batches=self.gain_batches if policy.importance == "gain" else (),
         )
-
-
-def resolved_precision(config: ExperimentConfig) -> dict[str, object]:
-    """Host facts that a number may depend on in its last digits."""
-    base = workbench_for(config).base
-    return {
-        "device": str(base.device),
-        "precision": base.precision,
-        "threads": torch.get_num_threads(),
-        "runtime": asdict(config.runtime),
-    }

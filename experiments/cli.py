@@ -267,10 +267,11 @@ def _print_sweep(rows: list[dict[str, Any]], config: ExperimentConfig) -> None:
             table.add_row(policy, *cells)
         stdout.print(table)
     head = sum(r["head_accuracy"] for r in rows) / len(rows)
-    full = sum(r["full_accuracy"] for r in rows) / len(rows)
-    stdout.print(
-        f"no update (preloaded head): {100 * head:.1f} %; whole update: {100 * full:.1f} %"
-    )
+    stdout.print(f"no update (preloaded head): {100 * head:.1f} %")
+    for policy in config.sweep.policies:
+        full = [r["full_accuracy"] for r in rows if r["policy"] == policy]
+        if full:
+            stdout.print(f"whole update, {policy}: {100 * sum(full) / len(full):.1f} %")
 
 
 def main() -> None:

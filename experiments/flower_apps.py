@@ -49,8 +49,9 @@ def serve(grid: Grid, context: Context) -> None:
     out = str(context.run_config.get("out", ""))
     with Recorder(config, workbench, Path(out) if out else None) as recorder:
         cell = Cell(config.channel, config.num_devices, seed=config.seed)
-        run_federation(grid, cell, workbench.service(config), on_round=recorder.record)
-        recorder.finish()
+        service = workbench.service(config)
+        run_federation(grid, cell, service, on_round=recorder.record)
+        recorder.finish(service.master.final())
 
 
 client_app = make_client_app(load_device)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from airllm.lora import Adapter
 from channel.cell import Cell
 from cloud.local_grid import LocalGrid
 from cloud.server_app import RoundResult, run_federation
@@ -32,7 +32,7 @@ class Recorder:
         self._on_round = on_round
         self._ranks: list[np.ndarray] = []
         self._rows: list[dict[str, Any]] = []
-        self._started = time.perf_counter()
+        self._head = (np.nan, np.nan)  # loss and accuracy before anything was sent
         self._writer: RoundsWriter | None = None
 
     def __enter__(self) -> Recorder:
@@ -54,6 +54,11 @@ class Recorder:
 
     def record(self, result: RoundResult) -> None:
         """Take in one round."""
+        if result.round_index == 0:
+            self._head = (
+                float(np.mean([r.loss for r in result.requests])),
+                float(np.mean([r.accuracy for r in result.requests])),
+            )
         rows = rows_of(result)
         self._rows.extend(rows)
         self._ranks.append(result.ranks)
@@ -62,16 +67,19 @@ class Recorder:
         if self._on_round is not None:
             self._on_round(result.round_index + 1, self.config.rounds)
 
-    def finish(self) -> dict[str, Any]:
-        """Write the summary; its presence says that the run is complete."""
+    def finish(self, master: Adapter) -> dict[str, Any]:
+        """Write the summary; its presence says that the run is complete.
+
+        ``master`` is the whole master after the last round: what nothing on the air could beat.
+        """
         summary = summarise(self._rows, self.config)
         bench = self.workbench
-        references = bench.references
+        full_loss, full_accuracy = bench.whole(master)
         summary |= {
-            "head_accuracy": references["head"].accuracy,
-            "head_loss": references["head"].loss,
-            "full_accuracy": references["full"].accuracy,
-            "full_loss": references["full"].loss,
+            "head_accuracy": self._head[1],
+            "head_loss": self._head[0],
+            "full_accuracy": full_accuracy,
+            "full_loss": full_loss,
             "data_fingerprint": bench.splits.fingerprint,
             "num_train": len(bench.splits.train),
             "num_projections": len(bench.base.specs),
@@ -171,4 +179,4 @@ def run_simulation(
     service = workbench.service(config)
     with Recorder(config, workbench, out, on_round) as recorder:
         run_federation(grid, cell, service, on_round=recorder.record)
-        return recorder.finish()
+        return recorder.finish(service.master.final())
