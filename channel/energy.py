@@ -1,0 +1,70 @@
+"""What communication and computation cost a device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyConfig:
+    """Powers and the constants of the usual models."""
+
+    receive_power_w: float = 0.5
+    """drawn while receiving"""
+    idle_power_w: float = 0.01
+    """drawn over the rest of a round"""
+    transmit_power_w: float = 0.2
+    """radiated while transmitting"""
+    amplifier_efficiency: float = 0.35
+    """radiated power over the power the amplifier draws"""
+    circuit_power_w: float = 0.1
+    """drawn by the rest of the transmitter"""
+    capacitance: float = 1e-28
+    """kappa, effective switched capacitance of the processor"""
+    cycles_per_example: float = 1e9
+    """C, processor cycles an example takes"""
+    clock_hz: float = 1e9
+    """f, of the processor"""
+
+    def __post_init__(self) -> None:
+        for key in (
+            "receive_power_w", "idle_power_w", "transmit_power_w", "circuit_power_w",
+            "capacitance", "cycles_per_example",
+        ):  # fmt: skip
+            value = getattr(self, key)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"channel.energy.{key} must be >= 0 and finite, got {value}")
+        if not 0.0 < self.amplifier_efficiency <= 1.0:
+            raise ValueError(
+                f"channel.energy.amplifier_efficiency must be in (0, 1], "
+                f"got {self.amplifier_efficiency}"
+            )
+        if not self.clock_hz > 0:
+            raise ValueError(f"channel.energy.clock_hz must be > 0, got {self.clock_hz}")
+
+
+def receive_energy_j(config: EnergyConfig, airtime_s: float) -> float:
+    """P_rx T."""
+    return config.receive_power_w * airtime_s
+
+
+def transmit_energy_j(config: EnergyConfig, airtime_s: float) -> float:
+    """(p / eta + P_circ) T."""
+    drawn_w = config.transmit_power_w / config.amplifier_efficiency + config.circuit_power_w
+    return drawn_w * airtime_s
+
+
+def idle_energy_j(config: EnergyConfig, time_s: float) -> float:
+    """P_idle T."""
+    return config.idle_power_w * time_s
+
+
+def compute_time_s(config: EnergyConfig, num_examples: float) -> float:
+    """C D / f."""
+    return config.cycles_per_example * num_examples / config.clock_hz
+
+
+def compute_energy_j(config: EnergyConfig, num_examples: float) -> float:
+    """kappa C D f^2 (Burd and Brodersen 1996)."""
+    return config.capacitance * config.cycles_per_example * num_examples * config.clock_hz**2

@@ -1,0 +1,99 @@
+"""Errors and repetitions: ARQ, HARQ with chase combining, bursts of loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+def arq_expected_tries(error_rate: ArrayLike, max_tries: int) -> Array:
+    """E[tries] = (1 - e^M) / (1 - e) with at most M tries; M where every try fails."""
+    e = np.asarray(error_rate, dtype=float)
+    safe = np.where(e < 1.0, e, 0.0)
+    return np.where(e < 1.0, (1.0 - safe**max_tries) / (1.0 - safe), float(max_tries))
+
+
+def arq_residual_loss(error_rate: ArrayLike, max_tries: int) -> Array:
+    """Probability e^M that a block is lost for good."""
+    return np.asarray(error_rate, dtype=float) ** max_tries
+
+
+def arq_transmissions(
+    num_blocks: int, error_rate: float, max_tries: int | None, *, rng: np.random.Generator
+) -> tuple[int, int]:
+    """(transmissions, blocks lost) of so many blocks, drawn at once and not block by block.
+
+    With no limit the number of failures is negative binomial: N blocks take N / (1 - e) on average
+    with variance N e / (1 - e)^2. With at most M tries, the failures of each try are binomial.
+    """
+    if num_blocks < 0 or not 0.0 <= error_rate <= 1.0:
+        raise ValueError(
+            f"num_blocks must be >= 0 and error_rate in [0, 1], got {num_blocks} and {error_rate}"
+        )
+    if max_tries is None:
+        if error_rate >= 1.0:
+            raise ValueError("error_rate 1 needs max_tries, or the transmission never ends")
+        failures = rng.negative_binomial(num_blocks, 1.0 - error_rate) if num_blocks else 0
+        return num_blocks + int(failures), 0
+    left, sent = num_blocks, 0
+    for _ in range(max_tries):
+        sent += left
+        left = int(rng.binomial(left, error_rate))
+        if not left:
+            break
+    return sent, left
+
+
+def harq_error_rates(
+    snr_db: float, error_rate_at: Callable[[float], float], max_tries: int
+) -> Array:
+    """P(still wrong after k tries), k = 1..M, with chase combining: k copies add their SNRs.
+
+    ``error_rate_at`` gives the block error rate at an SNR in dB. Errors of successive tries are
+    nested (what k copies decode, k + 1 do too), so these are also the failure probabilities.
+    """
+    combined_db = snr_db + 10.0 * np.log10(np.arange(1, max_tries + 1))
+    rates = np.array([error_rate_at(float(value)) for value in combined_db])
+    return np.minimum.accumulate(rates)
+
+
+def harq_expected_tries(error_rates: Array) -> float:
+    """E[tries] = 1 + sum of the probabilities that try k was not enough, k < M."""
+    return float(1.0 + error_rates[:-1].sum())
+
+
+class GilbertElliott:
+    """A two-state chain of good and bad slots (Gilbert 1960, Elliott 1963).
+
+    ``p`` leads from good to bad, ``r`` from bad to good: a share p / (p + r) of the slots is bad,
+    bursts last 1 / r slots on average, and the correlation over n slots is (1 - p - r)^n.
+    """
+
+    def __init__(self, p: float, r: float, *, rng: np.random.Generator) -> None:
+        for name, value in (("p", p), ("r", r)):
+            if not 0.0 < value <= 1.0:
+                raise ValueError(f"{name} must be in (0, 1], got {value}")
+        self.p, self.r, self._rng = p, r, rng
+        self._is_bad = bool(rng.random() < self.bad_share)
+
+    @property
+    def bad_share(self) -> float:
+        return self.p / (self.p + self.r)
+
+    def slots(self, count: int) -> NDArray[np.bool_]:
+        """[count] True for the next slots that are bad; drawn by sojourns, not slot by slot."""
+        out = np.empty(count, dtype=bool)
+        filled = 0
+        while filled < count:
+            stay = int(self._rng.geometric(self.r if self._is_bad else self.p))
+            end = min(filled + stay, count)
+            out[filled:end] = self._is_bad
+            # What a sojourn has left beyond the end is forgotten: geometric ones have no memory.
+            if filled + stay <= count:
+                self._is_bad = not self._is_bad
+            filled = end
+        return out

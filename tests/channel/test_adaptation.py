@@ -1,0 +1,59 @@
+"""CQI tables at their edges, finite block lengths against each other and against capacity."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channel.adaptation import (
+    CQI_EFFICIENCY,
+    CQI_THRESHOLD_DB,
+    block_error_rate,
+    cqi_block_error_rate,
+    cqi_efficiency,
+    effective_snr_db,
+    finite_blocklength_rate,
+    select_cqi,
+)
+
+
+def test_a_cqi_is_chosen_from_its_threshold_on():
+    for index, threshold in enumerate(CQI_THRESHOLD_DB, start=1):
+        assert select_cqi(threshold) == index
+        assert select_cqi(threshold - 1e-9) == index - 1
+    assert cqi_efficiency([0, 1, 15]).tolist() == [0.0, CQI_EFFICIENCY[0], CQI_EFFICIENCY[-1]]
+
+
+def test_no_cqi_is_above_capacity_at_its_threshold():
+    capacity = np.log2(1 + 10 ** (CQI_THRESHOLD_DB / 10))
+    assert (capacity > CQI_EFFICIENCY).all()
+
+
+@given(st.floats(-5, 20), st.floats(1e-6, 0.4), st.sampled_from([100, 1000, 10_000]))
+def test_rate_and_error_are_inverse(snr_db, error, symbols):
+    rate = finite_blocklength_rate(snr_db, symbols, error)
+    if rate > 0:
+        assert block_error_rate(snr_db, symbols, rate) == pytest.approx(error, rel=1e-6)
+
+
+def test_long_blocks_reach_capacity_and_short_ones_do_not():
+    capacity = np.log2(1 + 10.0)
+    assert finite_blocklength_rate(10.0, 10**9, 1e-3) == pytest.approx(capacity, rel=1e-3)
+    assert finite_blocklength_rate(10.0, 200, 1e-3) < 0.95 * capacity
+
+
+def test_errors_fall_with_snr_and_are_certain_without_signal():
+    snr_db = np.linspace(-30, 30, 200)
+    for cqi in (1, 7, 15):
+        error = cqi_block_error_rate(snr_db, cqi)
+        assert (np.diff(error) <= 1e-12).all()
+        assert error[0] == pytest.approx(1.0)
+        assert error[-1] == pytest.approx(0.0, abs=1e-9)
+    assert cqi_block_error_rate(-np.inf, 1) == 1.0
+    assert cqi_block_error_rate(20.0, 0) == 1.0
+
+
+def test_an_effective_snr_of_equal_blocks_is_theirs_and_lies_near_the_worst_otherwise():
+    assert effective_snr_db([7.0, 7.0], beta=3.0) == pytest.approx(7.0)
+    mixed = effective_snr_db([0.0, 20.0], beta=1.5)
+    assert 0.0 < mixed < 5.0

@@ -1,0 +1,75 @@
+"""Analog aggregation: measured errors against the closed form."""
+
+import numpy as np
+import pytest
+
+from channel.aircomp import aggregate, align, mean_square_error, truncated_mean_power
+
+AMPLITUDE = np.array([0.4, 0.9, 1.3, 0.7])
+
+
+@pytest.mark.parametrize(
+    ("inversion", "threshold"), [("full", 0.0), ("truncated", 0.3), ("clipped", 0.6)]
+)
+def test_the_error_is_that_of_the_closed_form(inversion, threshold):
+    alignment = align(AMPLITUDE, max_power=2.0, inversion=inversion, threshold=threshold)
+    rng, noise = np.random.default_rng(0), 0.1
+    values = rng.choice([-1.0, 1.0], size=(4, 200_000))  # unit power, uncorrelated
+    got = aggregate(values, alignment, noise_power=noise, rng=rng)
+    square = (got - values[alignment.is_active].mean(axis=0)) ** 2
+    expected = mean_square_error(alignment, noise_power=noise)
+    assert abs(square.mean() - expected) < 5 * square.std() / np.sqrt(len(square))
+
+
+def test_full_inversion_has_noise_alone():
+    """sigma^2 / (K^2 P min |h|^2)."""
+    alignment = align(AMPLITUDE, max_power=2.0, inversion="full")
+    expected = 0.1 / (16 * 2.0 * 0.4**2)
+    assert mean_square_error(alignment, noise_power=0.1) == pytest.approx(expected)
+
+
+def test_no_one_exceeds_its_power():
+    for inversion, threshold in (("full", 0.0), ("truncated", 0.3), ("clipped", 0.6)):
+        alignment = align(AMPLITUDE, max_power=2.0, inversion=inversion, threshold=threshold)
+        assert ((alignment.gain / AMPLITUDE) ** 2 <= 2.0 * (1 + 1e-12)).all()
+
+
+def test_truncation_silences_its_share_and_spends_its_mean_power():
+    rng, threshold = np.random.default_rng(0), 0.4
+    gain = rng.exponential(size=200_000)
+    alignment = align(np.sqrt(gain), max_power=1.0, inversion="truncated", threshold=threshold)
+    active = alignment.is_active
+    error = np.sqrt(np.exp(-threshold) / len(gain))
+    assert abs(active.mean() - np.exp(-threshold)) < 5 * error
+    power = np.where(active, alignment.eta / gain, 0.0)
+    expected = truncated_mean_power(alignment.eta, threshold)
+    assert abs(power.mean() - expected) < 5 * power.std() / np.sqrt(len(power))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: align(AMPLITUDE, max_power=1.0, inversion="half"), "inversion must be one of"),
+        (lambda: align(AMPLITUDE, max_power=0.0, inversion="full"), "max_power must be > 0"),
+        (lambda: align([0.0, 1.0], max_power=1.0, inversion="full"), "needs every .h. > 0"),
+        (lambda: align(AMPLITUDE, max_power=1.0, inversion="clipped"), "threshold must be > 0"),
+        (
+            lambda: aggregate(
+                np.ones(3), align(AMPLITUDE, max_power=1.0, inversion="full"),
+                noise_power=0.0, rng=np.random.default_rng(0),
+            ),
+            "sharing one basis, got shape",
+        ),
+        (
+            lambda: aggregate(
+                np.ones((4, 2)),
+                align(AMPLITUDE, max_power=1.0, inversion="truncated", threshold=9.0),
+                noise_power=0.0, rng=np.random.default_rng(0),
+            ),
+            "no device is above the threshold",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_calls_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
