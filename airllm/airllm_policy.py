@@ -6,15 +6,18 @@ move from there by what the devices measure.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from airllm.ddim import DdimConfig, Denoiser, make_scheduler, noised_target, sample, weighted_loss
-from airllm.learning import Step, Turns, rows
+from airllm.ddim import DdimConfig, make_scheduler, noised_target, sample, weighted_loss
+from airllm.denoiser import Denoiser
+from airllm.learning import Step, Turns, tensor
 from airllm.observation import RoundObservation
 from airllm.policy import Importance, RoundFeedback
 from airllm.ppo import Ppo, PpoConfig
@@ -24,6 +27,7 @@ NUM_COARSE = 16  # as published: component 0 is the budget fraction, the rest pr
 _LABEL_WIDTH = 8
 _MIN_FRACTION = 0.3
 _NUM_THIRDS = 3
+_MAX_LOSS = 20.0  # nats; a uniform guess over 100,000 tokens costs 11.5
 
 
 class Refiner(nn.Module):
@@ -35,12 +39,21 @@ class Refiner(nn.Module):
     given. Guidance then means more of what turned out better than expected.
     """
 
-    def __init__(self, basis: Tensor, num_states: int, config: DdimConfig) -> None:
+    def __init__(
+        self, basis: Tensor, num_states: int, config: DdimConfig, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.register_buffer("basis", basis)  # [coarse - 1, projections]
-        num_context = num_states + NUM_COARSE + _LABEL_WIDTH
-        self.network = Denoiser(basis.shape[1], num_context, config)
-        self.label = nn.Embedding(3, _LABEL_WIDTH)  # worse, better, none
+        self.network = Denoiser(
+            basis.shape[1],
+            num_states + NUM_COARSE + _LABEL_WIDTH,
+            hidden=config.hidden,
+            num_blocks=config.num_blocks,
+            generator=generator,
+        )
+        # worse, better, none
+        self.label = nn.utils.skip_init(nn.Embedding, 3, _LABEL_WIDTH)
+        nn.init.normal_(self.label.weight, generator=generator)
 
     def upsample(self, coarse: Tensor) -> Tensor:
         """Coarse vector [rows, 16] to one priority for each projection [rows, projections]."""
@@ -81,21 +94,21 @@ class AirLlmPolicy:
         self.config, self.is_exploring = ddim, is_exploring
         self.priority_scale, self.refine_std = priority_scale, refine_std
         self._groups = feature_groups(depths, kinds)
-        num_states = 2 * (7 + len(self._groups))
+        self.num_states = num_states = 2 * (8 + len(self._groups))
         key = np.random.SeedSequence(seed, spawn_key=(50,)).generate_state(2)
         self._generator = torch.Generator().manual_seed(int(key[0]))
         self.ppo = Ppo(num_states, NUM_COARSE, ppo, seed=int(key[1]))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(key[0]))
-            self.refiner = Refiner(_tensor(smooth_basis(depths, kinds)), num_states, ddim)
+        basis = tensor(smooth_basis(depths, kinds))
+        self.refiner = Refiner(basis, num_states, ddim, self._generator)
         self._optimiser = torch.optim.Adam(self.refiner.parameters(), lr=ddim.learning_rate)
         self._scheduler = make_scheduler(ddim)
         self._turns = Turns(self.ppo, update_every=ppo.update_every, replay_size=ddim.replay_size)
 
     def decide(self, observation: RoundObservation) -> Ranks:
         """Ranks whose plan fits the budget fraction that was proposed."""
-        states = self._states(observation)
-        self.ppo.norm.update(states)
+        if observation.gain is None:
+            raise ValueError("policy airllm needs the gain of every component")
+        states = self.ppo.normalise(self._states(observation), is_learning=self.is_exploring)
         proposals, log_probs, values = self.ppo.act(states, is_exploring=self.is_exploring)
         coarse = np.tanh(proposals)
         refined = self.refine(states, coarse)
@@ -103,9 +116,10 @@ class AirLlmPolicy:
             noise = torch.randn(refined.shape, generator=self._generator).numpy()
             refined = refined + self.refine_std * noise
         self._turns.decided(Step(states, proposals, log_probs, values, coarse, refined))
-        if observation.gain is None:
-            raise ValueError("policy airllm needs the gain of every component")
-        worth = np.exp(self.priority_scale * refined)[:, :, None] * observation.gain
+        # Relative within a device: between devices the gains decide, which are in the same unit.
+        # Else each device's row would learn to bid up all of its own on a shared band.
+        priority = self.priority_scale * (refined - refined.mean(axis=1, keepdims=True))
+        worth = np.exp(priority)[:, :, None] * observation.gain
         fraction = budget_fraction(coarse[:, 0])
         return fit_budget(
             worth,
@@ -121,7 +135,9 @@ class AirLlmPolicy:
         following = feedback.next_observation
         scalars = self._turns.rewarded(
             feedback.reward,
-            None if following is None else self._states(following),
+            None
+            if following is None
+            else self.ppo.normalise(self._states(following), is_learning=False),
             is_last=feedback.is_last,
         )
         if scalars is None:
@@ -134,13 +150,13 @@ class AirLlmPolicy:
         self, states: NDArray[np.float64], coarse: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """DDIM from noise to priorities [devices, projections], guided towards "better"."""
-        s, c = _tensor(self.ppo.norm(states)), _tensor(coarse)
+        s, c = tensor(states), tensor(coarse)
 
         def predict(x: Tensor, t: int, *, is_conditional: bool) -> Tensor:
             label = torch.full((len(x),), 1 if is_conditional else 2)
             return self.refiner(x, torch.full((len(x),), t), s, c, label)
 
-        size = self.refiner.network.leave.out_features
+        size = self.refiner.network.size
         if self.is_exploring:
             noise = torch.randn(len(states), size, generator=self._generator)
         else:
@@ -155,21 +171,40 @@ class AirLlmPolicy:
         total, config = 0.0, self.config
         for _ in range(config.updates_per_turn):
             batch = self._turns.draw(config.batch_size, self._generator)
-            x0 = rows([e.refined for e in batch])
-            label = torch.tensor([int(e.advantage > 0) for e in batch])
-            drop = torch.rand(len(batch), generator=self._generator) < config.condition_dropout
+            x0 = tensor(batch.refined)
+            label = torch.as_tensor(batch.advantages > 0.0).long()
+            drop = torch.rand(len(x0), generator=self._generator) < config.condition_dropout
             label = torch.where(drop, 2, label)
-            steps = torch.randint(config.train_steps, (len(batch),), generator=self._generator)
+            steps = torch.randint(config.train_steps, (len(x0),), generator=self._generator)
             noise = torch.randn(x0.shape, generator=self._generator)
             x, target = noised_target(self._scheduler, x0, noise, steps)
-            states = _tensor(self.ppo.norm(np.stack([e.state for e in batch])))
-            output = self.refiner(x, steps, states, rows([e.coarse for e in batch]), label)
-            loss = weighted_loss(output, target, torch.ones(len(batch)))
+            output = self.refiner(x, steps, tensor(batch.states), tensor(batch.coarse), label)
+            loss = weighted_loss(output, target, torch.ones(len(x0)))
             self._optimiser.zero_grad()
             loss.backward()
             self._optimiser.step()
             total += loss.item()
         return total / max(config.updates_per_turn, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all that was learned and is under way: tensors and numbers."""
+        return copy.deepcopy(
+            {
+                "ppo": self.ppo.state_dict(),
+                "refiner": self.refiner.state_dict(),
+                "optimiser": self._optimiser.state_dict(),
+                "turns": self._turns.state_dict(),
+                "generator": self._generator.get_state(),
+            }
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        self.ppo.load_state_dict(state["ppo"])
+        self.refiner.load_state_dict(state["refiner"])
+        self._optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
+        self._turns.load_state_dict(state["turns"])
+        self._generator.set_state(state["generator"])
 
     def _states(self, observation: RoundObservation) -> NDArray[np.float64]:
         """[devices, states] each device's own features beside their mean over the devices."""
@@ -183,14 +218,25 @@ class AirLlmPolicy:
             np.log1p(ranks_that_fit),
             observation.entropy,
             observation.oov_rate,
-            np.nan_to_num(observation.loss, posinf=10.0),
+            # A loss that is not a number is as bad as any.
+            np.clip(np.nan_to_num(observation.loss, nan=_MAX_LOSS), -_MAX_LOSS, _MAX_LOSS),
             np.full(devices, observation.round_index / max(observation.num_rounds, 1)),
         ]
         gain = observation.energy if observation.gain is None else observation.gain
-        worth = np.maximum(gain, 0.0).sum(axis=2)  # [devices, projections]
+        # What the greedy rule would earn, in first-order nats: most of what tells rounds apart.
+        kept = fit_budget(
+            gain,
+            observation.unit_cost_s,
+            observation.budget_s,
+            is_joint=observation.is_shared_band,
+        )
+        known = np.clip(np.nan_to_num(gain), 0.0, 1e30)  # [devices, projections, rank]
+        is_kept = np.arange(gain.shape[2]) < kept[:, :, None]
+        own.append(np.log((known * is_kept).sum(axis=(1, 2)) + 1e-3))
+        worth = known.sum(axis=2)  # [devices, projections]
         worth = worth / (worth.sum(axis=1, keepdims=True) + 1e-12)
         own += [np.log(worth[:, group].sum(axis=1) + 1e-3) for group in self._groups]
-        features = np.stack(own, axis=1)  # [devices, features]
+        features = np.nan_to_num(np.stack(own, axis=1), posinf=1e6, neginf=-1e6)
         pooled = np.broadcast_to(features.mean(axis=0), features.shape)
         return np.concatenate([features, pooled], axis=1)
 
@@ -235,7 +281,3 @@ def smooth_basis(depths: Sequence[int], kinds: Sequence[str]) -> NDArray[np.floa
     basis[: len(found)] = found
     # A component of the coarse vector moves what it touches by about its own value.
     return basis * np.sqrt(len(x) / len(names))
-
-
-def _tensor(array: NDArray[np.float64]) -> Tensor:
-    return torch.as_tensor(np.asarray(array, dtype=np.float32))

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 PREDICTIONS = ("sample", "epsilon", "v_prediction")
@@ -37,7 +37,7 @@ class DdimConfig:
     """weight w of classifier-free guidance"""
     condition_dropout: float = 0.1
     """share of training rows whose condition is replaced by none"""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     """of Adam"""
     batch_size: int = 64
     """rows of an update, from the replay"""
@@ -123,35 +123,6 @@ def noised_target(
     if kind == "epsilon":
         return x, noise
     return x, scheduler.get_velocity(x0, noise, index)
-
-
-class Denoiser(nn.Module):
-    """Residual MLP on (x_t, step, context); its last layer starts at 0 and so adds nothing yet."""
-
-    def __init__(self, size: int, num_context: int, config: DdimConfig) -> None:
-        super().__init__()
-        hidden = config.hidden
-        self._half = 16
-        self.enter = nn.Linear(size + num_context + 2 * self._half, hidden)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.Mish(),
-                nn.Linear(hidden, hidden),
-            )
-            for _ in range(config.num_blocks)
-        )  # fmt: skip
-        self.leave = nn.Linear(hidden, size)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
-
-    def forward(self, x: Tensor, steps: Tensor, context: Tensor) -> Tensor:
-        """x [rows, size], steps [rows], context [rows, num_context] -> [rows, size]."""
-        scale = torch.exp(-math.log(10_000.0) * torch.arange(self._half) / self._half)
-        angle = steps[:, None].float() * scale  # [rows, half]
-        h = self.enter(torch.cat([x, context, angle.sin(), angle.cos()], dim=1))
-        for block in self.blocks:
-            h = h + block(h)
-        return self.leave(h)
 
 
 def weighted_loss(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from airllm.ppo import Ppo, gae
+from airllm.ppo import Ppo
+from airllm.rollout import Rollout
 
 Array = NDArray[np.float64]
+
+# What stands for a reward that is not a number (a loss that diverged): the published penalty.
+_NOT_A_REWARD = 10.0
+_MAX_REWARD = 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +26,7 @@ class Step:
     """One round's decision; arrays are [devices, ...]."""
 
     states: Array
+    """as the networks saw them, normalised"""
     proposals: Array
     """PPO's actions, before tanh"""
     log_probs: Array
@@ -32,13 +39,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """One device's decision in one round and how it turned out."""
+    """Devices' decisions and how they turned out; arrays are [rows, ...]."""
 
-    state: Array
+    states: Array
     coarse: Array
     refined: Array
-    advantage: float
-    reward: float
+    advantages: Array
+    rewards: Array
 
 
 class Turns:
@@ -46,14 +53,13 @@ class Turns:
 
     def __init__(self, ppo: Ppo, *, update_every: int, replay_size: int) -> None:
         self.ppo, self.update_every = ppo, update_every
-        self.replay: deque[Experience] = deque(maxlen=replay_size)
-        self._steps: list[Step] = []
-        self._rewards: list[Array] = []
+        self.replay: deque[tuple[Any, ...]] = deque(maxlen=replay_size)  # rows of Experience
+        self._rollout = Rollout()
+        self._steps: list[Step] = []  # those in the rollout, and the one that awaits its reward
 
     def decided(self, step: Step) -> None:
         """Note a decision; its reward comes with `rewarded`."""
-        self._steps = self._steps[: len(self._rewards)]
-        self._steps.append(step)
+        self._steps = [*self._steps[: len(self._rollout)], step]
 
     def rewarded(
         self, reward: Array, next_states: Array | None, *, is_last: bool
@@ -63,39 +69,67 @@ class Turns:
         At the end of a run nothing follows that could be looked at: the value of the last state
         stands for what would have followed, since a time limit is no terminal state.
         """
-        if len(self._steps) != len(self._rewards) + 1:
+        if len(self._steps) != len(self._rollout) + 1:
             raise RuntimeError("a reward needs the decision it belongs to before it")
-        self._rewards.append(reward)
-        if len(self._rewards) < self.update_every and not is_last:
-            return None
-        steps, rewards = self._steps, np.stack(self._rewards)
-        self._steps, self._rewards = [], []
-        values = np.stack([step.values for step in steps])  # [steps, devices]
-        last_value = values[-1] if next_states is None else self.ppo.value(next_states)
-        config = self.ppo.config
-        advantages = gae(rewards, values, last_value, gamma=config.gamma, lam=config.gae_lambda)
-        for t, step in enumerate(steps):
-            for d in range(len(step.states)):
-                self.replay.append(
-                    Experience(
-                        step.states[d], step.coarse[d], step.refined[d],
-                        float(advantages[t, d]), float(rewards[t, d]),
-                    )
-                )  # fmt: skip
-        return self.ppo.update(
-            np.concatenate([step.states for step in steps]),
-            np.concatenate([step.proposals for step in steps]),
-            np.concatenate([step.log_probs for step in steps]),
-            advantages.reshape(-1),
-            (advantages + values).reshape(-1),
+        step = self._steps[-1]
+        bound = _NOT_A_REWARD
+        known = np.nan_to_num(reward, nan=-bound, posinf=bound, neginf=-bound)
+        self._rollout.add(
+            states=step.states,
+            actions=step.proposals,
+            log_probs=step.log_probs,
+            values=step.values,
+            rewards=known.clip(-_MAX_REWARD, _MAX_REWARD),
         )
+        if len(self._rollout) < self.update_every and not is_last:
+            return None
+        config = self.ppo.config
+        last_values = step.values if next_states is None else self.ppo.value(next_states)
+        steps, rewards = self._steps, self._rollout.rewards.reshape(-1)
+        self._steps = []
+        segment = self._rollout.finish(last_values, gamma=config.gamma, lam=config.gae_lambda)
+        coarse = np.concatenate([s.coarse for s in steps])
+        refined = np.concatenate([s.refined for s in steps])
+        self.replay.extend(
+            zip(segment.states, coarse, refined, segment.advantages, rewards, strict=True)
+        )
+        return self.ppo.update(segment)
 
-    def draw(self, count: int, generator: torch.Generator) -> list[Experience]:
+    def draw(self, count: int, generator: torch.Generator) -> Experience:
         """Rows from the replay, with replacement."""
         index = torch.randint(len(self.replay), (count,), generator=generator)
-        return [self.replay[i] for i in index.tolist()]
+        return self._experience([self.replay[i] for i in index.tolist()])
+
+    @staticmethod
+    def _experience(rows: list[tuple[Any, ...]]) -> Experience:
+        return Experience(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Replay and the unfinished segment, as tensors."""
+        state: dict[str, Any] = {
+            "rollout": self._rollout.state_dict(),
+            "steps": [
+                {f.name: torch.as_tensor(getattr(step, f.name)) for f in fields(Step)}
+                for step in self._steps
+            ],
+            "replay": {},
+        }
+        if self.replay:
+            columns = self._experience(list(self.replay))
+            state["replay"] = {
+                f.name: torch.as_tensor(getattr(columns, f.name)) for f in fields(Experience)
+            }
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        self._rollout.load_state_dict(state["rollout"])
+        self._steps = [Step(**{k: v.numpy() for k, v in s.items()}) for s in state["steps"]]
+        columns = [state["replay"][f.name].numpy() for f in fields(Experience) if state["replay"]]
+        self.replay.clear()
+        self.replay.extend(zip(*columns, strict=True))
 
 
-def rows(values: list[Array]) -> Tensor:
-    """Stack rows as fp32."""
-    return torch.as_tensor(np.stack(values).astype(np.float32))
+def tensor(array: Array) -> Tensor:
+    """As fp32, which the networks compute in."""
+    return torch.as_tensor(np.asarray(array, dtype=np.float32))

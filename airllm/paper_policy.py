@@ -6,13 +6,17 @@ reward, never sees the state, and takes zeros for "no condition"; its output is 
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from airllm.ddim import DdimConfig, Denoiser, make_scheduler, noised_target, sample, weighted_loss
-from airllm.learning import Step, Turns, rows
+from airllm.ddim import DdimConfig, make_scheduler, noised_target, sample, weighted_loss
+from airllm.denoiser import Denoiser
+from airllm.learning import Step, Turns, tensor
 from airllm.observation import RoundObservation
 from airllm.policy import Importance, RoundFeedback
 from airllm.ppo import Ppo, PpoConfig
@@ -45,17 +49,20 @@ class PaperPolicy:
         key = np.random.SeedSequence(seed, spawn_key=(51,)).generate_state(2)
         self._generator = torch.Generator().manual_seed(int(key[0]))
         self.ppo = Ppo(4 + num_projections, NUM_COARSE, ppo, seed=int(key[1]))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(key[0]))
-            self.denoiser = Denoiser(num_projections, NUM_COARSE, ddim)
+        self.denoiser = Denoiser(
+            num_projections,
+            NUM_COARSE,
+            hidden=ddim.hidden,
+            num_blocks=ddim.num_blocks,
+            generator=self._generator,
+        )
         self._optimiser = torch.optim.Adam(self.denoiser.parameters(), lr=ddim.learning_rate)
         self._scheduler = make_scheduler(ddim, clip=True)
         self._turns = Turns(self.ppo, update_every=ppo.update_every, replay_size=ddim.replay_size)
 
     def decide(self, observation: RoundObservation) -> Ranks:
         """Floored proposals; nothing keeps them inside the budget."""
-        states = self._states(observation)
-        self.ppo.norm.update(states)
+        states = self.ppo.normalise(self._states(observation), is_learning=self.is_exploring)
         proposals, log_probs, values = self.ppo.act(states, is_exploring=self.is_exploring)
         coarse = np.tanh(proposals)
         refined = self._refine(coarse)
@@ -69,7 +76,9 @@ class PaperPolicy:
         following = feedback.next_observation
         scalars = self._turns.rewarded(
             feedback.reward,
-            None if following is None else self._states(following),
+            None
+            if following is None
+            else self.ppo.normalise(self._states(following), is_learning=False),
             is_last=feedback.is_last,
         )
         if scalars is None:
@@ -79,7 +88,7 @@ class PaperPolicy:
 
     @torch.no_grad()
     def _refine(self, coarse: NDArray[np.float64]) -> NDArray[np.float64]:
-        condition = torch.as_tensor(coarse.astype(np.float32))
+        condition = tensor(coarse)
 
         def predict(x: Tensor, t: int, *, is_conditional: bool) -> Tensor:
             given = condition if is_conditional else torch.zeros_like(condition)
@@ -96,14 +105,13 @@ class PaperPolicy:
         total, config = 0.0, self.config
         for _ in range(config.updates_per_turn):
             batch = self._turns.draw(config.batch_size, self._generator)
-            x0 = rows([e.refined for e in batch]).clamp(-1.0, 1.0)
-            condition = rows([e.coarse for e in batch])
-            drop = torch.rand(len(batch), generator=self._generator) < config.condition_dropout
+            x0, condition = tensor(batch.refined).clamp(-1.0, 1.0), tensor(batch.coarse)
+            drop = torch.rand(len(x0), generator=self._generator) < config.condition_dropout
             condition = torch.where(drop[:, None], 0.0, condition)
-            reward = torch.tensor([e.reward for e in batch])
+            reward = tensor(batch.rewards)
             # The best row of a batch weighs 1, the worst 0.
             weight = (reward - reward.min()) / (reward.max() - reward.min()).clamp_min(1e-8)
-            steps = torch.randint(config.train_steps, (len(batch),), generator=self._generator)
+            steps = torch.randint(config.train_steps, (len(x0),), generator=self._generator)
             noise = torch.randn(x0.shape, generator=self._generator)
             x, target = noised_target(self._scheduler, x0, noise, steps)
             loss = weighted_loss(self.denoiser(x, steps, condition), target, weight)
@@ -120,3 +128,23 @@ class PaperPolicy:
         ]  # fmt: skip
         own = np.nan_to_num(np.stack(columns, axis=1), neginf=-100.0)
         return np.concatenate([own, observation.previous_ranks / self.r_max], axis=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all that was learned and is under way: tensors and numbers."""
+        return copy.deepcopy(
+            {
+                "ppo": self.ppo.state_dict(),
+                "denoiser": self.denoiser.state_dict(),
+                "optimiser": self._optimiser.state_dict(),
+                "turns": self._turns.state_dict(),
+                "generator": self._generator.get_state(),
+            }
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        self.ppo.load_state_dict(state["ppo"])
+        self.denoiser.load_state_dict(state["denoiser"])
+        self._optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
+        self._turns.load_state_dict(state["turns"])
+        self._generator.set_state(state["generator"])

@@ -33,6 +33,7 @@ PAPER: dict[str, Any] = {
         "entropy_weight": 0.01,
         "value_weight": 0.5,
         "update_every": 15,
+        "log_std": -1.0,  # not published
         "max_kl": 1e9,
     },
     "ddim": {

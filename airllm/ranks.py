@@ -57,7 +57,9 @@ def fit_budget(
     """
     devices, projections, rank = value.shape
     ranks = np.zeros((devices, projections), dtype=np.int64)
-    running = np.minimum.accumulate(np.nan_to_num(value, nan=0.0), axis=2)
+    # The bounds leave room to divide by a small cost.
+    known = np.clip(np.nan_to_num(value, nan=0.0), -1e150, 1e150)
+    running = np.minimum.accumulate(known, axis=2)
     # A component that never gets through (rate 0, infinite cost) is worth nothing.
     density = np.where(np.isfinite(unit_cost)[:, :, None], running / unit_cost[:, :, None], 0.0)
     cost = np.broadcast_to(unit_cost[:, :, None], value.shape)

@@ -9,12 +9,12 @@ import torch
 from airllm.ddim import (
     PREDICTIONS,
     DdimConfig,
-    Denoiser,
     make_scheduler,
     noised_target,
     sample,
     weighted_loss,
 )
+from airllm.denoiser import Denoiser
 
 MEAN, STD = 0.3, 0.2
 
@@ -83,15 +83,40 @@ def test_guidance_zero_is_unconditional_one_conditional_and_two_beyond():
         assert got.item() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(("guidance", "asked"), [(0.0, {False}), (1.0, {True})])
+def test_without_guidance_each_step_asks_once(guidance, asked):
+    calls = []
+
+    def predict(x, t, *, is_conditional):
+        calls.append(is_conditional)
+        return torch.zeros_like(x)
+
+    sample(make_scheduler(DdimConfig()), predict, torch.zeros(1, 1), num_steps=5, guidance=guidance)
+    assert (len(calls), set(calls)) == (5, asked)
+
+
+def test_a_denoiser_is_drawn_from_its_generator_alone_and_adds_nothing_at_first():
+    def model(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return Denoiser(3, 2, hidden=8, num_blocks=1, generator=generator)
+
+    before = torch.random.get_rng_state()
+    first, again, other = model(0), model(0), model(1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(first.enter.weight, again.enter.weight)
+    assert not torch.equal(first.enter.weight, other.enter.weight)
+    output = first(
+        torch.randn(4, 3, generator=torch.Generator()), torch.arange(4), torch.ones(4, 2)
+    )
+    assert torch.equal(output, torch.zeros(4, 3))
+
+
 @pytest.mark.parametrize("kind", PREDICTIONS)
 def test_a_denoiser_learns_a_conditional_mean(kind):
     """x0 = +-0.7 by condition, with little noise: samples land where their condition says."""
-    config = DdimConfig(prediction=kind, hidden=64)
-    scheduler = make_scheduler(config)
+    scheduler = make_scheduler(DdimConfig(prediction=kind))
     generator = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = Denoiser(3, 1, config)
+    model = Denoiser(3, 1, hidden=64, num_blocks=2, generator=generator)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(300):
         condition = torch.randint(2, (128, 1), generator=generator) * 2.0 - 1.0

@@ -44,3 +44,13 @@ def test_worthless_components_are_never_kept() -> None:
     value = np.array([[[1.0, -1.0, 2.0], [0.0, 0.0, 0.0]]])
     ranks = fit_budget(value, np.ones((1, 2)), np.array([100.0]), is_joint=False)
     assert ranks.tolist() == [[1, 0]]
+
+
+def test_what_costs_infinitely_is_not_had_and_what_is_worth_infinitely_comes_first() -> None:
+    value = np.array([[[1.0], [np.inf], [np.nan], [2.0], [-np.inf]]])
+    cost = np.array([[np.inf, 1e-6, 1.0, 1.0, 1.0]])
+    ranks = fit_budget(value, cost, np.array([1e-6]), is_joint=False)
+    assert ranks.tolist() == [[0, 1, 0, 0, 0]]
+    ranks = fit_budget(value, cost, np.array([100.0]), is_joint=True)
+    assert ranks.tolist() == [[0, 1, 0, 1, 0]]
+    assert not fit_budget(value, np.full((1, 5), np.inf), np.zeros(1), is_joint=True).any()
