@@ -1,16 +1,26 @@
-"""A wireless channel for federated experiments: fading, links, a shared cell in virtual time."""
+"""A wireless channel for federated experiments: links, fading, a shared cell in virtual time."""
 
 from channel.cell import Cell, Delivery, Links
-from channel.config import PRESETS, ChannelConfig, preset_values
+from channel.config import (
+    ChannelConfig,
+    EnergyConfig,
+    LinkConfig,
+    PathConfig,
+    preset_names,
+    preset_values,
+)
 from channel.link import LinkState, shannon_rate_bps
 
 __all__ = [
-    "PRESETS",
     "Cell",
     "ChannelConfig",
     "Delivery",
+    "EnergyConfig",
+    "LinkConfig",
     "LinkState",
     "Links",
+    "PathConfig",
+    "preset_names",
     "preset_values",
     "shannon_rate_bps",
 ]

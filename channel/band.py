@@ -5,78 +5,55 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import simpy
 
 
-@dataclass(slots=True)
-class _Transfer:
-    bits: float
-    rate_bps: float
-    start: float
-    """work clock at which ``bits`` were still to be sent"""
-    done_bits: float = 0.0
-    """sent before ``start``, at earlier rates"""
-
-
 class Band:
-    """Transfers on one band: each of k active ones gets a k-th of the time (processor sharing).
+    """Transfers at constant rates: each of k active ones gets a k-th of the time.
 
-    Time is kept by a work clock that runs at 1/k: a transfer of S bits at rate R ends when the
-    clock has advanced by S/R, whoever comes and goes meanwhile. So one heap of ends and one SimPy
-    timer serve any number of transfers. With ``is_shared`` False each transfer has a band of its
-    own and the clock runs at 1. A transfer whose rate is 0 keeps its turns and never ends.
+    Time is kept by a work clock that runs at 1/k (processor sharing): a transfer of S bits at rate
+    R ends when the clock has advanced by S/R, whoever comes and goes meanwhile. So one heap of ends
+    and one SimPy timer serve any number of transfers. With ``is_shared`` False each transfer has a
+    band of its own and the clock runs at 1. A transfer whose rate is 0 keeps its turns and never
+    ends.
     """
 
     def __init__(self, env: simpy.Environment, *, is_shared: bool) -> None:
         self.env, self.is_shared = env, is_shared
         self.finished_s: dict[int, float] = {}
         """time at which each finished transfer ended"""
-        self._active: dict[int, _Transfer] = {}
+        self._active: dict[int, tuple[float, float, float]] = {}  # bits, rate, clock at the start
         self._heap: list[tuple[float, int]] = []
         self._clock = 0.0
         self._clock_at = env.now
         self._timer_version = 0
 
-    def start(self, device: int, bits: float, rate_bps: float) -> None:
-        """Begin a transfer now; ``rate_bps`` is what the device gets with the band to itself."""
+    def start(self, transfers: Mapping[int, tuple[float, float]]) -> None:
+        """Begin transfers now: (bits, rate in bit/s with the band to itself) of each device."""
         self._advance()
-        self._active[device] = _Transfer(bits, rate_bps, self._clock)
-        heapq.heappush(self._heap, (self._end_of(device), device))
-        self._set_timer()
-
-    def set_rates(self, rate_bps: Mapping[int, float]) -> None:
-        """Go on with other rates, as fading or adaptation has it."""
-        self._advance()
-        for device, transfer in self._active.items():
-            transfer.done_bits = self._sent(transfer)
-            transfer.start, transfer.rate_bps = self._clock, rate_bps[device]
-        self._heap = [(self._end_of(device), device) for device in self._active]
+        for device, (bits, rate_bps) in transfers.items():
+            self._active[device] = (bits, rate_bps, self._clock)
+            end = self._clock + (bits / rate_bps if rate_bps > 0 else math.inf)
+            self._heap.append((end, device))
         heapq.heapify(self._heap)
         self._set_timer()
-
-    def active(self) -> list[int]:
-        """Devices whose transfer is not through."""
-        return list(self._active)
 
     def stop(self) -> dict[int, float]:
         """Cut what is not through; the bits that each of these had got by now."""
         self._advance()
-        cut = {device: self._sent(transfer) for device, transfer in self._active.items()}
+        cut = {
+            device: min((self._clock - start) * rate_bps, bits)
+            for device, (bits, rate_bps, start) in self._active.items()
+        }
         self._active.clear()
         self._heap.clear()
         self._timer_version += 1
         return cut
 
-    def _end_of(self, device: int) -> float:
-        transfer = self._active[device]
-        left = transfer.bits - transfer.done_bits
-        return transfer.start + (left / transfer.rate_bps if transfer.rate_bps > 0 else math.inf)
-
-    def _sent(self, transfer: _Transfer) -> float:
-        sent = transfer.done_bits + (self._clock - transfer.start) * transfer.rate_bps
-        return min(sent, transfer.bits)
+    @property
+    def is_idle(self) -> bool:
+        return not self._active
 
     def _slope(self) -> float:
         return 1.0 / len(self._active) if self.is_shared and self._active else 1.0

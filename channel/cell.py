@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import simpy
@@ -12,14 +12,20 @@ from numpy.typing import NDArray
 
 from channel.band import Band
 from channel.config import ChannelConfig
-from channel.fading import ClarkeProcess, rayleigh_power, rician_power, rng_for
-from channel.link import LinkState, shannon_rate_bps
-from channel.units import linear_to_db
+from channel.energy import idle_energy_j, receive_energy_j, transmit_energy_j
+from channel.errors import GilbertElliott
+from channel.fading import rng_for
+from channel.link import LinkState
+from channel.presence import Presence
+from channel.process import LinkProcess
+from channel.slots import run_slots
+from channel.transmission import goodput_bps
 
 Array = NDArray[np.float64]
+Direction = Literal["down", "up"]
 
-# Keys of the random streams of this file; those of fading are in fading.py.
-_SNR_STREAM, _SPREAD_STREAM, _CSI_STREAM, _ERROR_STREAM = 20, 21, 22, 23
+# Keys of the random streams of this file.
+_CSI_STREAM, _ERROR_STREAM, _BURST_STREAM, _LOSS_STREAM = 22, 23, 27, 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +61,13 @@ class Delivery:
     bits: int
     """of the payload"""
     sent_bits: float
-    """carried before the deadline"""
+    """of them, carried before the deadline"""
     delivered_bits: int
     """all of them or none"""
     delay_s: float
-    """until the last bit, or the deadline"""
+    """from the start of the transfer until the last bit, or the deadline"""
+    air_s: float
+    """time on the air, the shares of others taken off"""
     energy_j: float
     """drawn by the device over the round"""
     is_delivered: bool
@@ -68,11 +76,11 @@ class Delivery:
 
 
 class Cell:
-    """Virtual time, fading and sharing for a fixed set of devices.
+    """Virtual time, links and sharing for a fixed set of devices.
 
-    Round r starts at r * round_period_s whatever was sent before, and every draw is keyed by
-    device and round: all policies meet the same channel, and a cell can be restored from the
-    number of its round.
+    Round r starts at r * round_period_s whatever was sent before, and every draw is keyed: all
+    policies meet the same channel, a device more changes nothing for the others, and a cell is
+    restored from the number of its round.
     """
 
     def __init__(self, config: ChannelConfig, num_devices: int, *, seed: int) -> None:
@@ -80,18 +88,23 @@ class Cell:
             raise ValueError(f"num_devices must be >= 1, got {num_devices}")
         self.config, self.num_devices, self.seed = config, num_devices, seed
         self.round_index = -1
+        self.log: list[tuple[float, int, str]] = []
+        """(time in s, device, event) of the present round: start, end, cut, lost"""
         self._env = simpy.Environment()
-        self._offset_db = np.array(
-            [
-                config.snr_spread_db * rng_for(seed, _SPREAD_STREAM, d).standard_normal()
-                for d in range(num_devices)
-            ]
-        )
-        self._paths = (
-            [ClarkeProcess(config.doppler_hz, seed=seed, device=d) for d in range(num_devices)]
-            if config.fading == "clarke"
-            else []
-        )
+        self._process = LinkProcess(config, num_devices, seed=seed)
+        self._presence = [
+            Presence(config.away_per_s, config.away_mean_s, seed=seed, device=d)
+            for d in range(num_devices)
+            if config.away_per_s > 0
+        ]
+        self._bursts: list[list[bool]] = [[] for _ in range(num_devices)]
+        self._chains = [
+            GilbertElliott(
+                config.link.burst_start, config.link.burst_end, rng=rng_for(seed, _BURST_STREAM, d)
+            )
+            for d in range(num_devices)
+            if config.link.burst_start > 0
+        ]
 
     @property
     def now_s(self) -> float:
@@ -101,7 +114,7 @@ class Cell:
     def begin_round(self, round_index: int) -> None:
         """Let virtual time pass until a round's start; rounds only go forward."""
         start_s = round_index * self.config.round_period_s
-        if round_index <= self.round_index or start_s < self._env.now:
+        if round_index <= self.round_index or start_s < self._env.now - 1e-9 * start_s:
             raise ValueError(
                 f"round_index must be above {self.round_index}, the round begun last, "
                 f"got {round_index}"
@@ -109,58 +122,48 @@ class Cell:
         if start_s > self._env.now:
             self._env.run(until=start_s)
         self.round_index = round_index
+        self.log = []
 
-    def true_links(self) -> Links:
-        """The links as they are now."""
-        snr_db = self._mean_snr_db() + linear_to_db(self._fading_power(self.now_s))
-        return self._links(snr_db)
+    def true_links(self, direction: Direction = "down") -> Links:
+        """The links as they are now; the rate is what the chosen modulation really carries."""
+        snr_db = self._process.snr_db(self._round, self.now_s, direction)
+        rate_bps, _ = self._goodput(snr_db, direction)
+        return self._links(snr_db, rate_bps)
 
-    def reported_links(self) -> Links:
-        """The links as the devices estimate and report them: with an error, on a grid."""
-        config, snr_db = self.config, self.true_links().snr_db
-        if config.csi_error_db:
-            snr_db = snr_db + np.array(
-                [
-                    config.csi_error_db
-                    * rng_for(self.seed, _CSI_STREAM, d, self.round_index).standard_normal()
-                    for d in range(self.num_devices)
-                ]
-            )
-        if config.csi_quantisation_db:
-            snr_db = np.round(snr_db / config.csi_quantisation_db) * config.csi_quantisation_db
-        return self._links(snr_db)
+    def reported_links(self, direction: Direction = "down") -> Links:
+        """The links as they were estimated and reported: old, with an error, on a grid."""
+        snr_db = self._reported_snr_db(direction)
+        rate_bps, _ = goodput_bps(self.config.link, self.config.bandwidth_hz, snr_db, snr_db)
+        return self._links(snr_db, rate_bps)
 
     def planned_rate_bps(self, reported: Links) -> Array:
         """[devices] rate that a plan may count on: the reported SNR less the margin."""
-        return self._links(reported.snr_db - self.config.csi_margin_db).rate_bps
+        snr_db = reported.snr_db - self.config.csi_margin_db
+        return goodput_bps(self.config.link, self.config.bandwidth_hz, snr_db, snr_db)[0]
 
-    def transfer(self, bits: Mapping[int, int]) -> dict[int, Delivery]:
-        """Send payloads of the given bits to their devices, all starting now.
+    def transfer(
+        self,
+        bits: Mapping[int, int],
+        *,
+        direction: Direction = "down",
+        start_s: Mapping[int, float] | None = None,
+    ) -> dict[int, Delivery]:
+        """Send payloads of the given bits to (or from) their devices.
 
-        What is not through at the deadline is lost, and that is an outcome, not an error. Time
-        stands at the deadline or the last end afterwards, whichever comes first.
+        Transfers start now, or later by ``start_s``. What is not through ``deadline_s`` from now is
+        lost, and that is an outcome, not an error. Time stands at the deadline afterwards, or where
+        the last transfer ended if the channel was stepped in slots.
         """
-        for device, size in bits.items():
-            if not 0 <= device < self.num_devices:
-                raise ValueError(f"device must be in 0..{self.num_devices - 1}, got {device}")
-            if size < 0:
-                raise ValueError(f"bits of device {device} must be >= 0, got {size}")
-        start_s = self.now_s
-        deadline_s = start_s + self.config.deadline_s
-        band = Band(self._env, is_shared=self.config.sharing == "shared")
-        rates = self.true_links().rate_bps
-        for device in sorted(bits):
-            if bits[device]:
-                band.start(device, float(bits[device]), float(rates[device]))
-        if self._paths:
-            self._run_through_fading(band, deadline_s)
-        elif band.active():
-            self._env.run(until=deadline_s)
-        cut = band.stop()
-        return {
-            device: self._delivery(device, size, start_s, band.finished_s, cut)
-            for device, size in sorted(bits.items())
-        }
+        offsets = self._checked(bits, start_s)
+        return self._send(bits, offsets, direction, worst_of=None)
+
+    def broadcast(self, bits: int, devices: list[int]) -> dict[int, Delivery]:
+        """Send one payload to all of ``devices`` at once, at the pace of the worst receiver."""
+        if not devices:
+            raise ValueError("devices must not be empty; a broadcast needs a receiver")
+        each = dict.fromkeys(devices, bits)
+        offsets = self._checked(each, None)
+        return self._send(each, offsets, "down", worst_of=np.array(devices))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint between rounds needs: every draw is keyed, so the round suffices."""
@@ -171,65 +174,202 @@ class Cell:
         self.round_index = int(state["round_index"])
         self._env = simpy.Environment(initial_time=float(state["now_s"]))
 
-    def _run_through_fading(self, band: Band, deadline_s: float) -> None:
-        """The channel changes within a transfer: new rates at every coherence time."""
-        while band.active() and self._env.now < deadline_s:
-            step_end_s = min(self._env.now + self.config.coherence_s, deadline_s)
-            self._env.run(until=step_end_s)
-            if band.active() and self._env.now < deadline_s:
-                rates = self.true_links().rate_bps
-                band.set_rates({device: float(rates[device]) for device in band.active()})
+    @property
+    def _round(self) -> int:
+        return max(self.round_index, 0)
+
+    def _checked(
+        self, bits: Mapping[int, int], start_s: Mapping[int, float] | None
+    ) -> dict[int, float]:
+        offsets = {device: (start_s or {}).get(device, 0.0) for device in bits}
+        for device, size in bits.items():
+            if not 0 <= device < self.num_devices:
+                raise ValueError(f"device must be in 0..{self.num_devices - 1}, got {device}")
+            if size < 0:
+                raise ValueError(f"bits of device {device} must be >= 0, got {size}")
+            if not 0.0 <= offsets[device] < float("inf"):
+                raise ValueError(
+                    f"start_s of device {device} must be >= 0 and finite, got {offsets[device]}"
+                )
+        return offsets
+
+    def _send(
+        self,
+        bits: Mapping[int, int],
+        offsets: Mapping[int, float],
+        direction: Direction,
+        worst_of: NDArray[np.int64] | None,
+    ) -> dict[int, Delivery]:
+        config, begin_s = self.config, self.now_s
+        deadline_s = begin_s + config.deadline_s
+        size = np.zeros(self.num_devices)
+        size[list(bits)] = list(bits.values())
+        is_bad = self._in_burst()
+        is_shared = config.sharing == "shared" and worst_of is None
+        is_simple = self._process.is_constant and not self._presence
+        if is_simple and (config.scheduler == "equal" or not is_shared):
+            rates, hazard = self._goodput(
+                self._process.snr_db(self._round, begin_s, direction), direction, worst_of
+            )
+            rates = np.where(is_bad, 0.0, rates)
+            end_s, sent = self._run_band(size, bits, offsets, rates, deadline_s, is_shared)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                air_s = np.where(rates > 0, sent / rates, 0.0)
+                hazard = np.where(sent > 0, sent * hazard, 0.0)
+        else:
+            result = run_slots(
+                self._env, size, self._slots(offsets, begin_s, direction, is_bad, worst_of),
+                slot_s=config.coherence_s, deadline_s=deadline_s, scheduler=config.scheduler,
+                is_shared=is_shared,
+            )  # fmt: skip
+            sent, end_s, air_s = result.sent_bits, result.end_s, result.air_s
+            hazard = result.hazard
+        return {
+            d: self._delivery(
+                d, bits[d], begin_s, offsets[d], float(end_s[d]), float(sent[d]),
+                float(air_s[d]), float(hazard[d]), direction,
+            )
+            for d in sorted(bits)
+        }  # fmt: skip
+
+    def _run_band(
+        self,
+        size: Array,
+        bits: Mapping[int, int],
+        offsets: Mapping[int, float],
+        rates: Array,
+        deadline_s: float,
+        is_shared: bool,
+    ) -> tuple[Array, Array]:
+        """(end times, bits sent) [devices] where rates are constant: events, not slots."""
+        begin_s = self.now_s
+        band = Band(self._env, is_shared=is_shared)
+        waiting = sorted((offsets[d], d) for d in bits if bits[d])
+        for offset in sorted({offset for offset, _ in waiting}):
+            if begin_s + offset >= deadline_s:
+                break
+            if begin_s + offset > self._env.now:
+                self._env.run(until=begin_s + offset)
+            now = {d: (float(size[d]), float(rates[d])) for at, d in waiting if at == offset}
+            band.start(now)
+        if not band.is_idle and self._env.now < deadline_s:
+            self._env.run(until=deadline_s)
+        cut = band.stop()
+        end_s = np.where(size > 0, np.inf, begin_s)
+        sent = size.copy()
+        sent[[d for _, d in waiting]] = 0.0
+        for device, when in band.finished_s.items():
+            end_s[device], sent[device] = when, size[device]
+        for device, carried in cut.items():
+            sent[device] = carried
+        return end_s, sent
+
+    def _slots(
+        self,
+        offsets: Mapping[int, float],
+        begin_s: float,
+        direction: Direction,
+        is_bad: NDArray[np.bool_],
+        worst_of: NDArray[np.int64] | None,
+    ) -> Iterator[tuple[Array, Array, NDArray[np.bool_]]]:
+        """Rates, hazards and presence of one slot after another."""
+        start = np.full(self.num_devices, np.inf)
+        start[list(offsets)] = begin_s + np.array(list(offsets.values()))
+        walk = self._process.walk(self._round, begin_s, self.config.coherence_s, direction)
+        fixed: tuple[Array, Array] | None = None
+        for number, snr_db in enumerate(walk):
+            time_s = begin_s + number * self.config.coherence_s
+            if fixed is None or not self._process.is_constant:
+                rates, hazard = self._goodput(snr_db, direction, worst_of)
+                fixed = np.where(is_bad, 0.0, rates), hazard
+            is_here = start <= time_s + 1e-9
+            if self._presence:
+                is_here &= np.array([p.is_here(time_s) for p in self._presence])
+            if worst_of is not None and not is_here[worst_of].all():
+                is_here = np.zeros_like(is_here)  # a broadcast waits for all it must reach
+            yield fixed[0], fixed[1], is_here
+
+    def _goodput(
+        self, snr_db: Array, direction: Direction, worst_of: NDArray[np.int64] | None = None
+    ) -> tuple[Array, Array]:
+        link = self.config.link
+        known_db = snr_db
+        if link.adaptation != "shannon":
+            # Modulation and code follow the report, which is all that the sender knows.
+            known_db = self._reported_snr_db(direction) - self.config.csi_margin_db
+        if worst_of is not None:
+            known_db = np.full_like(known_db, known_db[worst_of].min())
+            rates, hazard = goodput_bps(link, self.config.bandwidth_hz, snr_db, known_db)
+            return np.full_like(rates, rates[worst_of].min()), hazard
+        return goodput_bps(link, self.config.bandwidth_hz, snr_db, known_db)
+
+    def _reported_snr_db(self, direction: Direction) -> Array:
+        config, time_s = self.config, self._round * self.config.round_period_s
+        seen_s = time_s - config.csi_delay_s
+        seen_round = max(int(np.floor(seen_s / config.round_period_s + 1e-9)), 0)
+        snr_db = self._process.snr_db(seen_round, seen_s, direction)
+        if config.csi_error_db:
+            rng = rng_for(self.seed, _CSI_STREAM, self._round)
+            snr_db = snr_db + config.csi_error_db * rng.standard_normal(self.num_devices)
+        if config.csi_quantisation_db:
+            snr_db = np.round(snr_db / config.csi_quantisation_db) * config.csi_quantisation_db
+        return snr_db
+
+    def _in_burst(self) -> NDArray[np.bool_]:
+        """[devices] who is in a bad round, in which nothing arrives."""
+        bad = np.zeros(self.num_devices, dtype=bool)
+        for d, chain in enumerate(self._chains):
+            known = self._bursts[d]
+            if len(known) <= self._round:
+                known.extend(chain.slots(self._round + 1 - len(known)).tolist())
+            bad[d] = known[self._round]
+        return bad
 
     def _delivery(
         self,
         device: int,
         size: int,
-        start_s: float,
-        finished_s: Mapping[int, float],
-        cut: Mapping[int, float],
+        begin_s: float,
+        offset_s: float,
+        end_s: float,
+        sent: float,
+        air_s: float,
+        hazard: float,
+        direction: Direction,
     ) -> Delivery:
         config = self.config
-        is_delivered = device not in cut
-        delay_s = finished_s.get(device, start_s) - start_s if is_delivered else config.deadline_s
-        has_bit_error = False
+        start_s = min(begin_s + offset_s, begin_s + config.deadline_s)
+        is_through = bool(np.isfinite(end_s))
+        delay_s = max(end_s - start_s, 0.0) if is_through else begin_s + config.deadline_s - start_s
+        is_delivered, has_bit_error = is_through, False
+        key = (device, self._round, int(direction == "up"))
+        if is_through and size and hazard > 0:
+            is_delivered = rng_for(self.seed, _LOSS_STREAM, *key).random() < np.exp(-hazard)
         if is_delivered and size and config.residual_error_rate:
-            rng = rng_for(self.seed, _ERROR_STREAM, device, self.round_index)
+            rng = rng_for(self.seed, _ERROR_STREAM, *key)
             has_bit_error = bool(rng.random() < config.residual_error_rate)
-        idle_s = config.round_period_s - delay_s
+        if size:
+            self.log.append((start_s, device, "start"))
+            event = "end" if is_delivered else "lost" if is_through else "cut"
+            self.log.append((start_s + delay_s, device, event))
+        if direction == "up":
+            active_s, active_j = air_s, transmit_energy_j(config.energy, air_s)
+        else:
+            # A receiver listens until its last bit, to the shares of others as well.
+            active_s, active_j = delay_s, receive_energy_j(config.energy, delay_s)
+        idle_s = max(config.round_period_s - active_s, 0.0)
         return Delivery(
             device=device,
             bits=size,
-            sent_bits=float(size) if is_delivered else cut[device],
+            sent_bits=float(size) if is_through else min(sent, float(size)),
             delivered_bits=size if is_delivered else 0,
             delay_s=delay_s,
-            energy_j=config.receive_power_w * delay_s + config.idle_power_w * idle_s,
-            is_delivered=is_delivered,
+            air_s=air_s,
+            energy_j=active_j + idle_energy_j(config.energy, idle_s),
+            is_delivered=bool(is_delivered),
             has_bit_error=has_bit_error,
         )
 
-    def _mean_snr_db(self) -> Array:
-        config = self.config
-        if config.snr_db is not None:
-            return config.snr_db + self._offset_db
-        choices = np.asarray(config.snr_choices_db)
-        index = [
-            rng_for(self.seed, _SNR_STREAM, d, self.round_index).integers(len(choices))
-            for d in range(self.num_devices)
-        ]
-        return choices[index] + self._offset_db
-
-    def _fading_power(self, time_s: float) -> Array:
-        config, devices = self.config, range(self.num_devices)
-        if config.fading == "clarke":
-            return np.array([float(path.power(time_s)) for path in self._paths])
-        if config.fading == "rayleigh":
-            return np.array([rayleigh_power(self.seed, d, self.round_index) for d in devices])
-        if config.fading == "rician":
-            k_db = config.rician_k_db
-            return np.array([rician_power(self.seed, d, self.round_index, k_db) for d in devices])
-        return np.ones(self.num_devices)
-
-    def _links(self, snr_db: Array) -> Links:
+    def _links(self, snr_db: Array, rate_bps: Array) -> Links:
         bandwidth_hz = np.full(self.num_devices, self.config.bandwidth_hz)
-        rate_bps = shannon_rate_bps(bandwidth_hz, snr_db, self.config.snr_gap_db)
         return Links(snr_db, bandwidth_hz, rate_bps, self.now_s)

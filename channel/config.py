@@ -4,93 +4,191 @@ from __future__ import annotations
 
 import difflib
 import math
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from channel.energy import EnergyConfig
+from channel.pathloss import SCENARIOS
+from channel.traces import FORMATS
 
 FADINGS = ("none", "rayleigh", "rician", "clarke")
 SHARINGS = ("shared", "orthogonal")
+SCHEDULERS = ("equal", "round-robin", "proportional-fair", "best-first")
+MOBILITIES = ("static", "waypoint", "trajectory")
+ADAPTATIONS = ("shannon", "cqi", "finite-blocklength")
+PRESET_FOLDER = Path(__file__).parent / "presets"
 
-PRESETS: dict[str, dict[str, Any]] = {
-    # Eight sensors on one narrow carrier: less than one rank everywhere fits into a round.
-    "shared-cell": {},
-    # arXiv 2507.11515: 100 MHz for each device, SNR drawn from a list at every step, Shannon
-    # rate, one second of latency, perfect knowledge of the channel.
-    "paper": {
-        "sharing": "orthogonal",
-        "bandwidth_hz": 100e6,
-        "snr_db": None,
-        "fading": "none",
-        "csi_error_db": 0.0,
-        "csi_quantisation_db": 0.0,
-        "csi_margin_db": 0.0,
-    },
-    # The shared cell without its scarcity: whole updates fit.
-    "wide-band": {"bandwidth_hz": 20e6},
-}
+
+@dataclass(frozen=True, slots=True)
+class PathConfig:
+    """Where the mean SNR comes from when it is not given: geometry and powers."""
+
+    scenario: str = "none"
+    """'none' (the SNR is given), or TR 38.901's 'umi', 'uma', 'inh'"""
+    carrier_hz: float = 3.5e9
+    """carrier frequency"""
+    base_power_dbm: float = 30.0
+    """of the base station, downlink"""
+    device_power_dbm: float = 23.0
+    """of a device, uplink"""
+    antenna_gain_db: float = 0.0
+    """both ends together"""
+    device_noise_figure_db: float = 9.0
+    """of a device's receiver, downlink"""
+    base_noise_figure_db: float = 5.0
+    """of the base station's receiver, uplink"""
+    terminal_height_m: float = 1.5
+    """height of a device, between 1 and 13 m"""
+    cell_radius_m: float = 200.0
+    """devices are within it"""
+    min_distance_m: float = 10.0
+    """and no nearer than this"""
+    mobility: str = "static"
+    """'static', 'waypoint' (random places, one after another) or 'trajectory' (from a file)"""
+    speed_min_mps: float = 0.5
+    """slowest way (waypoint)"""
+    speed_max_mps: float = 1.5
+    """fastest way (waypoint); also what the Doppler shift follows from"""
+    trajectory_file: str = ""
+    """CSV with the columns device, time_s, x_m, y_m (trajectory)"""
+
+    def __post_init__(self) -> None:
+        _one_of("path.scenario", self.scenario, ("none", *SCENARIOS))
+        _one_of("path.mobility", self.mobility, MOBILITIES)
+        _check("path.carrier_hz", self.carrier_hz, self.carrier_hz > 0, "> 0")
+        for key in (
+            "base_power_dbm", "device_power_dbm", "antenna_gain_db", "device_noise_figure_db",
+            "base_noise_figure_db",
+        ):  # fmt: skip
+            _check(f"path.{key}", getattr(self, key), True, "finite")
+        height = self.terminal_height_m
+        _check("path.terminal_height_m", height, 1.0 < height <= 13.0, "in (1, 13]")
+        near, far = self.min_distance_m, self.cell_radius_m
+        _check("path.min_distance_m", near, near >= 0, ">= 0")
+        _check("path.cell_radius_m", far, far > near, f"above path.min_distance_m {near}")
+        slow, fast = self.speed_min_mps, self.speed_max_mps
+        _check("path.speed_min_mps", slow, slow > 0, "> 0")
+        _check("path.speed_max_mps", fast, fast >= slow, f"at least path.speed_min_mps {slow}")
+        if (self.mobility == "trajectory") != bool(self.trajectory_file):
+            raise ValueError(
+                "channel.path.mobility 'trajectory' and channel.path.trajectory_file need each "
+                f"other, got {self.mobility!r} and {self.trajectory_file!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class LinkConfig:
+    """From SNR to rate and errors."""
+
+    adaptation: str = "shannon"
+    """'shannon' (capacity less a gap), 'cqi' (TS 38.214's table) or 'finite-blocklength'"""
+    snr_gap_db: float = 0.0
+    """loss of real modulation and coding (shannon)"""
+    block_symbols: int = 1000
+    """channel uses of a code block (cqi, finite-blocklength)"""
+    target_error: float = 0.1
+    """block error rate that the rate is chosen for (finite-blocklength)"""
+    max_tries: int = 4
+    """transmissions of a block before it is given up (cqi, finite-blocklength)"""
+    combining: str = "none"
+    """'none' (ARQ: each try for itself) or 'chase' (HARQ: copies add their SNRs)"""
+    burst_start: float = 0.0
+    """probability that a good round is followed by a bad one, in which nothing arrives; 0: none"""
+    burst_end: float = 0.5
+    """probability that a bad round is followed by a good one"""
+
+    def __post_init__(self) -> None:
+        _one_of("link.adaptation", self.adaptation, ADAPTATIONS)
+        _one_of("link.combining", self.combining, ("none", "chase"))
+        _check("link.snr_gap_db", self.snr_gap_db, self.snr_gap_db >= 0, ">= 0")
+        for key in ("block_symbols", "max_tries"):
+            _check(f"link.{key}", getattr(self, key), getattr(self, key) >= 1, ">= 1")
+        _check("link.target_error", self.target_error, 0 < self.target_error < 1, "in (0, 1)")
+        _check("link.burst_start", self.burst_start, 0 <= self.burst_start <= 1, "in [0, 1]")
+        _check("link.burst_end", self.burst_end, 0 < self.burst_end <= 1, "in (0, 1]")
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelConfig:
-    """The downlink from the cloud to its devices."""
+    """The cell: its band, its links, what is known about them, and what they cost."""
 
-    preset: str = "shared-cell"
-    """where the other values come from unless they are given: shared-cell, paper or wide-band"""
+    preset: str = "iot-shared-1mhz"
+    """where the other values come from unless they are given; `airllm channel list` names them,
+    and trace:<file> replays a recorded link"""
     sharing: str = "shared"
-    """'shared': one band, equal shares among those still receiving; 'orthogonal': a band each"""
+    """'shared': one band for all; 'orthogonal': a band for each device"""
+    scheduler: str = "equal"
+    """who gets a shared band: 'equal' (a part of the time each), 'round-robin', 'best-first' or
+    'proportional-fair' (one device a slot of coherence_s)"""
     bandwidth_hz: float = 1e6
     """of the shared band, or of each device's own"""
     snr_db: float | None = 5.0
-    """mean SNR over the band; none: drawn for each device and round from snr_choices_db"""
+    """mean SNR; none: from path.scenario, from the trace, or drawn from snr_choices_db for each
+    device and round"""
     snr_choices_db: tuple[float, ...] = (-5.0, 0.0, 5.0, 10.0, 15.0)
-    """what snr_db = none draws from, each with the same probability"""
+    """what is drawn from, each with the same probability"""
     snr_spread_db: float = 0.0
     """standard deviation of a fixed offset of each device from the mean SNR"""
+    uplink_offset_db: float = 0.0
+    """uplink SNR less downlink SNR, where powers do not say"""
+    trace: str = ""
+    """CSV of a recorded link; each device starts at a place of its own in it"""
+    trace_format: str = "plain"
+    """'plain' (time_s, snr_db), 'ucc-5g', 'ucc-5g-cqi', 'cicv5g' or 'nyu-mets'"""
     fading: str = "rayleigh"
     """'none', 'rayleigh' or 'rician' (one draw a round), 'clarke' (in time, with Doppler)"""
     rician_k_db: float = 7.0
-    """power of the direct path over the scattered ones"""
-    doppler_hz: float = 5.0
-    """largest Doppler shift, v fc / c (clarke)"""
+    """power of the direct path over the scattered ones, where no scenario says"""
+    doppler_hz: float | None = None
+    """largest Doppler shift (clarke); none: from path.speed_max_mps and path.carrier_hz"""
     coherence_s: float = 0.01
-    """time over which the channel counts as constant within a transfer (clarke)"""
+    """slot in which the channel counts as constant (clarke, and all schedulers but 'equal')"""
     deadline_s: float = 1.0
     """air time of a round; what is not through by then is lost"""
     round_period_s: float = 1.0
     """virtual time from one round's start to the next one's"""
-    snr_gap_db: float = 0.0
-    """loss of real modulation and coding against Shannon"""
     csi_error_db: float = 0.5
     """standard deviation of the error in the reported SNR"""
     csi_quantisation_db: float = 1.0
     """step of the reported SNR; 0: none"""
     csi_margin_db: float = 1.0
     """taken off the reported SNR when a rate is planned"""
+    csi_delay_s: float = 0.0
+    """age of the reported SNR"""
     report_bits: int = 64
     """uplink bits of a device's report, counted as overhead"""
     ack_bits: int = 8
     """uplink bits of an acknowledgement, counted as overhead"""
     residual_error_rate: float = 0.0
     """probability that a payload arrives with a wrong bit that the link did not notice"""
-    receive_power_w: float = 0.5
-    """drawn by a device while it receives"""
-    idle_power_w: float = 0.01
-    """drawn by a device over the rest of the round"""
+    away_per_s: float = 0.0
+    """how often a device that is there goes away; 0: never"""
+    away_mean_s: float = 1.0
+    """how long it stays away on average"""
+    path: PathConfig = field(default_factory=PathConfig)
+    link: LinkConfig = field(default_factory=LinkConfig)
+    energy: EnergyConfig = field(default_factory=EnergyConfig)
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise ValueError(_unknown_preset(self.preset))
+        preset_values(self.preset)
         _one_of("sharing", self.sharing, SHARINGS)
+        _one_of("scheduler", self.scheduler, SCHEDULERS)
         _one_of("fading", self.fading, FADINGS)
-        for key in ("bandwidth_hz", "deadline_s", "round_period_s", "coherence_s"):
+        _one_of("trace_format", self.trace_format, tuple(FORMATS))
+        for key in ("bandwidth_hz", "deadline_s", "round_period_s", "coherence_s", "away_mean_s"):
             _check(key, getattr(self, key), getattr(self, key) > 0, "> 0")
         for key in (
-            "snr_spread_db", "doppler_hz", "snr_gap_db", "csi_error_db", "csi_quantisation_db",
-            "report_bits", "ack_bits", "receive_power_w", "idle_power_w",
+            "snr_spread_db", "csi_error_db", "csi_quantisation_db", "csi_delay_s", "report_bits",
+            "ack_bits", "away_per_s",
         ):  # fmt: skip
             _check(key, getattr(self, key), getattr(self, key) >= 0, ">= 0")
-        for key in ("csi_margin_db", "rician_k_db"):
+        for key in ("csi_margin_db", "rician_k_db", "uplink_offset_db"):
             _check(key, getattr(self, key), True, "finite")
+        if self.doppler_hz is not None:
+            _check("doppler_hz", self.doppler_hz, self.doppler_hz >= 0, ">= 0")
         rate = self.residual_error_rate
         _check("residual_error_rate", rate, 0.0 <= rate <= 1.0, "in [0, 1]")
         if self.deadline_s > self.round_period_s:
@@ -98,33 +196,57 @@ class ChannelConfig:
                 f"channel.deadline_s {self.deadline_s} must not exceed channel.round_period_s "
                 f"{self.round_period_s}: the next round starts then"
             )
+        if self.deadline_s / self.coherence_s > 1e6:
+            raise ValueError(
+                f"channel.coherence_s {self.coherence_s} cuts a deadline of {self.deadline_s} s "
+                f"into more than a million slots; make it longer"
+            )
         if self.snr_db is not None:
             _check("snr_db", self.snr_db, True, "finite")
-        elif not self.snr_choices_db:
+        elif not self.snr_choices_db and self.path.scenario == "none" and not self.trace:
             raise ValueError(
                 "channel.snr_choices_db must not be empty while channel.snr_db is none; "
                 "give an SNR or a list of them"
             )
         for value in self.snr_choices_db:
             _check("snr_choices_db", value, True, "finite")
+        if self.trace and self.path.scenario != "none":
+            raise ValueError("channel.trace and channel.path.scenario exclude each other; drop one")
 
     @staticmethod
     def from_preset(name: str, **overrides: Any) -> ChannelConfig:
-        """A preset's values, with some of them replaced."""
-        return ChannelConfig(preset=name, **{**preset_values(name), **overrides})
+        """A preset's values, with some of them replaced (sections whole)."""
+        values = {**preset_values(name), **overrides}
+        for key, section in (("path", PathConfig), ("link", LinkConfig), ("energy", EnergyConfig)):
+            if isinstance(values.get(key), Mapping):
+                values[key] = section(**values[key])
+        if values.get("snr_db") == "none":
+            values["snr_db"] = None
+        for key, value in values.items():
+            if isinstance(value, list):
+                values[key] = tuple(value)
+        return ChannelConfig(preset=name, **values)
+
+
+def preset_names() -> list[str]:
+    """The presets that come with the package."""
+    return sorted(path.stem for path in PRESET_FOLDER.glob("*.toml"))
 
 
 def preset_values(name: str) -> Mapping[str, Any]:
-    """What a preset sets; raises ValueError that names the nearest preset."""
-    if name not in PRESETS:
-        raise ValueError(_unknown_preset(name))
-    return PRESETS[name]
-
-
-def _unknown_preset(name: str) -> str:
-    near = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"channel.preset {name!r} is not known; {hint}presets are {', '.join(PRESETS)}"
+    """What a preset sets, as in its file; raises ValueError that names the nearest preset."""
+    if name.startswith("trace:"):
+        # A recorded SNR has its fading in it already.
+        return {"trace": name.removeprefix("trace:"), "snr_db": "none", "fading": "none"}
+    path = PRESET_FOLDER / f"{name}.toml"
+    if name not in preset_names():
+        near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"channel.preset {name!r} is not known; {hint}presets are "
+            f"{', '.join(preset_names())} and trace:<file>"
+        )
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

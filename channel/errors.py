@@ -22,32 +22,6 @@ def arq_residual_loss(error_rate: ArrayLike, max_tries: int) -> Array:
     return np.asarray(error_rate, dtype=float) ** max_tries
 
 
-def arq_transmissions(
-    num_blocks: int, error_rate: float, max_tries: int | None, *, rng: np.random.Generator
-) -> tuple[int, int]:
-    """(transmissions, blocks lost) of so many blocks, drawn at once and not block by block.
-
-    With no limit the number of failures is negative binomial: N blocks take N / (1 - e) on average
-    with variance N e / (1 - e)^2. With at most M tries, the failures of each try are binomial.
-    """
-    if num_blocks < 0 or not 0.0 <= error_rate <= 1.0:
-        raise ValueError(
-            f"num_blocks must be >= 0 and error_rate in [0, 1], got {num_blocks} and {error_rate}"
-        )
-    if max_tries is None:
-        if error_rate >= 1.0:
-            raise ValueError("error_rate 1 needs max_tries, or the transmission never ends")
-        failures = rng.negative_binomial(num_blocks, 1.0 - error_rate) if num_blocks else 0
-        return num_blocks + int(failures), 0
-    left, sent = num_blocks, 0
-    for _ in range(max_tries):
-        sent += left
-        left = int(rng.binomial(left, error_rate))
-        if not left:
-            break
-    return sent, left
-
-
 def harq_error_rates(
     snr_db: float, error_rate_at: Callable[[float], float], max_tries: int
 ) -> Array:

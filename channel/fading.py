@@ -1,59 +1,111 @@
-"""Small-scale fading: power gains |h|^2 of unit mean, keyed by device and round."""
+"""Small-scale fading: gains of unit mean power, keyed by stream and round."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import j0
 
 from channel.units import db_to_linear
 
-_BLOCK_STREAM, _PATH_STREAM = 10, 11
+Array = NDArray[np.float64]
+
+SPEED_OF_LIGHT_MPS = 299_792_458.0
 NUM_SINUSOIDS = 32
+_BLOCK_STREAM, _PATH_STREAM = 10, 11
 
 
 def rng_for(seed: int, *key: int) -> np.random.Generator:
-    """An independent stream for a key such as (stream, device, round).
+    """An independent stream for a key such as (stream, round).
 
-    Keyed rather than drawn in order, so that one more device or one more draw elsewhere changes
-    nothing here.
+    Keyed rather than drawn in order. Where one stream serves all devices, they are drawn in the
+    order of their numbers, so that a device more changes nothing for those before it.
     """
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def rayleigh_power(seed: int, device: int, round_index: int) -> float:
-    """|h|^2 of h ~ CN(0, 1): exponential with mean 1, one draw a block."""
-    return float(rng_for(seed, _BLOCK_STREAM, device, round_index).exponential())
+def doppler_hz(speed_mps: float, carrier_hz: float) -> float:
+    """f_d = v f_c / c, the largest Doppler shift."""
+    return speed_mps * carrier_hz / SPEED_OF_LIGHT_MPS
 
 
-def rician_power(seed: int, device: int, round_index: int, k_db: float) -> float:
-    """|h|^2 of h = sqrt(K/(K+1)) e^{j theta} + sqrt(1/(K+1)) CN(0,1), one draw a block.
+def coherence_time_s(max_doppler_hz: float) -> float:
+    """0.423 / f_d, the usual rule for the time a channel stays alike (Rappaport 2002, eq. 5.40)."""
+    return 0.423 / max_doppler_hz if max_doppler_hz > 0 else float("inf")
 
-    Its mean is 1 and its variance (2K+1)/(K+1)^2.
+
+def rayleigh_power(num_devices: int, *, seed: int, round_index: int) -> Array:
+    """[devices] |h|^2 of h ~ CN(0, 1): exponential with mean 1, one draw a block."""
+    return rng_for(seed, _BLOCK_STREAM, round_index).exponential(size=num_devices)
+
+
+def rician_power(num_devices: int, k_db: ArrayLike, *, seed: int, round_index: int) -> Array:
+    """[devices] |h|^2 of h = sqrt(K/(K+1)) e^{j theta} + sqrt(1/(K+1)) CN(0,1), one draw a block.
+
+    Its mean is 1 and its variance (2K+1)/(K+1)^2. ``k_db`` is one number or [devices].
     """
-    k = float(db_to_linear(k_db))
-    rng = rng_for(seed, _BLOCK_STREAM, device, round_index)
-    scatter = rng.standard_normal(2) * np.sqrt(0.5 / (k + 1.0))
-    return float((np.sqrt(k / (k + 1.0)) + scatter[0]) ** 2 + scatter[1] ** 2)
+    k = db_to_linear(k_db)
+    normal = rng_for(seed, _BLOCK_STREAM, round_index).standard_normal((num_devices, 2))
+    scatter = normal * np.sqrt(0.5 / (np.broadcast_to(k, num_devices) + 1.0))[:, None]
+    return (np.sqrt(k / (k + 1.0)) + scatter[:, 0]) ** 2 + scatter[:, 1] ** 2
 
 
 class ClarkeProcess:
-    """Isotropic scattering with Doppler, as a sum of M sinusoids.
+    """Isotropic scattering with Doppler for all devices, as sums of M sinusoids.
 
     h(t) = M^-1/2 sum_m exp j(2 pi f_d t cos a_m + phi_m) with uniform a_m and phi_m has the
     autocorrelation J0(2 pi f_d tau) (Clarke 1968), and can be read at any time.
     """
 
-    def __init__(self, doppler_hz: float, *, seed: int, device: int) -> None:
-        rng = rng_for(seed, _PATH_STREAM, device)
-        angle = rng.uniform(0.0, 2.0 * np.pi, NUM_SINUSOIDS)
-        self._omega = 2.0 * np.pi * doppler_hz * np.cos(angle)
-        self._phase = rng.uniform(0.0, 2.0 * np.pi, NUM_SINUSOIDS)
+    def __init__(self, num_devices: int, max_doppler_hz: float, *, seed: int) -> None:
+        draw = rng_for(seed, _PATH_STREAM).uniform(size=(num_devices, 2, NUM_SINUSOIDS))
+        angle, phase = 2.0 * np.pi * draw[:, 0], 2.0 * np.pi * draw[:, 1]
+        self._omega = 2.0 * np.pi * max_doppler_hz * np.cos(angle)  # [devices, sinusoids]
+        self._start = np.exp(1j * phase)
 
-    def gain(self, time_s: ArrayLike) -> NDArray[np.complex128]:
-        """Complex gain h at the given times; the result has their shape."""
-        t = np.asarray(time_s, dtype=float)[..., None]  # [..., sinusoids]
-        return np.exp(1j * (self._omega * t + self._phase)).sum(axis=-1) / np.sqrt(NUM_SINUSOIDS)
+    def gain(self, time_s: float) -> NDArray[np.complex128]:
+        """[devices] complex gain h at one time."""
+        return self._sum(self._start * np.exp(1j * self._omega * time_s))
 
-    def power(self, time_s: ArrayLike) -> NDArray[np.float64]:
-        """|h|^2 at the given times."""
+    def power(self, time_s: float) -> Array:
+        """[devices] |h|^2 at one time."""
         return np.abs(self.gain(time_s)) ** 2
+
+    def walk(self, start_s: float, step_s: float) -> Iterator[Array]:
+        """|h|^2 [devices] at start, start + step, and so on.
+
+        One multiplication a step instead of an exponential. A walk from the same start is the same
+        to the last bit, however long it gets.
+        """
+        phasor = self._start * np.exp(1j * self._omega * start_s)
+        turn = np.exp(1j * self._omega * step_s)
+        while True:
+            yield np.abs(self._sum(phasor)) ** 2
+            phasor = phasor * turn
+
+    @staticmethod
+    def _sum(phasor: NDArray[np.complex128]) -> NDArray[np.complex128]:
+        total: NDArray[np.complex128] = phasor.sum(axis=1) / np.sqrt(NUM_SINUSOIDS)
+        return total
+
+
+def ar1_gain(
+    num_devices: int, max_doppler_hz: float, step_s: float, num_steps: int, *, seed: int
+) -> NDArray[np.complex128]:
+    """[steps, devices] first-order autoregressive fading, rho = J0(2 pi f_d T).
+
+    The cheap option: its correlation is Clarke's at lag 1 and falls geometrically beyond, where
+    Clarke's oscillates.
+    """
+    rho = float(j0(2.0 * np.pi * max_doppler_hz * step_s))
+    rng = rng_for(seed, _PATH_STREAM)
+    noise = rng.standard_normal((num_steps, num_devices, 2)) * np.sqrt(0.5)
+    fresh = noise[..., 0] + 1j * noise[..., 1]
+    out = np.empty((num_steps, num_devices), dtype=np.complex128)
+    state = fresh[0]
+    for n in range(num_steps):
+        state = fresh[0] if n == 0 else rho * state + np.sqrt(1.0 - rho**2) * fresh[n]
+        out[n] = state
+    return out

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from channel import PRESETS, ChannelConfig, preset_values
+from channel import ChannelConfig, LinkConfig, PathConfig, preset_names, preset_values
 
 
 def test_the_papers_channel():
@@ -16,7 +16,8 @@ def test_the_papers_channel():
 
 
 def test_every_preset_makes_a_config():
-    for name in PRESETS:
+    assert {"paper", "iot-shared-1mhz", "umi-5g", "uma-vehicular", "indoor"} <= set(preset_names())
+    for name in preset_names():
         assert ChannelConfig.from_preset(name).preset == name
 
 
@@ -40,6 +41,33 @@ def test_every_preset_makes_a_config():
 def test_bad_values_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         ChannelConfig(**values)
+
+
+def test_the_default_is_its_preset():
+    assert ChannelConfig() == ChannelConfig.from_preset("iot-shared-1mhz")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PathConfig(scenario="mars"), "channel.path.scenario must be one of none, umi"),
+        (lambda: PathConfig(cell_radius_m=5.0), "path.cell_radius_m must be above .* 10.0, got 5"),
+        (lambda: PathConfig(mobility="trajectory"), "need each other"),
+        (lambda: PathConfig(terminal_height_m=20.0), r"must be in \(1, 13\], got 20.0"),
+        (lambda: LinkConfig(adaptation="turbo"), "channel.link.adaptation must be one of shannon"),
+        (lambda: LinkConfig(max_tries=0), "channel.link.max_tries must be >= 1, got 0"),
+        (lambda: LinkConfig(target_error=1.0), r"target_error must be in \(0, 1\), got 1.0"),
+        (lambda: ChannelConfig(scheduler="lottery"), "channel.scheduler must be one of equal"),
+        (lambda: ChannelConfig(coherence_s=1e-9), "more than a million slots"),
+        (
+            lambda: ChannelConfig(trace="x.csv", path=PathConfig(scenario="umi")),
+            "exclude each other",
+        ),
+    ],
+)
+def test_bad_sections_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_an_unknown_preset_names_the_nearest():

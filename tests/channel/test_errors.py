@@ -8,7 +8,6 @@ from channel.errors import (
     GilbertElliott,
     arq_expected_tries,
     arq_residual_loss,
-    arq_transmissions,
     harq_error_rates,
     harq_expected_tries,
 )
@@ -18,31 +17,14 @@ def within(sample, expected, num_errors=5.0):
     return abs(np.mean(sample) - expected) < num_errors * np.std(sample) / np.sqrt(len(sample))
 
 
-def test_unlimited_arq_has_the_mean_and_variance_of_its_closed_form():
-    rng, n, e = np.random.default_rng(0), 40, 0.3
-    sent = np.array([arq_transmissions(n, e, None, rng=rng)[0] for _ in range(20_000)])
-    assert within(sent, n / (1 - e))
-    variance = n * e / (1 - e) ** 2
-    assert within((sent - n / (1 - e)) ** 2, variance)
-
-
-@pytest.mark.parametrize("max_tries", [1, 3])
-def test_limited_arq_tries_and_loses_as_often_as_it_should(max_tries):
-    rng, n, e = np.random.default_rng(1), 50, 0.4
-    runs = [arq_transmissions(n, e, max_tries, rng=rng) for _ in range(20_000)]
-    sent, lost = np.array(runs).T / n
-    assert within(sent, arq_expected_tries(e, max_tries)) or max_tries == 1
-    assert within(lost, arq_residual_loss(e, max_tries))
-
-
-def test_arq_at_its_ends():
-    rng = np.random.default_rng(0)
-    assert arq_transmissions(7, 0.0, None, rng=rng) == (7, 0)
-    assert arq_transmissions(7, 1.0, 3, rng=rng) == (21, 7)
-    assert arq_transmissions(0, 0.5, None, rng=rng) == (0, 0)
+def test_arq_tries_and_loses_as_often_as_its_closed_forms_say():
+    """Blocks played one by one."""
+    rng, e, max_tries, blocks = np.random.default_rng(1), 0.4, 3, 50_000
+    failed = rng.random((blocks, max_tries)) < e
+    tries = np.where(failed.all(axis=1), max_tries, failed.argmin(axis=1) + 1)
+    assert within(tries, arq_expected_tries(e, max_tries))
+    assert within(failed.all(axis=1).astype(float), arq_residual_loss(e, max_tries))
     assert arq_expected_tries([0.0, 1.0], 4).tolist() == [1.0, 4.0]
-    with pytest.raises(ValueError, match="needs max_tries"):
-        arq_transmissions(1, 1.0, None, rng=rng)
 
 
 def test_chase_combining_gains_three_decibels_with_the_second_copy():

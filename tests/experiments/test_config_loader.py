@@ -43,7 +43,7 @@ def test_what_is_dumped_is_loaded_the_same(name, count, ratio, flag, limit, step
     assert load_config(Outer, text=dump_config(config)) == config
 
 
-@pytest.mark.parametrize("preset", ["shared-cell", "paper", "wide-band"])
+@pytest.mark.parametrize("preset", ["iot-shared-1mhz", "paper", "umi-5g", "indoor"])
 def test_a_resolved_configuration_does_not_change_when_loaded_again(preset):
     config = load(f"channel.preset={preset}", "policy.name=paper", "channel.deadline_s=0.5")
     assert load(text=dump_config(config)) == config

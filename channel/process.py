@@ -1,0 +1,192 @@
+"""The SNR of every device's link over time, in both directions."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from channel.config import ChannelConfig, PathConfig
+from channel.fading import ClarkeProcess, doppler_hz, rayleigh_power, rician_power, rng_for
+from channel.mobility import Mobility, RandomWaypoint, Static, Trajectory
+from channel.pathloss import SCENARIOS, los_probability, path_loss_db, shadowing_step
+from channel.traces import FORMATS, read_trace
+from channel.units import linear_to_db, noise_power_dbm
+
+Array = NDArray[np.float64]
+
+DIRECTIONS = ("down", "up")
+_SNR_STREAM, _SPREAD_STREAM, _SIGHT_STREAM, _SHADOW_STREAM, _TRACE_STREAM = 20, 21, 24, 25, 26
+
+
+class LinkProcess:
+    """Mean SNR from a number, a list, a trace or geometry; fading on top of it.
+
+    Geometry moves from round to round: within a round the path loss is that of its start.
+    """
+
+    def __init__(self, config: ChannelConfig, num_devices: int, *, seed: int) -> None:
+        self.config, self.num_devices, self.seed = config, num_devices, seed
+        spread = rng_for(seed, _SPREAD_STREAM).standard_normal(num_devices)
+        self._offset_db = config.snr_spread_db * spread
+        self._large_scale = (
+            _LargeScale(config.path, config.round_period_s, num_devices, seed=seed)
+            if config.path.scenario != "none" and config.snr_db is None
+            else None
+        )
+        self._trace = None
+        if config.trace and config.snr_db is None:
+            self._trace = read_trace(config.trace, FORMATS[config.trace_format])
+            share = rng_for(seed, _TRACE_STREAM).uniform(size=num_devices)
+            self._trace_start_s = share * self._trace.duration_s
+        self._clarke = None
+        if config.fading == "clarke":
+            shift_hz = config.doppler_hz
+            if shift_hz is None:
+                shift_hz = doppler_hz(config.path.speed_max_mps, config.path.carrier_hz)
+            self._clarke = ClarkeProcess(num_devices, shift_hz, seed=seed)
+
+    def mean_snr_db(self, round_index: int, time_s: float, direction: str = "down") -> Array:
+        """[devices] before small-scale fading."""
+        config = self.config
+        if self._large_scale is not None:
+            return self._offset_db + self._large_scale.snr_db(
+                round_index, time_s, config.bandwidth_hz, direction
+            )
+        if config.snr_db is not None:
+            mean: Array | float = config.snr_db
+        elif self._trace is not None:
+            mean = self._trace.snr_db(time_s + self._trace_start_s, config.bandwidth_hz)
+        else:
+            choices = np.asarray(config.snr_choices_db)
+            draw = rng_for(self.seed, _SNR_STREAM, round_index).uniform(size=self.num_devices)
+            mean = choices[(draw * len(choices)).astype(int)]
+        return mean + self._offset_db + (config.uplink_offset_db if direction == "up" else 0.0)
+
+    def snr_db(self, round_index: int, time_s: float, direction: str = "down") -> Array:
+        """[devices] with fading, at one time of a round. Up and down fade alike (TDD)."""
+        power = self._power(round_index, time_s)
+        return self.mean_snr_db(round_index, time_s, direction) + linear_to_db(power)
+
+    def walk(
+        self, round_index: int, start_s: float, step_s: float, direction: str
+    ) -> Iterator[Array]:
+        """[devices] SNR at start, start + step, and so on, within one round."""
+        mean_db = self.mean_snr_db(round_index, start_s, direction)
+        if self._clarke is not None:
+            for power in self._clarke.walk(start_s, step_s):
+                yield mean_db + linear_to_db(power)
+        fixed_db = mean_db + linear_to_db(self._power(round_index, start_s))
+        while True:
+            yield fixed_db
+
+    @property
+    def is_constant(self) -> bool:
+        """True: nothing changes within a round."""
+        return self._clarke is None
+
+    def positions_m(self, time_s: float) -> Array | None:
+        """[devices, 2] where there is a geometry."""
+        return None if self._large_scale is None else self._large_scale.positions_m(time_s)
+
+    def _power(self, round_index: int, time_s: float) -> Array:
+        config, key = self.config, {"seed": self.seed, "round_index": round_index}
+        if self._clarke is not None:
+            return self._clarke.power(time_s)
+        if config.fading == "rayleigh":
+            return rayleigh_power(self.num_devices, **key)
+        if config.fading == "rician":
+            k_db: Array | float = config.rician_k_db
+            if self._large_scale is not None:
+                k_db = self._large_scale.rician_k_db
+            return rician_power(self.num_devices, k_db, **key)
+        return np.ones(self.num_devices)
+
+
+class _LargeScale:
+    """Path loss, sight and shadowing of moving devices."""
+
+    def __init__(
+        self, config: PathConfig, round_period_s: float, num_devices: int, *, seed: int
+    ) -> None:
+        self.config, self.seed, self.num_devices = config, seed, num_devices
+        self._round_period_s = round_period_s
+        self._scenario = SCENARIOS[config.scenario]
+        self._movers = _movers(config, num_devices, seed)
+        start = self.positions_m(0.0)
+        # Sight is drawn once: who walks round a corner keeps it in this model.
+        draw = rng_for(seed, _SIGHT_STREAM).uniform(size=num_devices)
+        self.is_los = draw < los_probability(config.scenario, np.hypot(*start.T))
+        self._sigma_db = np.where(self.is_los, *self._scenario.shadowing_db)
+        self._correlation_m = np.where(self.is_los, *self._scenario.correlation_m)
+        mean, spread = self._scenario.rician_k_db
+        normal = rng_for(seed, _SIGHT_STREAM, 1).standard_normal(num_devices)
+        # Without sight there is no direct path to speak of: K of -40 dB is Rayleigh.
+        self.rician_k_db = np.where(self.is_los, mean + spread * normal, -40.0)
+        self._round, self._place = 0, start
+        self._shadow_db = self._sigma_db * self._normal(0)
+
+    def positions_m(self, time_s: float) -> Array:
+        return np.array([mover.position_m(time_s) for mover in self._movers])
+
+    def snr_db(self, round_index: int, time_s: float, bandwidth_hz: float, direction: str) -> Array:
+        """[devices] power budget: transmit power + gains - loss - shadowing - noise."""
+        config = self.config
+        place = self.positions_m(time_s)
+        self._shadow(round_index)
+        loss_db = path_loss_db(
+            config.scenario, np.hypot(*place.T), config.carrier_hz,
+            is_los=self.is_los, terminal_height_m=config.terminal_height_m,
+        )  # fmt: skip
+        is_up = direction == "up"
+        power_dbm = config.device_power_dbm if is_up else config.base_power_dbm
+        figure_db = config.base_noise_figure_db if is_up else config.device_noise_figure_db
+        noise_dbm = noise_power_dbm(bandwidth_hz, figure_db)
+        return power_dbm + config.antenna_gain_db - loss_db - self._shadow_db - noise_dbm
+
+    def _shadow(self, round_index: int) -> None:
+        """Take shadowing on to a round, through all before it: a checkpoint needs no more."""
+        for r in range(self._round + 1, round_index + 1):
+            place = self.positions_m(r * self._round_period_s)
+            self._shadow_db = shadowing_step(
+                self._shadow_db, np.hypot(*(place - self._place).T), sigma_db=self._sigma_db,
+                correlation_m=self._correlation_m, normal=self._normal(r),
+            )  # fmt: skip
+            self._round, self._place = r, place
+
+    def _normal(self, round_index: int) -> Array:
+        return rng_for(self.seed, _SHADOW_STREAM, round_index).standard_normal(self.num_devices)
+
+
+def _movers(config: PathConfig, num_devices: int, seed: int) -> list[Mobility]:
+    near, far = config.min_distance_m, config.cell_radius_m
+    if config.mobility == "static":
+        return [Static(far, near, seed=seed, device=d) for d in range(num_devices)]
+    if config.mobility == "waypoint":
+        speed = (config.speed_min_mps, config.speed_max_mps)
+        return [RandomWaypoint(far, near, speed, seed=seed, device=d) for d in range(num_devices)]
+    paths = read_trajectories(Path(config.trajectory_file))
+    return [paths[d % len(paths)] for d in range(num_devices)]
+
+
+def read_trajectories(path: Path) -> list[Trajectory]:
+    """One path for each device of a CSV with the columns device, time_s, x_m, y_m."""
+    if not path.is_file():
+        raise ValueError(f"channel.path.trajectory_file {path} does not exist")
+    points: dict[str, list[tuple[float, float, float]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.DictReader(file), start=1):
+            try:
+                point = (float(row["time_s"]), float(row["x_m"]), float(row["y_m"]))
+                points.setdefault(row["device"], []).append(point)
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(
+                    f"{path}, row {number}, must have numbers in the columns device, time_s, x_m, "
+                    f"y_m"
+                ) from None
+    if not points:
+        raise ValueError(f"{path} has no rows")
+    return [Trajectory([p[0] for p in of], [p[1:] for p in of]) for of in points.values()]

@@ -1,0 +1,198 @@
+"""Recorded links: CSV of time against SNR, CQI or throughput, cleaned and reported on."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from channel.adaptation import CQI_THRESHOLD_DB
+
+Array = NDArray[np.float64]
+
+KINDS = ("snr_db", "cqi", "throughput")
+MISSING = ("", "-", "nan", "na", "n/a", "null", "none")
+_UNITS_BPS = {"bit/s": 1.0, "kbit/s": 1e3, "mbit/s": 1e6, "mbits/sec": 1e6, "gbit/s": 1e9}
+
+
+@dataclass(frozen=True, slots=True)
+class TraceFormat:
+    """How to read a file: which column is what, and in what unit."""
+
+    value_column: str
+    """name, or number from 0 where there is no header"""
+    kind: str
+    """'snr_db', 'cqi' or 'throughput'"""
+    time_column: str = ""
+    """name or number; empty: rows are ``step_s`` apart"""
+    time_format: str = "seconds"
+    """'seconds', or a strptime pattern such as '%Y.%m.%d_%H.%M.%S'"""
+    step_s: float = 1.0
+    """time between rows where there is no column of time"""
+    unit: str = "bit/s"
+    """of throughput: bit/s, kbit/s, Mbit/s or Gbit/s"""
+    delimiter: str = ","
+    has_header: bool = True
+    max_gap_s: float = 10.0
+    """longer gaps are closed: the trace goes on as if no time had passed"""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.unit.lower() not in _UNITS_BPS:
+            raise ValueError(f"unit must be one of {', '.join(_UNITS_BPS)}, got {self.unit!r}")
+        for key in ("step_s", "max_gap_s"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"{key} must be > 0, got {getattr(self, key)}")
+
+
+# The formats of three public data sets, and the plain one that our own files have.
+FORMATS = {
+    "plain": TraceFormat("snr_db", "snr_db", "time_s"),
+    "ucc-5g": TraceFormat("SNR", "snr_db", "Timestamp", "%Y.%m.%d_%H.%M.%S"),
+    "ucc-5g-cqi": TraceFormat("CQI", "cqi", "Timestamp", "%Y.%m.%d_%H.%M.%S"),
+    # Time stamps of this set are rounded: only the order is usable, at 20 rows a second.
+    "cicv5g": TraceFormat("sinr(db)", "snr_db", step_s=0.05, delimiter="\t"),
+    "nyu-mets": TraceFormat("0", "throughput", unit="Mbit/s", has_header=False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TraceReport:
+    """What cleaning did."""
+
+    rows: int
+    missing: int
+    """rows without a value: left out"""
+    repeated: int
+    """rows with the time stamp of another: averaged"""
+    backward: int
+    """rows earlier than the one before: left out"""
+    gaps: int
+    """gaps longer than ``max_gap_s``: closed"""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Values over time, piecewise constant; starts again when it is over."""
+
+    times_s: Array
+    """[samples] from 0, rising"""
+    values: Array
+    """[samples] in dB, CQI or bit/s"""
+    kind: str
+    report: TraceReport
+
+    @property
+    def duration_s(self) -> float:
+        """Length, the last sample held as long as samples are apart in the middle."""
+        return float(self.times_s[-1] + np.median(np.diff(self.times_s)))
+
+    def at(self, time_s: Array | float) -> Array:
+        """The value at any time."""
+        t = np.mod(np.asarray(time_s, dtype=float), self.duration_s)
+        return self.values[np.searchsorted(self.times_s, t, side="right") - 1]
+
+    def snr_db(self, time_s: Array | float, bandwidth_hz: float) -> Array:
+        """The SNR that the recorded link amounts to.
+
+        A CQI stands for the threshold it is chosen at; a throughput R for 2^(R/B) - 1, the SNR at
+        which a band of B carries it at Shannon's rate.
+        """
+        values = self.at(time_s)
+        if self.kind == "snr_db":
+            return values
+        if self.kind == "cqi":
+            index = np.clip(np.round(values).astype(int), 0, len(CQI_THRESHOLD_DB))
+            return np.concatenate([[-np.inf], CQI_THRESHOLD_DB])[index]
+        with np.errstate(divide="ignore"):
+            return 10.0 * np.log10(np.expm1(values / bandwidth_hz * np.log(2.0)))
+
+
+def read_trace(path: Path | str, form: TraceFormat) -> Trace:
+    """Read and clean a recorded link; raises ValueError that names file, row, column and remedy."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"trace {path} does not exist; give an existing file")
+    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    rows = [row for row in csv.reader(text.splitlines(), delimiter=form.delimiter) if row]
+    header: list[str] = []
+    if form.has_header and rows:
+        header, rows = [name.strip() for name in rows[0]], rows[1:]
+    if not rows:
+        raise ValueError(f"trace {path} has no rows")
+    value_at = _column(path, header, form.value_column, rows)
+    time_at = _column(path, header, form.time_column, rows) if form.time_column else None
+    times: list[float] = []
+    values: list[float] = []
+    missing = backward = 0
+    for number, row in enumerate(rows, start=1):
+        cell = row[value_at].strip() if value_at < len(row) else ""
+        if cell.lower() in MISSING:
+            missing += 1
+            continue
+        time_s = (number - 1) * form.step_s
+        if time_at is not None:
+            time_s = _seconds(path, number, row[time_at].strip(), form.time_format)
+        if times and time_s < times[-1]:
+            backward += 1
+            continue
+        times.append(time_s)
+        values.append(_value(path, number, cell, row, form, value_at))
+    if len(set(times)) < 2:
+        raise ValueError(
+            f"trace {path} has fewer than two times with a value in column {form.value_column!r}"
+        )
+    unique, inverse, counts = np.unique(times, return_inverse=True, return_counts=True)
+    means = np.bincount(inverse, weights=values) / counts
+    steps = np.diff(unique)
+    is_gap = steps > form.max_gap_s
+    if is_gap.any():
+        steps = np.where(is_gap, np.median(steps[~is_gap]) if (~is_gap).any() else 1.0, steps)
+    report = TraceReport(
+        len(rows), missing, int(counts.sum() - len(unique)), backward, int(is_gap.sum())
+    )
+    return Trace(np.concatenate([[0.0], np.cumsum(steps)]), means, form.kind, report)
+
+
+def _column(path: Path, header: list[str], name: str, rows: list[list[str]]) -> int:
+    if name in header:
+        return header.index(name)
+    if name.isdigit() and int(name) < len(rows[0]):
+        return int(name)
+    there = ", ".join(header) if header else f"{len(rows[0])} columns without names"
+    raise ValueError(f"trace {path} has no column {name!r} (it has {there}); name another")
+
+
+def _seconds(path: Path, number: int, cell: str, time_format: str) -> float:
+    from datetime import UTC, datetime
+
+    try:
+        if time_format == "seconds":
+            return float(cell)
+        return datetime.strptime(cell, time_format).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        raise ValueError(
+            f"trace {path}, row {number}: {cell!r} is no time of the format {time_format!r}"
+        ) from None
+
+
+def _value(
+    path: Path, number: int, cell: str, row: list[str], form: TraceFormat, value_at: int
+) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        raise ValueError(
+            f"trace {path}, row {number}: {cell!r} in column {form.value_column!r} is no number"
+        ) from None
+    if not np.isfinite(value):
+        raise ValueError(f"trace {path}, row {number}: the value must be finite, got {cell}")
+    if form.kind != "throughput":
+        return value
+    # A unit beside the number, as some files have, wins over the format's.
+    beside = row[value_at + 1].strip().lower() if value_at + 1 < len(row) else ""
+    return value * _UNITS_BPS.get(beside, _UNITS_BPS[form.unit.lower()])

@@ -1,0 +1,107 @@
+"""Recorded links: cleaned as reported, and read from three public sets as they are."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from channel import Cell, ChannelConfig
+from channel.traces import FORMATS, TraceFormat, read_trace
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "traces"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="shared data is not beside the repo")
+PLAIN = FORMATS["plain"]
+
+
+def write(folder, text, name="t.csv"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_missing_repeated_backward_and_gaps_are_handled_and_counted(tmp_path):
+    text = "time_s,snr_db\n0,1\n1,-\n1,2\n1,4\n0.5,9\n2,5\n100,6\n101,7\n"
+    trace = read_trace(write(tmp_path, text), PLAIN)
+    report = trace.report
+    assert (report.rows, report.missing, report.repeated, report.backward, report.gaps) == (
+        8, 1, 1, 1, 1,
+    )  # fmt: skip
+    assert trace.times_s.tolist() == [0, 1, 2, 3, 4]
+    assert trace.values.tolist() == [1, 3, 5, 6, 7]
+    assert trace.duration_s == 5.0
+    assert trace.at([0.0, 0.99, 4.5, 5.0, 6.2]).tolist() == [1, 1, 7, 1, 3]
+
+
+def test_a_throughput_is_the_snr_that_carries_it(tmp_path):
+    path = write(tmp_path, "2.0,Mbits/sec\n1000,kbit/s\n0,Mbits/sec\n")
+    trace = read_trace(path, FORMATS["nyu-mets"])
+    assert trace.values.tolist() == [2e6, 1e6, 0.0]
+    snr_db = trace.snr_db(np.array([0.0, 1.0, 2.0]), 1e6)
+    np.testing.assert_allclose(snr_db[:2], [10 * np.log10(3), 0.0])
+    assert snr_db[2] == -np.inf
+
+
+def test_a_cqi_is_its_threshold(tmp_path):
+    form = TraceFormat("cqi", "cqi", "t")
+    trace = read_trace(write(tmp_path, "t,cqi\n0,0\n1,1\n2,15\n"), form)
+    assert trace.snr_db(np.array([0.0, 1.0, 2.0]), 1e6).tolist() == [-np.inf, -6.7, 22.7]
+
+
+def test_a_trace_drives_the_cell(tmp_path):
+    rows = "".join(f"{t},{10 if t % 2 else 0}\n" for t in range(20))
+    path = write(tmp_path, "time_s,snr_db\n" + rows)
+    config = ChannelConfig.from_preset(f"trace:{path}", csi_error_db=0.0)
+    cell, seen = Cell(config, 6, seed=0), []
+    for round_index in range(4):
+        cell.begin_round(round_index)
+        seen.append(cell.true_links().snr_db)
+    assert set(np.unique(seen)) == {0.0, 10.0}
+    assert (np.diff(seen, axis=0) != 0).all()  # every second another value
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("ucc_5g", "ucc-5g"),
+        ("ucc_5g", "ucc-5g-cqi"),
+        ("cicv5g", "cicv5g"),
+        ("nyu_mets", "nyu-mets"),
+    ],
+)
+def test_every_file_of_the_public_sets_is_read(folder, name):
+    files = [p for p in sorted((SHARED / folder).iterdir()) if p.suffix in (".csv", ".txt")]
+    assert files
+    for file in files:
+        trace = read_trace(file, FORMATS[name])
+        assert len(trace.times_s) > 50
+        assert (np.diff(trace.times_s) > 0).all()
+        assert np.isfinite(trace.values).all()
+        if folder == "ucc_5g":
+            assert 0.02 < trace.report.repeated / trace.report.rows < 0.2
+        assert np.isfinite(trace.snr_db(trace.times_s, 20e6)).mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "message"),
+    [
+        ("time_s,snr_db\n", PLAIN, "t.csv has no rows"),
+        ("time,snr_db\n0,1\n1,2\n", PLAIN, "no column 'time_s' .it has time, snr_db."),
+        ("time_s,snr_db\n0,x\n", PLAIN, "row 1: 'x' in column 'snr_db' is no number"),
+        ("time_s,snr_db\nnoon,1\n", PLAIN, "row 1: 'noon' is no time of the format 'seconds'"),
+        ("time_s,snr_db\n0,1\n0,2\n", PLAIN, "fewer than two times with a value"),
+        ("time_s,snr_db\n0,inf\n", PLAIN, "row 1: the value must be finite"),
+    ],
+)
+def test_a_bad_file_is_named(text, form, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        read_trace(write(tmp_path, text), form)
+
+
+def test_absent_files_and_bad_formats_are_named(tmp_path):
+    with pytest.raises(ValueError, match="nothing.csv does not exist"):
+        read_trace(tmp_path / "nothing.csv", PLAIN)
+    with pytest.raises(ValueError, match="kind must be one of snr_db, cqi, throughput, got 'rsrp'"):
+        TraceFormat("x", "rsrp")
+    with pytest.raises(ValueError, match="unit must be one of"):
+        TraceFormat("x", "throughput", unit="baud")
