@@ -116,10 +116,7 @@ class AirLlmPolicy:
             noise = torch.randn(refined.shape, generator=self._generator).numpy()
             refined = refined + self.refine_std * noise
         self._turns.decided(Step(states, proposals, log_probs, values, coarse, refined))
-        # Relative within a device: between devices the gains decide, which are in the same unit.
-        # Else each device's row would learn to bid up all of its own on a shared band.
-        priority = self.priority_scale * (refined - refined.mean(axis=1, keepdims=True))
-        worth = np.exp(priority)[:, :, None] * observation.gain
+        worth = bid(self.priority_scale * refined, observation.gain)
         fraction = budget_fraction(coarse[:, 0])
         return fit_budget(
             worth,
@@ -239,6 +236,21 @@ class AirLlmPolicy:
         features = np.nan_to_num(np.stack(own, axis=1), posinf=1e6, neginf=-1e6)
         pooled = np.broadcast_to(features.mean(axis=0), features.shape)
         return np.concatenate([features, pooled], axis=1)
+
+
+def bid(priority: NDArray[np.float64], gain: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Gains [devices, projections, rank] times e^priority [devices, projections].
+
+    Each device's positive bids add up to its gains' own sum, so that priorities say what comes
+    first within a device, while between devices the gains decide, which are in the same unit.
+    Otherwise every device would learn to raise all of its bids and take the others' air time.
+    """
+    raised = np.exp(priority)[:, :, None] * gain
+
+    def total(worth: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.clip(np.nan_to_num(worth), 0.0, 1e30).sum(axis=(1, 2)) + 1e-30
+
+    return raised * (total(gain) / total(raised))[:, None, None]
 
 
 def budget_fraction(coarse: NDArray[np.float64]) -> NDArray[np.float64]:

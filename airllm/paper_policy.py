@@ -109,8 +109,9 @@ class PaperPolicy:
             drop = torch.rand(len(x0), generator=self._generator) < config.condition_dropout
             condition = torch.where(drop[:, None], 0.0, condition)
             reward = tensor(batch.rewards)
-            # The best row of a batch weighs 1, the worst 0.
-            weight = (reward - reward.min()) / (reward.max() - reward.min()).clamp_min(1e-8)
+            # The best row of a batch weighs 1, the worst 0; of equals each weighs alike.
+            spread = reward.max() - reward.min()
+            weight = (reward - reward.min()) / spread if spread > 0 else torch.ones_like(reward)
             steps = torch.randint(config.train_steps, (len(x0),), generator=self._generator)
             noise = torch.randn(x0.shape, generator=self._generator)
             x, target = noised_target(self._scheduler, x0, noise, steps)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airllm.airllm_policy import budget_fraction, smooth_basis
+from airllm.airllm_policy import bid, budget_fraction, smooth_basis
 from airllm.baselines import spread_order
 from airllm.ddim import DdimConfig
 from airllm.observation import RoundObservation
@@ -229,6 +229,17 @@ def test_airllms_proposal_moves_the_ranks_it_is_about():
     refined = policy.refine(states, coarse)
     np.testing.assert_allclose(refined[0], 0.0, atol=1e-6)
     np.testing.assert_allclose(refined[1], 2.0 * smooth_basis(DEPTHS, KINDS)[0], atol=1e-5)
+
+
+def test_no_device_outbids_the_others_by_raising_all_of_its_priorities():
+    gain = observation().gain
+    priority = np.random.default_rng(0).normal(size=gain.shape[:2])
+    raised = bid(priority + np.array([[5.0], [0.0], [-5.0]]), gain)
+    np.testing.assert_allclose(raised, bid(priority, gain))
+    np.testing.assert_allclose(raised.clip(0.0).sum(axis=(1, 2)), gain.clip(0.0).sum(axis=(1, 2)))
+    np.testing.assert_array_equal(bid(np.zeros_like(priority), gain), gain)
+    assert np.isnan(bid(priority, np.full_like(gain, np.nan))).all()
+    assert not bid(priority, np.zeros_like(gain)).any()
 
 
 def test_guidance_means_more_of_what_was_better_than_expected():
