@@ -275,12 +275,18 @@ class Cell:
         """Rates, hazards and presence of one slot after another."""
         start = np.full(self.num_devices, np.inf)
         start[list(offsets)] = begin_s + np.array(list(offsets.values()))
-        walk = self._process.walk(self._round, begin_s, self.config.coherence_s, direction)
+        slot_s = self.config.coherence_s
+        walk = self._process.walk(self._round, begin_s, slot_s, direction)
+        # Within a round, link adaptation follows what was measured csi_delay_s, and at least one
+        # slot, before.
+        lag_s = max(round(self.config.csi_delay_s / slot_s), 1) * slot_s
+        measured = self._process.walk(self._round, begin_s - lag_s, slot_s, direction)
         fixed: tuple[Array, Array] | None = None
-        for number, snr_db in enumerate(walk):
-            time_s = begin_s + number * self.config.coherence_s
+        for number, (snr_db, known_db) in enumerate(zip(walk, measured, strict=False)):
+            time_s = begin_s + number * slot_s
             if fixed is None or not self._process.is_constant:
-                rates, hazard = self._goodput(snr_db, direction, worst_of)
+                known = None if self._process.is_constant else self._estimate(known_db)
+                rates, hazard = self._goodput(snr_db, direction, worst_of, known)
                 fixed = np.where(is_bad, 0.0, rates), hazard
             is_here = start <= time_s + 1e-9
             if self._presence:
@@ -290,13 +296,20 @@ class Cell:
             yield fixed[0], fixed[1], is_here
 
     def _goodput(
-        self, snr_db: Array, direction: Direction, worst_of: NDArray[np.int64] | None = None
+        self,
+        snr_db: Array,
+        direction: Direction,
+        worst_of: NDArray[np.int64] | None = None,
+        known_db: Array | None = None,
     ) -> tuple[Array, Array]:
+        """Rates and hazards at a true SNR; modulation and code follow what is known of it."""
         link = self.config.link
-        known_db = snr_db
-        if link.adaptation != "shannon":
-            # Modulation and code follow the report, which is all that the sender knows.
+        if link.adaptation == "shannon":
+            known_db = snr_db
+        elif known_db is None:
             known_db = self._reported_snr_db(direction) - self.config.csi_margin_db
+        else:
+            known_db = known_db - self.config.csi_margin_db
         if worst_of is not None:
             known_db = np.full_like(known_db, known_db[worst_of].min())
             rates, hazard = goodput_bps(link, self.config.bandwidth_hz, snr_db, known_db)
@@ -308,6 +321,11 @@ class Cell:
         seen_s = time_s - config.csi_delay_s
         seen_round = max(int(np.floor(seen_s / config.round_period_s + 1e-9)), 0)
         snr_db = self._process.snr_db(seen_round, seen_s, direction)
+        return self._estimate(snr_db)
+
+    def _estimate(self, snr_db: Array) -> Array:
+        """An SNR as it is measured: with an error of the round's, on a grid."""
+        config = self.config
         if config.csi_error_db:
             rng = rng_for(self.seed, _CSI_STREAM, self._round)
             snr_db = snr_db + config.csi_error_db * rng.standard_normal(self.num_devices)

@@ -95,6 +95,8 @@ class LinkConfig:
     """transmissions of a block before it is given up (cqi, finite-blocklength)"""
     combining: str = "none"
     """'none' (ARQ: each try for itself) or 'chase' (HARQ: copies add their SNRs)"""
+    is_reliable: bool = True
+    """True: a block given up is sent again by the layer above; False: it loses the payload"""
     burst_start: float = 0.0
     """probability that a good round is followed by a bad one, in which nothing arrives; 0: none"""
     burst_end: float = 0.5

@@ -26,8 +26,10 @@ def goodput_bps(
 
     Modulation and code are chosen for the SNR that is known; errors happen at the true one. Blocks
     are repeated up to ``max_tries`` times, so the rate is B * efficiency / E[tries]: the spread
-    over the hundreds of blocks of a payload is left out. The hazard is -log of the probability that
-    a bit's block is not given up, so that a payload of S bits survives with exp(-S * hazard).
+    over the hundreds of blocks of a payload is left out. With ``is_reliable`` a block given up is
+    sent again from above, and nothing is lost but time. Otherwise the hazard is -log of the
+    probability that a bit's block is not given up: a payload of S bits survives with
+    exp(-S * hazard).
     Under ``shannon`` the rate is the true capacity, without errors.
     """
     if link.adaptation == "shannon":
@@ -52,7 +54,11 @@ def goodput_bps(
         # What k copies decode, k + 1 do too: the errors are nested.
         nested = np.minimum.accumulate(error, axis=0)
         tries, given_up = 1.0 + nested[:-1].sum(axis=0), nested[-1]
+    rate_bps = np.asarray(bandwidth_hz) * efficiency / tries
+    if link.is_reliable:
+        # What is given up costs its tries and comes again: N blocks take N / (1 - loss).
+        return rate_bps * (1.0 - given_up), np.zeros_like(rate_bps)
     bits_per_block = efficiency * n
     with np.errstate(divide="ignore", invalid="ignore"):
         hazard = np.where(efficiency > 0, -np.log1p(-given_up) / bits_per_block, np.inf)
-    return np.asarray(bandwidth_hz) * efficiency / tries, hazard
+    return rate_bps, hazard

@@ -228,6 +228,48 @@ def config_keys(
     stdout.print(table)
 
 
+channel_app = typer.Typer(no_args_is_help=True, help="List the channel's presets, or draw one.")
+app.add_typer(channel_app, name="channel")
+
+
+@channel_app.command("list")
+def channel_list() -> None:
+    """Name the presets and say what they are."""
+    from channel.config import PRESET_FOLDER, preset_names
+
+    table = Table("preset", "what it is")
+    for name in preset_names():
+        lines = (PRESET_FOLDER / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+        text = " ".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
+        table.add_row(name, escape(text))
+    table.add_row(
+        "trace:<file>", "A recorded link, replayed; channel.trace_format says how to read it."
+    )
+    stdout.print(table)
+
+
+@channel_app.command("show")
+def channel_show(
+    preset: Annotated[str, typer.Argument(help="A preset's name, or trace:<file>.")],
+    sets: Sets = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder [default: runs/channel-<preset>].")
+    ] = None,
+) -> None:
+    """Draw SNR over time, the distribution of rates, and delays: channel.png and channel.pdf."""
+    _setup_logging(False)
+    from experiments.config import PRESETS, ExperimentConfig
+    from experiments.config_loader import load_config
+    from experiments.plots import plot_channel
+
+    settings = [f"channel.preset={preset}", *(sets or ())]
+    config = load_config(ExperimentConfig, sets=settings, presets=PRESETS)
+    folder = out or Path("runs") / f"channel-{Path(preset.replace(':', '-')).stem}"
+    _check_folder(folder)
+    for path in plot_channel(config.channel, folder, seed=config.seed):
+        typer.echo(path)
+
+
 def _check_folder(folder: Path) -> None:
     from experiments.results import prepare_out
 

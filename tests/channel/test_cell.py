@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channel import Cell, ChannelConfig, EnergyConfig, LinkConfig, PathConfig
+from channel.adaptation import cqi_block_error_rate
 from channel.fading import ClarkeProcess
 from channel.pathloss import path_loss_db
 from channel.process import LinkProcess
+from channel.transmission import goodput_bps
 
 
 def steady(**values):
@@ -310,9 +312,9 @@ def test_real_codes_carry_less_than_capacity_and_repeat_what_was_wrong(adaptatio
         cell = begun(steady(link=link, snr_db=6.0), 1)
         rates[tries] = cell.true_links().rate_bps[0]
     capacity = 1e6 * np.log2(1 + 10**0.6)
-    assert rates[4] <= rates[1] < capacity
-    lossy = LinkConfig(adaptation=adaptation, max_tries=1)
-    sure = LinkConfig(adaptation=adaptation, max_tries=8, combining="chase")
+    assert rates[1] <= rates[4] < capacity  # combining saves what a second try would cost
+    lossy = LinkConfig(adaptation=adaptation, max_tries=1, is_reliable=False)
+    sure = LinkConfig(adaptation=adaptation, max_tries=8, combining="chase", is_reliable=False)
     delivered = {}
     for name, link in (("lossy", lossy), ("sure", sure)):
         config = steady(link=link, fading="rayleigh", csi_error_db=3.0, sharing="orthogonal")
@@ -369,3 +371,31 @@ def test_a_geometry_restored_in_the_middle_goes_on_the_same():
     late.load_state_dict({"round_index": 4, "now_s": 4.0})
     late.begin_round(5)
     np.testing.assert_array_equal(cell.true_links().snr_db, late.true_links().snr_db)
+
+
+def test_link_adaptation_follows_the_channel_and_suffers_from_age():
+    """The same fading, reports of one slot or of half a second ago."""
+    delivered = {}
+    for delay_s in (0.0, 0.5):
+        config = ChannelConfig(
+            fading="clarke", doppler_hz=5.0, sharing="orthogonal", snr_db=12.0, csi_error_db=0.0,
+            csi_delay_s=delay_s, link=LinkConfig(adaptation="cqi", max_tries=2, is_reliable=False),
+        )  # fmt: skip
+        got = begun(config, 60).transfer(dict.fromkeys(range(60), 400_000))
+        delivered[delay_s] = sum(d.is_delivered for d in got.values())
+    assert delivered[0.0] > 30
+    assert delivered[0.5] < 15
+
+
+def test_a_block_given_up_costs_time_or_the_payload():
+    """Rate B e (1 - loss) / E[tries] when sent again; else survival (1 - loss)^blocks."""
+    again = LinkConfig(adaptation="cqi", max_tries=1, block_symbols=1000)
+    lost = LinkConfig(adaptation="cqi", max_tries=1, block_symbols=1000, is_reliable=False)
+    true_db, known_db = np.full(4000, 6.0), np.full(4000, 8.2)  # two CQIs too optimistic
+    error = float(cqi_block_error_rate(6.0, 8))
+    assert 0.05 < error < 0.99
+    rate, hazard = goodput_bps(again, 1e6, true_db, known_db)
+    np.testing.assert_allclose(rate, 1e6 * 1.9141 * (1 - error))
+    assert not hazard.any()
+    _, hazard = goodput_bps(lost, 1e6, true_db, known_db)
+    np.testing.assert_allclose(np.exp(-hazard * 1914.1 * 3), (1 - error) ** 3)

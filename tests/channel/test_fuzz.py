@@ -16,6 +16,7 @@ links = st.builds(
     target_error=st.floats(1e-5, 0.5),
     max_tries=st.integers(1, 6),
     combining=st.sampled_from(["none", "chase"]),
+    is_reliable=st.booleans(),
     burst_start=st.sampled_from([0.0, 0.2]),
 )
 paths = st.builds(
