@@ -14,8 +14,9 @@ $(STAMP): pyproject.toml constraints.txt
 run: setup
 	$(VENV)/bin/airllm sweep quick --out runs/quick
 
+# Two processes of one thread each: more threads than cores would slow both down.
 test: setup
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 slow: setup
 	$(PY) -m pytest -m slow

@@ -189,6 +189,8 @@ class ChannelConfig:
             _check(key, getattr(self, key), getattr(self, key) >= 0, ">= 0")
         for key in ("csi_margin_db", "rician_k_db", "uplink_offset_db"):
             _check(key, getattr(self, key), True, "finite")
+        step_db = self.csi_quantisation_db
+        _check("csi_quantisation_db", step_db, step_db == 0 or step_db >= 1e-3, "0 or >= 0.001")
         if self.doppler_hz is not None:
             _check("doppler_hz", self.doppler_hz, self.doppler_hz >= 0, ">= 0")
         rate = self.residual_error_rate

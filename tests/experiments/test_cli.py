@@ -142,7 +142,7 @@ def test_ctrl_c_leaves_what_is_finished_and_says_where(command, tiny_toml, tmp_p
     out = tmp_path / "out"
     started = subprocess.Popen(
         [sys.executable, "-m", "experiments", command, str(tiny_toml), "--out", str(out),
-         "--set", "rounds=600", "--set", "training.steps_per_round=1",
+         "--set", "rounds=300", "--set", "training.steps_per_round=1",
          "--set", "sweep.snr_db=[0.0]", "--set", "policy.name=fixed:0"],
         cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
