@@ -8,6 +8,10 @@ from collections.abc import Mapping
 
 import simpy
 
+# A payload short of its end by no more than this part is through: it is what rounding leaves of
+# one that fills a deadline. Relative, so that it means the same for any size and virtual time.
+ROUNDING = 1e-10
+
 
 class Band:
     """Transfers at constant rates: each of k active ones gets a k-th of the time.
@@ -40,12 +44,18 @@ class Band:
         self._set_timer()
 
     def stop(self) -> dict[int, float]:
-        """Cut what is not through; the bits that each of these had got by now."""
+        """Cut what is not through; the bits that each of these had got by now.
+
+        SimPy stops before the events of the time it runs until: who ends just now ends here.
+        """
         self._advance()
-        cut = {
-            device: min((self._clock - start) * rate_bps, bits)
-            for device, (bits, rate_bps, start) in self._active.items()
-        }
+        cut = {}
+        for device, (bits, rate_bps, start) in self._active.items():
+            carried = (self._clock - start) * rate_bps
+            if carried >= bits * (1.0 - ROUNDING):
+                self.finished_s[device] = self.env.now
+            else:
+                cut[device] = carried
         self._active.clear()
         self._heap.clear()
         self._timer_version += 1

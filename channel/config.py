@@ -14,7 +14,7 @@ from channel.energy import EnergyConfig
 from channel.pathloss import SCENARIOS
 from channel.traces import FORMATS
 
-FADINGS = ("none", "rayleigh", "rician", "clarke")
+FADINGS = ("none", "rayleigh", "rician", "ar1", "clarke")
 SHARINGS = ("shared", "orthogonal")
 SCHEDULERS = ("equal", "round-robin", "proportional-fair", "best-first")
 MOBILITIES = ("static", "waypoint", "trajectory")
@@ -141,11 +141,12 @@ class ChannelConfig:
     trace_format: str = "plain"
     """'plain' (time_s, snr_db), 'ucc-5g', 'ucc-5g-cqi', 'cicv5g' or 'nyu-mets'"""
     fading: str = "rayleigh"
-    """'none', 'rayleigh' or 'rician' (one draw a round), 'clarke' (in time, with Doppler)"""
+    """'none'; a draw each round: 'rayleigh', 'rician', 'ar1' (correlated from round to round);
+    'clarke' (in time, within the round as well)"""
     rician_k_db: float = 7.0
     """power of the direct path over the scattered ones, where no scenario says"""
     doppler_hz: float | None = None
-    """largest Doppler shift (clarke); none: from path.speed_max_mps and path.carrier_hz"""
+    """largest Doppler shift (clarke, ar1); none: from path.speed_max_mps and path.carrier_hz"""
     coherence_s: float = 0.01
     """slot in which the channel counts as constant (clarke, and all schedulers but 'equal')"""
     deadline_s: float = 1.0

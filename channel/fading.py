@@ -91,21 +91,30 @@ class ClarkeProcess:
         return total
 
 
-def ar1_gain(
-    num_devices: int, max_doppler_hz: float, step_s: float, num_steps: int, *, seed: int
-) -> NDArray[np.complex128]:
-    """[steps, devices] first-order autoregressive fading, rho = J0(2 pi f_d T).
+class Ar1Process:
+    """First-order autoregressive gains from step to step, rho = J0(2 pi f_d T): the cheap option.
 
-    The cheap option: its correlation is Clarke's at lag 1 and falls geometrically beyond, where
-    Clarke's oscillates.
+    The correlation is Clarke's at lag 1 and falls geometrically beyond, where Clarke's oscillates.
     """
-    rho = float(j0(2.0 * np.pi * max_doppler_hz * step_s))
-    rng = rng_for(seed, _PATH_STREAM)
-    noise = rng.standard_normal((num_steps, num_devices, 2)) * np.sqrt(0.5)
-    fresh = noise[..., 0] + 1j * noise[..., 1]
-    out = np.empty((num_steps, num_devices), dtype=np.complex128)
-    state = fresh[0]
-    for n in range(num_steps):
-        state = fresh[0] if n == 0 else rho * state + np.sqrt(1.0 - rho**2) * fresh[n]
-        out[n] = state
-    return out
+
+    def __init__(
+        self, num_devices: int, max_doppler_hz: float, step_s: float, *, seed: int
+    ) -> None:
+        self.rho = float(j0(2.0 * np.pi * max_doppler_hz * step_s))
+        self._num_devices, self._seed = num_devices, seed
+        self._gains: list[NDArray[np.complex128]] = []
+
+    def gain(self, step: int) -> NDArray[np.complex128]:
+        """[devices] complex gain h in one step; earlier steps are made first."""
+        while len(self._gains) <= step:
+            rng = rng_for(self._seed, _PATH_STREAM, len(self._gains))
+            parts = rng.standard_normal((self._num_devices, 2)) * np.sqrt(0.5)
+            fresh = parts[:, 0] + 1j * parts[:, 1]
+            if self._gains:
+                fresh = self.rho * self._gains[-1] + np.sqrt(1.0 - self.rho**2) * fresh
+            self._gains.append(fresh)
+        return self._gains[step]
+
+    def power(self, step: int) -> Array:
+        """[devices] |h|^2 in one step."""
+        return np.abs(self.gain(step)) ** 2

@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from channel.config import ChannelConfig, PathConfig
-from channel.fading import ClarkeProcess, doppler_hz, rayleigh_power, rician_power, rng_for
+from channel.fading import (
+    Ar1Process,
+    ClarkeProcess,
+    doppler_hz,
+    rayleigh_power,
+    rician_power,
+    rng_for,
+)
 from channel.mobility import Mobility, RandomWaypoint, Static, Trajectory
 from channel.pathloss import SCENARIOS, los_probability, path_loss_db, shadowing_step
 from channel.traces import FORMATS, read_trace
@@ -42,12 +49,14 @@ class LinkProcess:
             self._trace = read_trace(config.trace, FORMATS[config.trace_format])
             share = rng_for(seed, _TRACE_STREAM).uniform(size=num_devices)
             self._trace_start_s = share * self._trace.duration_s
-        self._clarke = None
+        shift_hz = config.doppler_hz
+        if shift_hz is None:
+            shift_hz = doppler_hz(config.path.speed_max_mps, config.path.carrier_hz)
+        self._clarke = self._ar1 = None
         if config.fading == "clarke":
-            shift_hz = config.doppler_hz
-            if shift_hz is None:
-                shift_hz = doppler_hz(config.path.speed_max_mps, config.path.carrier_hz)
             self._clarke = ClarkeProcess(num_devices, shift_hz, seed=seed)
+        elif config.fading == "ar1":
+            self._ar1 = Ar1Process(num_devices, shift_hz, config.round_period_s, seed=seed)
 
     def mean_snr_db(self, round_index: int, time_s: float, direction: str = "down") -> Array:
         """[devices] before small-scale fading."""
@@ -96,6 +105,8 @@ class LinkProcess:
         config, key = self.config, {"seed": self.seed, "round_index": round_index}
         if self._clarke is not None:
             return self._clarke.power(time_s)
+        if self._ar1 is not None:
+            return self._ar1.power(round_index)
         if config.fading == "rayleigh":
             return rayleigh_power(self.num_devices, **key)
         if config.fading == "rician":

@@ -9,6 +9,8 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from channel.band import ROUNDING
+
 Array = NDArray[np.float64]
 
 # Weight of the newest slot in the average rate of proportional fair scheduling.
@@ -79,6 +81,9 @@ def run_slots(
             served = (result.sent_bits - before) / length
             average += _FAIRNESS_WINDOW * (served - average)
         env.run(until=start + length)
+    # Who fills the deadline is through, whatever the sum over the slots was rounded to.
+    filled = (left > 0) & (left <= bits * ROUNDING)
+    result.sent_bits[filled], result.end_s[filled] = bits[filled], env.now
     return result
 
 

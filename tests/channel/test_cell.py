@@ -399,3 +399,44 @@ def test_a_block_given_up_costs_time_or_the_payload():
     assert not hazard.any()
     _, hazard = goodput_bps(lost, 1e6, true_db, known_db)
     np.testing.assert_allclose(np.exp(-hazard * 1914.1 * 3), (1 - error) ** 3)
+
+
+def test_processor_sharing_has_its_mean_sojourn():
+    """M/M/1 with processor sharing: E[T] = E[x] / (1 - rho), for any size distribution."""
+    rng, jobs, rho = np.random.default_rng(0), 6000, 0.5
+    sojourn = []
+    for seed in range(8):
+        config = steady(deadline_s=1e5, round_period_s=1e5, coherence_s=1.0)
+        cell = begun(config, jobs, seed)
+        rate = cell.true_links().rate_bps[0]
+        start = np.cumsum(rng.exponential(1.0 / rho, jobs))
+        size = np.maximum(rng.exponential(1.0, jobs) * rate, 1.0).astype(int)
+        got = cell.transfer(dict(enumerate(size.tolist())), start_s=dict(enumerate(start)))
+        # The first tenth fills the queue from empty.
+        sojourn.append(np.mean([got[d].delay_s for d in range(jobs // 10, jobs)]))
+    error = np.std(sojourn, ddof=1) / np.sqrt(len(sojourn))
+    assert abs(np.mean(sojourn) - 1.0 / (1.0 - rho)) < 5 * error
+
+
+def test_a_synchronous_round_ends_as_its_distribution_says():
+    """Orthogonal bands, Rayleigh blocks: P(T <= t) = exp(-sum_i (2^(S_i / (B t)) - 1) / g)."""
+    config = steady(fading="rayleigh", sharing="orthogonal", snr_db=8.0)
+    sizes = {0: 200_000, 1: 400_000, 2: 300_000}
+    cell, ends = Cell(config, 3, seed=0), []
+    for round_index in range(4000):
+        cell.begin_round(round_index)
+        got = cell.transfer(sizes)
+        ends.append(max(d.delay_s if d.is_delivered else np.inf for d in got.values()))
+    for t in (0.2, 0.4, 0.9):
+        expected = np.exp(-sum((2 ** (s / (1e6 * t)) - 1) / 10**0.8 for s in sizes.values()))
+        error = np.sqrt(expected * (1 - expected) / len(ends))
+        assert abs(np.mean(np.array(ends) <= t) - expected) < 5 * error
+
+
+def test_correlated_rounds_stay_alike():
+    """AR(1) at a Doppler shift of 0.05 Hz: one second apart, the links hardly move."""
+    still, moving = (
+        LinkProcess(steady(fading="ar1", doppler_hz=shift), 500, seed=0) for shift in (0.05, 5.0)
+    )
+    change = [np.abs(np.diff([p.snr_db(r, r) for r in range(3)], axis=0)) for p in (still, moving)]
+    assert np.median(change[0]) < 0.3 * np.median(change[1])

@@ -5,8 +5,8 @@ import pytest
 from scipy.special import j0
 
 from channel.fading import (
+    Ar1Process,
     ClarkeProcess,
-    ar1_gain,
     coherence_time_s,
     doppler_hz,
     rayleigh_power,
@@ -111,7 +111,8 @@ def test_level_crossings_and_fade_durations():
 
 def test_autoregressive_fading_is_right_at_lag_one_alone():
     shift_hz, step_s = 10.0, 0.01
-    gain = ar1_gain(20_000, shift_hz, step_s, 4, seed=0)
+    process = Ar1Process(20_000, shift_hz, step_s, seed=0)
+    gain = [process.gain(step) for step in range(4)]
     rho = j0(2 * np.pi * shift_hz * step_s)
     assert within((gain[1] * gain[0].conj()).real, rho)
     assert within((gain[3] * gain[0].conj()).real, rho**3)
