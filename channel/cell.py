@@ -114,10 +114,15 @@ class Cell:
     def begin_round(self, round_index: int) -> None:
         """Let virtual time pass until a round's start; rounds only go forward."""
         start_s = round_index * self.config.round_period_s
-        if round_index <= self.round_index or start_s < self._env.now - 1e-9 * start_s:
+        if round_index <= self.round_index:
             raise ValueError(
                 f"round_index must be above {self.round_index}, the round begun last, "
                 f"got {round_index}"
+            )
+        if start_s < self._env.now - 1e-9 * start_s:
+            raise ValueError(
+                f"round {round_index} starts at {start_s:g} s, but the transfers before it went on "
+                f"until {self.now_s:g} s; make channel.round_period_s longer"
             )
         if start_s > self._env.now:
             self._env.run(until=start_s)
@@ -185,8 +190,8 @@ class Cell:
         for device, size in bits.items():
             if not 0 <= device < self.num_devices:
                 raise ValueError(f"device must be in 0..{self.num_devices - 1}, got {device}")
-            if size < 0:
-                raise ValueError(f"bits of device {device} must be >= 0, got {size}")
+            if not 0 <= size < float("inf"):
+                raise ValueError(f"bits of device {device} must be >= 0 and finite, got {size}")
             if not 0.0 <= offsets[device] < float("inf"):
                 raise ValueError(
                     f"start_s of device {device} must be >= 0 and finite, got {offsets[device]}"

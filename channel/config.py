@@ -207,14 +207,14 @@ class ChannelConfig:
                 f"into more than a million slots; make it longer"
             )
         if self.snr_db is not None:
-            _check("snr_db", self.snr_db, True, "finite")
+            _check("snr_db", self.snr_db, abs(self.snr_db) <= 300, "between -300 and 300")
         elif not self.snr_choices_db and self.path.scenario == "none" and not self.trace:
             raise ValueError(
                 "channel.snr_choices_db must not be empty while channel.snr_db is none; "
                 "give an SNR or a list of them"
             )
         for value in self.snr_choices_db:
-            _check("snr_choices_db", value, True, "finite")
+            _check("snr_choices_db", value, abs(value) <= 300, "between -300 and 300")
         if self.trace and self.path.scenario != "none":
             raise ValueError("channel.trace and channel.path.scenario exclude each other; drop one")
 

@@ -40,8 +40,8 @@ class EnergyConfig:
                 f"channel.energy.amplifier_efficiency must be in (0, 1], "
                 f"got {self.amplifier_efficiency}"
             )
-        if not self.clock_hz > 0:
-            raise ValueError(f"channel.energy.clock_hz must be > 0, got {self.clock_hz}")
+        if not (self.clock_hz > 0 and math.isfinite(self.clock_hz)):
+            raise ValueError(f"channel.energy.clock_hz must be > 0 and finite, got {self.clock_hz}")
 
 
 def receive_energy_j(config: EnergyConfig, airtime_s: float) -> float:

@@ -29,7 +29,7 @@ def test_every_preset_makes_a_config():
         ({"bandwidth_hz": math.inf}, "channel.bandwidth_hz must be > 0, got inf"),
         ({"deadline_s": math.nan}, "channel.deadline_s must be > 0, got nan"),
         ({"deadline_s": 2.0}, "deadline_s 2.0 must not exceed channel.round_period_s 1.0"),
-        ({"snr_db": math.nan}, "channel.snr_db must be finite, got nan"),
+        ({"snr_db": math.nan}, "channel.snr_db must be between -300 and 300, got nan"),
         ({"snr_db": None, "snr_choices_db": ()}, "snr_choices_db must not be empty"),
         ({"fading": "nakagami"}, "channel.fading must be one of .*'nakagami'"),
         ({"sharing": "tdma"}, "channel.sharing must be one of shared, orthogonal, got 'tdma'"),

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from channel import ChannelConfig, PathConfig
 from channel.mobility import RandomWaypoint, Static, Trajectory
+from channel.process import LinkProcess, read_trajectories
 
 
 def test_places_are_uniform_over_the_ring():
@@ -49,3 +51,20 @@ def test_a_trajectory_is_linear_and_starts_again():
 def test_bad_paths_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_devices_follow_the_paths_of_a_file(tmp_path):
+    """Towards the base station the link gets better, in the steps of the file."""
+    path = tmp_path / "paths.csv"
+    path.write_text("device,time_s,x_m,y_m\na,0,200,0\na,10,20,0\nb,0,0,50\nb,10,0,50\n")
+    config = PathConfig(
+        scenario="umi", mobility="trajectory", trajectory_file=str(path), cell_radius_m=300.0
+    )
+    process = LinkProcess(ChannelConfig(snr_db=None, path=config, fading="none"), 3, seed=0)
+    np.testing.assert_allclose(process.positions_m(5.0), [[110, 0], [0, 50], [110, 0]])
+    path.write_text("device,time_s,x_m\na,0,200\n")
+    with pytest.raises(ValueError, match="row 1, must have numbers in the columns device, time_s"):
+        read_trajectories(path)
+    path.unlink()
+    with pytest.raises(ValueError, match="does not exist"):
+        read_trajectories(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from channel import preset_names
 from experiments import cli
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +68,20 @@ def test_sweep_and_plot_again(call, tiny_toml, tmp_path):
     figures = [(out / f"sweep.{end}").read_bytes() for end in ("png", "pdf")]
     assert call("plot", out)[0] == 0
     assert figures == [(out / f"sweep.{end}").read_bytes() for end in ("png", "pdf")]
+
+
+def test_every_preset_is_listed_and_drawn(call, tmp_path):
+    code, out, _ = call("channel", "list")
+    assert code == 0
+    for name in (*preset_names(), "trace:<file>"):
+        assert name in out
+    example = ROOT / "docs" / "examples" / "walk.csv"
+    for preset in ("indoor", f"trace:{example}"):
+        assert call("channel", "show", preset, "--out", tmp_path)[0] == 0
+        assert (tmp_path / "channel.png").stat().st_size > 20_000
+    code, _, err = call("channel", "show", "indor")
+    assert code == 2
+    assert "did you mean 'indoor'" in err
 
 
 def test_info_names_versions_and_remedies(call, monkeypatch):
