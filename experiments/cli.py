@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from experiments.config import ExperimentConfig
@@ -36,7 +37,11 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens
 
 
 class Interrupted(Exception):
-    """Ctrl-C, with where the finished part lies."""
+    """Ctrl-C or SIGTERM, with where the finished part lies."""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command the way that Ctrl-C does."""
 
 
 def _setup_logging(is_verbose: bool) -> None:
@@ -53,7 +58,11 @@ def _version(is_asked: bool) -> None:
     if is_asked:
         from importlib import metadata
 
-        typer.echo(f"airllm-sim {metadata.version('airllm-sim')}")
+        try:
+            version = metadata.version("airllm-sim")
+        except metadata.PackageNotFoundError:
+            version = "(not installed)"
+        typer.echo(f"airllm-sim {version}")
         raise typer.Exit
 
 
@@ -136,11 +145,11 @@ def sweep(
     _setup_logging(verbose)
     experiment = _load(config, sets)
     folder = out or Path("runs") / Path(config).stem
-    from experiments.results import read_results
+    from experiments.results import prepare_sweep, read_results
     from experiments.sweep import cells_of, run_sweep
 
-    _check_folder(folder)
     cells = cells_of(experiment)
+    prepare_sweep(folder)
     from experiments.plots import plot_sweep
     from experiments.run import run_simulation
 
@@ -202,7 +211,7 @@ def info() -> None:
     _setup_logging(False)
     from experiments.info import describe
 
-    table = Table("", "state", show_header=False)
+    table = Table("what", Column("state", overflow="fold"), show_header=False)
     for what, state in describe():
         table.add_row(escape(what), escape(state))
     stdout.print(table)
@@ -261,19 +270,14 @@ def channel_show(
     from experiments.config import PRESETS, ExperimentConfig
     from experiments.config_loader import load_config
     from experiments.plots import plot_channel
+    from experiments.results import check_writable
 
     settings = [f"channel.preset={preset}", *(sets or ())]
     config = load_config(ExperimentConfig, sets=settings, presets=PRESETS)
     folder = out or Path("runs") / f"channel-{Path(preset.replace(':', '-')).stem}"
-    _check_folder(folder)
+    check_writable(folder)
     for path in plot_channel(config.channel, folder, seed=config.seed):
         typer.echo(path)
-
-
-def _check_folder(folder: Path) -> None:
-    from experiments.results import prepare_out
-
-    prepare_out(folder, overwrite=True)
 
 
 def _progress() -> Progress:
@@ -317,23 +321,30 @@ def _print_sweep(rows: list[dict[str, Any]], config: ExperimentConfig) -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence and exit code 2, Ctrl-C is 130."""
+    """Entry point: a user's mistake is one sentence and exit code 2, Ctrl-C is 130, SIGTERM 143."""
+    is_terminated = False
+
+    def on_sigterm(signum: int, frame: object) -> None:
+        nonlocal is_terminated
+        is_terminated = True
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, on_sigterm)
     try:
         code = app(standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
-    except Interrupted as interrupt:
-        _say(f"interrupted: {interrupt}")
-        code = 130
-    except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted")
-        code = 130
+    except (Interrupted, KeyboardInterrupt, typer.Abort) as interrupt:
+        where = f": {interrupt}" if isinstance(interrupt, Interrupted) else ""
+        _say(f"{'terminated' if is_terminated else 'interrupted'}{where}")
+        code = 143 if is_terminated else 130
     except BrokenPipeError:
         # The reader of our output has left; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except (ValueError, OSError) as error:
-        _say(f"error: {error}")
+    except (ValueError, OSError, MemoryError) as error:
+        _say(f"error: {_sentence(error)}")
+        _say_where()
         code = 2
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
@@ -341,9 +352,32 @@ def main() -> None:
             message = say() if say else str(error)
             _say(f"error: {message}; see airllm --help")
             code = 2
+        elif type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            _say(f"error: {_sentence(MemoryError())}")
+            _say_where()
+            code = 2
         else:
             raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _sentence(error: Exception) -> str:
+    """What to say of an error in one line."""
+    if isinstance(error, MemoryError):
+        return (
+            "out of memory; make training.batch_size, runtime.eval_batch_size or "
+            "model.max_length smaller"
+        )
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _say_where() -> None:
+    """The traceback, for those who asked with -v."""
+    logging.getLogger(__name__).info("raised here", exc_info=True)
 
 
 def _say(text: str) -> None:

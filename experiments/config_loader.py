@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-import math
 import textwrap
 import tomllib
 import types
@@ -32,9 +31,12 @@ def load_config(
 ) -> C:
     """The configuration in ``path`` (or ``text``) with ``key=value`` settings on top.
 
-    Where a section names a preset, what is not given explicitly comes from the preset; what the
-    file or a setting gives explicitly wins over it. Raises ValueError naming the key, its value
-    and the remedy.
+    In rising order of weight: the defaults of ``cls``, the preset that a section names, what the
+    file states, the settings. The preset's name is settled first, so where a setting names another
+    preset, what the file states still wins over it; and since a dumped configuration states every
+    value, no preset changes it. ``presets`` maps the key that names one, such as
+    ``channel.preset``, to what gives its values. In a setting, a list may be written with commas
+    and ``none`` stands for no value. Raises ValueError naming the key, its value and the remedy.
     """
     source = str(path) if path else "the given text"
     tree = _read(path) if path else _parse(text or "", source)
@@ -82,7 +84,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _parse(text: str, source: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # Not only TOMLDecodeError: a number of thousands of digits, brackets a thousand deep.
         raise ValueError(f"config {source} is not valid TOML: {error}") from None
 
 
@@ -92,13 +95,12 @@ def _apply(cls: type, tree: dict[str, Any], setting: str) -> None:
     if not equals or not key:
         raise ValueError(f"--set must be key=value, got {setting!r}")
     hint = _type_at(cls, key)
-    try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw
-    if _is_tuple(hint) and not isinstance(value, list):
+    value, kind = _scalar(raw), _base_type(hint)
+    if kind is not hint and _is_none(value):
+        pass  # an optional value's none, whatever its type
+    elif _is_tuple(kind) and not isinstance(value, list):
         value = [_scalar(part) for part in raw.split(",") if part.strip()]
-    elif _base_type(hint) is str and not isinstance(value, str | dict | list):
+    elif kind is str and not isinstance(value, str | dict | list):
         value = raw
     node = tree
     *parents, last = key.split(".")
@@ -110,10 +112,12 @@ def _apply(cls: type, tree: dict[str, Any], setting: str) -> None:
 
 
 def _scalar(text: str) -> Any:
+    """A TOML value; what is none, or more than one, is the text itself."""
     try:
-        return tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = tomllib.loads(f"value = {text.strip()}")
+    except (ValueError, RecursionError):
         return text.strip()
+    return parsed["value"] if len(parsed) == 1 else text.strip()
 
 
 def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +183,7 @@ def _build(cls: type[C], tree: Mapping[str, Any], prefix: str, root: type | None
 def _convert(key: str, value: Any, hint: Any) -> Any:
     """``value`` as the field's type; an int will do for a float, a bool for nothing else."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() == "none"):
+        if value is None or _is_none(value):
             return None
         hint = _base_type(hint)
     if _is_tuple(hint):
@@ -188,11 +192,27 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
         item = typing.get_args(hint)[0]
         return tuple(_convert(f"{key}[{i}]", v, item) for i, v in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{key} is too large for a number: {_short(value)}") from None
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         names = {float: "a number", int: "a whole number", str: "a string", bool: "true or false"}
-        raise ValueError(f"{key} must be {names.get(hint, hint)}, got {value!r}")
+        raise ValueError(f"{key} must be {names.get(hint, hint)}, got {_short(value)}")
     return value
+
+
+def _is_none(value: Any) -> bool:
+    return isinstance(value, str) and value.lower() == "none"
+
+
+def _short(value: Any) -> str:
+    """A value as a sentence can hold it."""
+    try:
+        text = repr(value)
+    except ValueError:  # more digits than Python will print
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
 
 
 def _is_tuple(hint: Any) -> bool:
@@ -237,8 +257,8 @@ def _describe(cls: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
 def _show(value: Any) -> str:
     if value is None:
         return "none"
-    if isinstance(value, float) and math.isfinite(value):
-        return f"{value:g}"
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return ", ".join(map(_show, value)) if isinstance(value, tuple) else str(value)
 
 

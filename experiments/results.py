@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 ROUND_COLUMNS = (
     "round", "device", "time_s", "snr_db", "bandwidth_hz", "rate_bps", "entropy", "oov_rate",
@@ -21,14 +24,32 @@ RESULT_COLUMNS = (
     "policy", "snr_db", "seed", "accuracy", "loss", "head_accuracy", "full_accuracy",
     "payload_bits", "delivered_bits", "airtime_s", "energy_j", "delivered_rate", "reward",
 )  # fmt: skip
+_NUMBERS = frozenset(RESULT_COLUMNS) - {"policy"}
 
 
 def prepare_out(out: Path, *, overwrite: bool = False) -> Path:
-    """Make a run's folder; raises ValueError where it cannot be written or holds a result."""
-    if (out / "summary.json").exists():
-        if not overwrite:
-            raise ValueError(f"{out} holds a finished run; give another --out, or --overwrite")
-        (out / "summary.json").unlink()
+    """Make a run's folder.
+
+    What an unfinished run left there is replaced; a finished one only with ``overwrite``, and then
+    not before its successor has something to write (see `RoundsWriter`). Raises ValueError where
+    the folder cannot be written, or holds a finished run or a sweep.
+    """
+    if (out / "results.csv").exists():
+        raise ValueError(f"--out {out} holds a sweep; give another folder for the run")
+    if (out / "summary.json").exists() and not overwrite:
+        raise ValueError(f"{out} holds a finished run; give another --out, or --overwrite")
+    return check_writable(out)
+
+
+def prepare_sweep(out: Path) -> Path:
+    """Make a sweep's folder, or go on in it; raises ValueError where a single run lies there."""
+    if (out / "summary.json").exists() or (out / "rounds.csv").exists():
+        raise ValueError(f"--out {out} holds a single run; give another folder for the sweep")
+    return check_writable(out)
+
+
+def check_writable(out: Path) -> Path:
+    """Make a folder; raises ValueError where nothing can be written in it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
@@ -42,23 +63,43 @@ def prepare_out(out: Path, *, overwrite: bool = False) -> Path:
 
 
 class RoundsWriter:
-    """rounds.csv, flushed at the end of every round: what is finished is on disk."""
+    """rounds.csv, flushed at the end of every round: what is finished is on disk.
+
+    A summary beside it is removed first. It says that a run is complete, which from here on it is
+    not; until here a run that cannot start has cost its predecessor nothing.
+    """
 
     def __init__(self, path: Path) -> None:
+        path.with_name("summary.json").unlink(missing_ok=True)
+        self._path = path
         self._file = path.open("w", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file, lineterminator="\n")
-        self._writer.writerow(ROUND_COLUMNS)
+        with _naming(path):
+            self._writer.writerow(ROUND_COLUMNS)
+            self._file.flush()
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        for row in rows:
-            self._writer.writerow([number(row[column]) for column in ROUND_COLUMNS])
-        self._file.flush()
+        with _naming(self._path):
+            for row in rows:
+                self._writer.writerow([number(row[column]) for column in ROUND_COLUMNS])
+            self._file.flush()
 
     def __enter__(self) -> RoundsWriter:
         return self
 
     def __exit__(self, *args: object) -> None:
-        self._file.close()
+        # Closing tries once more to write what a full disk has refused.
+        with _naming(self._path):
+            self._file.close()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in an OSError that does not, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def number(value: Any) -> Any:
@@ -75,8 +116,12 @@ def number(value: Any) -> Any:
 def write_text(path: Path, text: str) -> None:
     """The whole file or none of it."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with _naming(path):
+        try:
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
@@ -95,14 +140,21 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a finished run."""
+    """summary.json of a finished run; raises ValueError for a missing or damaged one."""
     path = folder / "summary.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        summary = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no finished run (no summary.json)") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}; run it again") from None
+    if not isinstance(summary, dict):
+        raise ValueError(f"{path} is damaged: it is no table of names and values; run it again")
+    missing = [column for column in RESULT_COLUMNS if column not in summary]
+    if missing:
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; run it again")
+    # JSON has no not-a-number: null stands for it.
+    return {k: np.nan if v is None and k in _NUMBERS else v for k, v in summary.items()}
 
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -118,24 +170,50 @@ def read_results(folder: Path) -> pd.DataFrame:
     path = folder / "results.csv"
     if not path.is_file():
         raise ValueError(f"{folder} holds no results.csv; name the folder of a sweep")
-    try:
-        frame = pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    missing = [column for column in RESULT_COLUMNS if column not in frame]
-    if missing:
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+    frame = _read_table(path, RESULT_COLUMNS, text=("policy",))
     if frame.empty:
         raise ValueError(f"{path} has no rows; no run of the sweep has finished yet")
     return frame
 
 
 def read_rounds(folder: Path) -> pd.DataFrame:
-    """rounds.csv of a run."""
+    """rounds.csv of a run, finished or not; raises ValueError for a missing or damaged one."""
     path = folder / "rounds.csv"
     if not path.is_file():
         raise ValueError(f"{folder} holds no rounds.csv; name the folder of a run")
+    frame = _read_table(path, ROUND_COLUMNS)
+    if frame.empty:
+        raise ValueError(f"{path} has no rows; no round of the run has finished yet")
+    return frame
+
+
+def read_ranks(folder: Path) -> tuple[NDArray[np.int64], list[str]]:
+    """Ranks [rounds, devices, projections] and the projections' names, from ranks.npz."""
+    path = folder / "ranks.npz"
     try:
-        return pd.read_csv(path)
+        with np.load(path) as file:
+            ranks, names = file["ranks"], [str(name) for name in file["projections"]]
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no ranks.npz; the run was killed, run it again") from None
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+        raise ValueError(f"{path} is damaged; run it again") from None
+    if ranks.ndim != 3 or ranks.shape[2] != len(names):
+        raise ValueError(f"{path} is damaged: ranks of shape {ranks.shape}; run it again")
+    return ranks, names
+
+
+def _read_table(path: Path, columns: Sequence[str], *, text: Sequence[str] = ()) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged: {reason}; run it again") from None
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise ValueError(f"{path} is damaged: it lacks the columns {', '.join(missing)}")
+    for column in columns:
+        if column in text or frame.empty:
+            continue
+        if not pd.api.types.is_numeric_dtype(frame[column]):
+            raise ValueError(f"{path} is damaged: column {column} is not all numbers")
+    return frame

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from experiments.config_loader import dump_config
 from experiments.results import read_summary, write_results
 
 logger = logging.getLogger(__name__)
+
+_DONE = "summary.json"
+"""its presence in a run's folder says that the run is complete"""
 
 Run = Callable[[ExperimentConfig, Path, Callable[[int, int], None]], dict[str, Any]]
 
@@ -28,7 +32,9 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        return f"{self.policy.replace(':', '-')}_snr{self.snr_db:g}_seed{self.seed}"
+        # Short where that says it all: two SNRs must not end in one folder.
+        snr = f"{self.snr_db:g}" if float(f"{self.snr_db:g}") == self.snr_db else f"{self.snr_db!r}"
+        return f"{self.policy.replace(':', '-')}_snr{snr}_seed{self.seed}"
 
 
 def cells_of(config: ExperimentConfig) -> list[Cell]:
@@ -70,34 +76,44 @@ def run_sweep(
     """Run what is not finished yet; the rows of results.csv, and the error of each failed run.
 
     Runs finished before with the same configuration are taken as they are (``is_fresh`` runs them
-    again). results.csv is rewritten after every run, its rows always in the order of the sweep.
+    again); one of another configuration stays until the run that replaces it has begun. results.csv
+    is rewritten after every run, its rows always in the order of the sweep. A full disk ends the
+    sweep; what else goes wrong with one run, as too little memory, costs no other.
     """
     cells = cells_of(config)
-    rows: dict[str, dict[str, Any]] = {}
+    kept = {} if is_fresh else {c.folder: s for c in cells if (s := finished_summary(c, out))}
+    rows = {cell.folder: _row(cell, kept[cell.folder]) for cell in cells if cell.folder in kept}
     errors: dict[str, str] = {}
+    others = [c for c in cells if c.folder not in kept and (out / c.folder / _DONE).exists()]
+    if others and not is_fresh:
+        logger.warning(
+            "%d finished runs in %s have another configuration or are damaged; running them again",
+            len(others),
+            out,
+        )
+
+    def ordered() -> list[dict[str, Any]]:
+        return [rows[cell.folder] for cell in cells if cell.folder in rows]
+
+    if rows:
+        write_results(out / "results.csv", ordered())
     for cell in cells:
-        summary = None if is_fresh else finished_summary(cell, out)
-        if summary is None:
-            folder = out / cell.folder
-            (folder / "summary.json").unlink(missing_ok=True)
+        if cell.folder not in kept:
             try:
-                summary = run(
-                    cell.config,
-                    folder,
-                    lambda done, rounds, cell=cell: on_progress(cell, done, rounds),  # type: ignore
-                )
-            except ValueError as error:
-                # One run that cannot be must not cost the others.
-                errors[cell.folder] = str(error)
-                logger.error("%s: %s", cell.folder, error)
+                summary = run(cell.config, out / cell.folder, partial(on_progress, cell))
+            except (ValueError, MemoryError, RuntimeError) as error:
+                # torch reports too little memory as a RuntimeError.
+                reason = str(error) or type(error).__name__
+                if reason not in errors.values():
+                    logger.error("%s: %s", cell.folder, reason)
+                    logger.info("raised here", exc_info=True)
+                errors[cell.folder] = reason
+            else:
+                rows[cell.folder] = _row(cell, summary)
+                write_results(out / "results.csv", ordered())
         on_progress(cell, config.rounds, config.rounds)
-        if summary is not None:
-            rows[cell.folder] = {
-                **summary,
-                "policy": cell.policy,
-                "snr_db": cell.snr_db,
-                "seed": cell.seed,
-            }
-            ordered = [rows[c.folder] for c in cells if c.folder in rows]
-            write_results(out / "results.csv", ordered)
-    return [rows[c.folder] for c in cells if c.folder in rows], errors
+    return ordered(), errors
+
+
+def _row(cell: Cell, summary: dict[str, Any]) -> dict[str, Any]:
+    return {**summary, "policy": cell.policy, "snr_db": cell.snr_db, "seed": cell.seed}
