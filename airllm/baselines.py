@@ -64,7 +64,7 @@ class Fixed(_Formula):
 
 
 class RandomFeasible(_Formula):
-    """Components in a random order until the budget is full."""
+    """Components in a random order until a device's share of the air time is full."""
 
     def __init__(self, seed: int) -> None:
         super().__init__("random")
@@ -78,10 +78,7 @@ class RandomFeasible(_Formula):
         cost = observation.unit_cost_s
         # Worth per cost is what is ranked: multiplied by the cost, all components stand equal.
         finite = np.where(np.isfinite(cost), cost, 0.0)
-        return fit_budget(
-            value * finite[:, :, None], cost, observation.budget_s,
-            is_joint=observation.is_shared_band,
-        )  # fmt: skip
+        return fit_budget(value * finite[:, :, None], cost, observation.budget_s, is_joint=False)
 
 
 class Greedy(_Formula):

@@ -22,6 +22,7 @@ class Inner:
     flag: bool = False
     limit: float | None = None
     steps: tuple[float, ...] = (1.0, 2.0)
+    names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,57 @@ def test_mistakes_are_named(setting, message):
 
 
 @pytest.mark.parametrize(
+    ("setting", "names"),
+    [
+        ("inner.names=a,b", ("a", "b")),
+        ("inner.names=a", ("a",)),
+        ('inner.names=["a"]', ("a",)),
+        ("inner.names=None", None),
+    ],
+)
+def test_an_optional_list_is_read_like_any_other(setting, names):
+    assert load_config(Outer, sets=[setting]).inner.names == names
+
+
+def test_a_setting_is_one_value():
+    assert load_config(Outer, sets=["name=1\ncount = 5"]) == Outer(name="1\ncount = 5")
+
+
+def test_where_a_setting_names_another_preset_the_files_values_still_win():
+    text = '[channel]\npreset = "umi-5g"\nbandwidth_hz = 5e6\n'
+    channel = load("channel.preset=paper", text=text).channel
+    assert (channel.preset, channel.sharing, channel.bandwidth_hz) == ("paper", "orthogonal", 5e6)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("inner.ratio=1" + 400 * "0", "inner.ratio is too large for a number: 1000"),
+        ("count=1" + 5000 * "0", r"count must be a whole number, got '1000.* \(5003 characters\)"),
+        ("count=" + 5000 * "[", "count must be a whole number, got"),
+    ],
+)
+def test_what_is_too_long_to_read_is_said_in_short(setting, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_config(Outer, sets=[setting])
+    assert len(str(error.value)) < 160
+
+
+def test_defaults_are_described_exactly():
+    @dataclass(frozen=True)
+    class Exact:
+        carrier_hz: float = 3.5123456789e9
+        band_hz: float = 1e6
+
+    assert [row[2] for row in describe_config(Exact)] == ["3512345678.9", "1e+06"]
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"rounds = = 3", "is not valid TOML: .*line 1"),
+        (b"rounds = 1" + 5000 * b"0", "is not valid TOML"),
+        (b"rounds = " + 5000 * b"[", "is not valid TOML"),
         (b"\xff\xfe", "is not UTF-8 text"),
         (b"channel = 3", "channel must be a table, got 3"),
         (b"[data]\nsorce = 'x'", "unknown config key data.sorce; did you mean data.source"),

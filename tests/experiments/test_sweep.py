@@ -89,6 +89,65 @@ def test_a_failed_run_costs_no_other(config, tmp_path):
     assert len(read_results(tmp_path)) == 3
 
 
+@pytest.mark.parametrize("error", [ValueError("absent"), MemoryError(), RuntimeError("no memory")])
+def test_a_sweep_that_cannot_run_leaves_the_one_before_it_alone(
+    error, config, tiny_toml, tmp_path, caplog
+):
+    run_sweep(config, tmp_path, fake([]))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+    def fail(config, folder, on_round):
+        raise error
+
+    other = load_config(ExperimentConfig, tiny_toml, ["training.r_max=3"], presets=PRESETS)
+    rows, errors = run_sweep(other, tmp_path, fail)
+    assert not rows
+    assert list(errors) == NAMES
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert "4 finished runs in" in caplog.text
+    # The same reason is said once.
+    assert sum(r.levelname == "ERROR" for r in caplog.records) == 1
+
+
+def test_what_is_finished_is_in_the_results_before_the_next_run_starts(config, tiny_toml, tmp_path):
+    run_sweep(config, tmp_path, fake([]))
+    more = load_config(
+        ExperimentConfig, tiny_toml, ["sweep.policies=airllm,uniform,random"], presets=PRESETS
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(more, tmp_path, fake([], stop_on="airllm_snr10_seed0"))
+    frame = read_results(tmp_path)
+    assert list(frame["policy"]) == ["airllm", "uniform", "uniform", "random", "random"]
+
+
+@pytest.mark.parametrize("content", ["3", "{}", "[1]", "{"])
+def test_a_damaged_run_is_run_again(content, config, tmp_path):
+    run_sweep(config, tmp_path, fake([]))
+    (tmp_path / NAMES[1] / "summary.json").write_text(content)
+    calls = []
+    run_sweep(config, tmp_path, fake(calls))
+    assert calls == [NAMES[1]]
+
+
+def test_a_full_disk_ends_the_sweep(config, tmp_path):
+    def full(config, folder, on_round):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        run_sweep(config, tmp_path, full)
+
+
+def test_snrs_that_nearly_agree_have_their_own_runs(tiny_toml, tmp_path):
+    near = load_config(
+        ExperimentConfig, tiny_toml,
+        ["sweep.snr_db=1.0,1.0000001", "sweep.policies=uniform"], presets=PRESETS,
+    )  # fmt: skip
+    calls = []
+    run_sweep(near, tmp_path, fake(calls))
+    assert calls == ["uniform_snr1_seed0", "uniform_snr1.0000001_seed0"]
+    assert list(read_results(tmp_path)["snr_db"]) == [1.0, 1.0000001]
+
+
 def test_a_policy_in_a_sweep_has_its_own_preset(tiny_toml):
     config = load_config(
         ExperimentConfig, tiny_toml, ["sweep.policies=paper,airllm"], presets=PRESETS
