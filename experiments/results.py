@@ -191,7 +191,7 @@ def read_ranks(folder: Path) -> tuple[NDArray[np.int64], list[str]]:
     """Ranks [rounds, devices, projections] and the projections' names, from ranks.npz."""
     path = folder / "ranks.npz"
     try:
-        with np.load(path) as file:
+        with path.open("rb") as raw, np.load(raw) as file:
             ranks, names = file["ranks"], [str(name) for name in file["projections"]]
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no ranks.npz; the run was killed, run it again") from None
