@@ -6,13 +6,13 @@ import difflib
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from channel.energy import EnergyConfig
 from channel.pathloss import SCENARIOS
-from channel.traces import FORMATS
+from channel.traces import FORMATS, TraceFormat
 
 FADINGS = ("none", "rayleigh", "rician", "ar1", "clarke")
 SHARINGS = ("shared", "orthogonal")
@@ -140,6 +140,14 @@ class ChannelConfig:
     """CSV of a recorded link; each device starts at a place of its own in it"""
     trace_format: str = "plain"
     """'plain' (time_s, snr_db), 'ucc-5g', 'ucc-5g-cqi', 'cicv5g' or 'nyu-mets'"""
+    trace_value_column: str = ""
+    """name of the column with the value, where it is not the format's"""
+    trace_time_column: str = ""
+    """name of the column with the time, where it is not the format's"""
+    trace_kind: str = ""
+    """what the value is, where it is not what the format says: 'snr_db', 'cqi', 'throughput'"""
+    trace_unit: str = ""
+    """of a throughput, where it is not the format's: 'bit/s', 'kbit/s', 'Mbit/s', 'Gbit/s'"""
     fading: str = "rayleigh"
     """'none'; a draw each round: 'rayleigh', 'rician', 'ar1' (correlated from round to round);
     'clarke' (in time, within the round as well)"""
@@ -181,6 +189,7 @@ class ChannelConfig:
         _one_of("scheduler", self.scheduler, SCHEDULERS)
         _one_of("fading", self.fading, FADINGS)
         _one_of("trace_format", self.trace_format, tuple(FORMATS))
+        trace_format_of(self)
         for key in ("bandwidth_hz", "deadline_s", "round_period_s", "coherence_s", "away_mean_s"):
             _check(key, getattr(self, key), getattr(self, key) > 0, "> 0")
         for key in (
@@ -231,6 +240,20 @@ class ChannelConfig:
             if isinstance(value, list):
                 values[key] = tuple(value)
         return ChannelConfig(preset=name, **values)
+
+
+def trace_format_of(config: ChannelConfig) -> TraceFormat:
+    """The named format with what the configuration says of its own; bad values are named."""
+    given: dict[str, Any] = {
+        "value_column": config.trace_value_column,
+        "time_column": config.trace_time_column,
+        "kind": config.trace_kind,
+        "unit": config.trace_unit,
+    }
+    try:
+        return replace(FORMATS[config.trace_format], **{k: v for k, v in given.items() if v})
+    except ValueError as error:
+        raise ValueError(f"channel.trace_{error}") from None
 
 
 def preset_names() -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from channel.config import ChannelConfig, PathConfig
+from channel.config import ChannelConfig, PathConfig, trace_format_of
 from channel.fading import (
     Ar1Process,
     ClarkeProcess,
@@ -20,10 +21,11 @@ from channel.fading import (
 )
 from channel.mobility import Mobility, RandomWaypoint, Static, Trajectory
 from channel.pathloss import SCENARIOS, los_probability, path_loss_db, shadowing_step
-from channel.traces import FORMATS, read_trace
+from channel.traces import read_trace
 from channel.units import linear_to_db, noise_power_dbm
 
 Array = NDArray[np.float64]
+logger = logging.getLogger(__name__)
 
 DIRECTIONS = ("down", "up")
 _SNR_STREAM, _SPREAD_STREAM, _SIGHT_STREAM, _SHADOW_STREAM, _TRACE_STREAM = 20, 21, 24, 25, 26
@@ -46,7 +48,8 @@ class LinkProcess:
         )
         self._trace = None
         if config.trace and config.snr_db is None:
-            self._trace = read_trace(config.trace, FORMATS[config.trace_format])
+            self._trace = read_trace(config.trace, trace_format_of(config))
+            logger.info("trace %s: %s", config.trace, self._trace.report)
             share = rng_for(seed, _TRACE_STREAM).uniform(size=num_devices)
             self._trace_start_s = share * self._trace.duration_s
         shift_hz = config.doppler_hz

@@ -59,6 +59,19 @@ def test_a_trace_drives_the_cell(tmp_path):
     assert (np.diff(seen, axis=0) != 0).all()  # every second another value
 
 
+def test_a_file_of_ones_own_needs_only_its_columns_named(tmp_path):
+    path = write(tmp_path, "when,down\n0,2\n1,1\n2,2\n")
+    config = ChannelConfig.from_preset(
+        f"trace:{path}", trace_value_column="down", trace_time_column="when",
+        trace_kind="throughput", trace_unit="Mbit/s", csi_error_db=0.0,
+    )  # fmt: skip
+    cell = Cell(config, 3, seed=0)
+    cell.begin_round(0)
+    np.testing.assert_allclose(np.isin(np.round(cell.true_links().rate_bps), [1e6, 2e6]), True)
+    with pytest.raises(ValueError, match="channel.trace_kind must be one of snr_db"):
+        ChannelConfig(trace_kind="rsrp")
+
+
 @needs_shared
 @pytest.mark.parametrize(
     ("folder", "name"),
