@@ -10,16 +10,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from channel import Cell, ChannelConfig
-from experiments.results import read_rounds, read_summary
+from experiments.results import read_ranks, read_rounds, read_summary
 
 # Okabe and Ito's colours, told apart with any colour vision; markers tell them apart in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Between one column of a paper (3.5 in, where 8.5 pt become 5.7 pt) and two (7 in).
+_SIZE = (5.2, 2.9)
 _STYLE = {
-    "font.size": 8.0,
+    "font.size": 8.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -35,96 +38,165 @@ _STYLE = {
 def plot_sweep(results: pd.DataFrame, out: Path) -> list[Path]:
     """Accuracy and transmitted bits against SNR, one line a policy; sweep.png and sweep.pdf.
 
-    With several seeds: means with 95 % t-intervals over seeds.
+    With several seeds: means with 95 % t-intervals over seeds, policies set a little apart so that
+    their intervals do not hide each other.
     """
+    policies = list(pd.unique(results["policy"]))
+    snrs = sorted(results["snr_db"].unique())
+    seeds = results.groupby(["policy", "snr_db"])["seed"].nunique()
+    step = min(np.diff(snrs), default=1.0) / (4.0 * len(policies)) if seeds.max() > 1 else 0.0
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7.0, 3.0), layout="constrained")
+        figure = Figure(figsize=_SIZE, layout="constrained")
         left, right = figure.subplots(1, 2)
-        num_seeds = results["seed"].nunique()
-        for i, policy in enumerate(pd.unique(results["policy"])):
+        for i, policy in enumerate(policies):
             rows = results[results["policy"] == policy]
-            look: dict[str, Any] = {
-                "color": _COLOURS[i % len(_COLOURS)],
-                "marker": _MARKERS[i % len(_MARKERS)],
-                "label": policy,
-            }
-            _line(left, rows, "accuracy", 100.0, look)
-            _line(right, rows, "delivered_bits", 1e-6, look)
+            look = _look(i) | {"label": policy}
+            shift = step * (i - (len(policies) - 1) / 2.0)
+            _line(left, rows, "accuracy", 100.0, shift, look)
+            _line(right, rows, "delivered_bits", 1e-6, shift, look)
         # AdaLoRA and the published scheme train masters of their own.
         is_plain = ~results["policy"].str.match("adalora|paper")
         plain = results[is_plain] if is_plain.any() else results
-        _reference(left, 100.0 * plain["full_accuracy"].mean(), "whole update")
-        _reference(left, 100.0 * results["head_accuracy"].mean(), "no update (preloaded head)")
-        left.set_ylabel("accuracy after the last round (%)")
-        right.set_ylabel("payload (Mbit a device and round)")
-        if (results["delivered_bits"] > 0).any():
-            right.set_yscale("log")
-            right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        # Curves rise to the right: the corners above left and below right are free.
+        _reference(left, 100.0 * plain["full_accuracy"].mean(), "whole update", "left")
+        _reference(left, 100.0 * results["head_accuracy"].mean(), "preloaded head", "right")
+        left.set_ylabel("accuracy after last round (%)")
+        right.set_ylabel("Mbit per device and round")
+        _scale_bits(right, 1e-6 * results.groupby(["policy", "snr_db"])["delivered_bits"].mean())
         for axes in (left, right):
             axes.set_xlabel("mean SNR (dB)")
-            axes.set_xticks(sorted(results["snr_db"].unique()))
+            axes.set_xticks(snrs)
         low, high = left.get_ylim()
-        left.set_ylim(low - 0.03 * (high - low), high + 0.04 * (high - low))
+        left.set_ylim(low - 0.07 * (high - low), high + 0.07 * (high - low))
         handles, labels = left.get_legend_handles_labels()
-        note = f"{num_seeds} seeds, bars: 95 % t-intervals" if num_seeds > 1 else "one seed"
+        few, many = seeds.min(), seeds.max()
+        note = (
+            "one seed"
+            if many == 1
+            else f"{many} seeds"
+            if few == many
+            else f"{few} to {many} seeds"
+        )
         figure.legend(
-            handles, labels, loc="outside upper center", ncols=len(labels), title=note,
-            title_fontsize=7.0,
+            handles, labels, loc="outside upper center", ncols=min(len(labels), 4),
+            title=note if many == 1 else f"mean of {note}, bars: 95 % t-intervals",
+            title_fontsize=7.5, columnspacing=1.2, handletextpad=0.5,
         )  # fmt: skip
         return _save(figure, out, "sweep")
 
 
 def plot_run(folder: Path) -> list[Path]:
-    """Accuracy over the rounds and the ranks each projection got; run.png and run.pdf."""
-    rounds, summary = read_rounds(folder), read_summary(folder)
-    with np.load(folder / "ranks.npz") as file:
-        ranks = file["ranks"].sum(axis=1)  # [rounds, projections], over the devices
-        names = [str(name) for name in file["projections"]]
+    """Accuracy over the rounds and the ranks each projection got; run.png and run.pdf.
+
+    A run that was stopped is drawn as far as it came.
+    """
+    rounds, (ranks, names) = read_rounds(folder), read_ranks(folder)
+    if (folder / "summary.json").exists():
+        title = str(read_summary(folder)["policy"])
+    else:
+        title = f"stopped after round {rounds['round'].max()}"
+    total = ranks.sum(axis=1)  # [rounds, projections], over the devices
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7.0, 3.4), layout="constrained")
+        figure = Figure(figsize=_SIZE, layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.3))
-        for device, rows in rounds.groupby("device"):
+        for i, (_, rows) in enumerate(rounds.groupby("device")):
             left.plot(
                 rows["round"], 100.0 * rows["accuracy"],
-                color="0.75", linewidth=0.8, label="one device" if device == 0 else None,
+                color="0.7", linewidth=0.8, label=None if i else "one device",
             )  # fmt: skip
         mean = rounds.groupby("round")["accuracy"].mean()
         left.plot(mean.index, 100.0 * mean, color=_COLOURS[0], marker="o", label="mean")
         left.set_xlabel("round")
         left.set_ylabel("accuracy (%)")
         left.set_xticks(_few(list(mean.index)))
-        left.legend(loc="lower right")
-        left.set_title(f"{summary['policy']}", fontsize=8.0)
-        image = right.imshow(ranks.T, aspect="auto", origin="lower", cmap="viridis")
+        figure.legend(loc="outside upper center", ncols=2, title=title)
+        image = right.imshow(
+            total.T, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest",
+            vmin=0, vmax=max(int(total.max()), 1),
+        )  # fmt: skip
         right.grid(visible=False)
         right.set_xlabel("round")
-        right.set_xticks(_few(list(range(len(ranks)))))
-        right.set_xticklabels([str(i + 1) for i in _few(list(range(len(ranks))))])
+        ticks = _few(list(range(len(total))))
+        right.set_xticks(ticks, [str(i + 1) for i in ticks])
+        right.yaxis.set_major_locator(MaxNLocator(integer=True))
         right.set_ylabel(f"projection (0 to {len(names) - 1}, by depth)")
-        figure.colorbar(image, ax=right, label="ranks sent, summed over devices")
+        figure.colorbar(
+            image, ax=right, label="ranks sent, sum over devices", ticks=MaxNLocator(integer=True)
+        )
         return _save(figure, folder, "run")
+
+
+def _look(index: int) -> dict[str, Any]:
+    """Colour and marker of a line; when these are used up, again with open markers and dashes."""
+    again = index // len(_COLOURS) % 2 == 1
+    return {
+        "color": _COLOURS[index % len(_COLOURS)],
+        # A step on at each turn, so that colour and marker do not meet twice.
+        "marker": _MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)],
+        "linestyle": (0, (4, 1.5)) if again else "-",
+        "markerfacecolor": "white" if again else _COLOURS[index % len(_COLOURS)],
+    }
+
+
+def _scale_bits(axes: Axes, means_mbit: pd.Series) -> None:
+    """A log axis with plain numbers; where nothing came through, a zero below it."""
+    positive = means_mbit[means_mbit > 0]
+    if positive.empty:
+        return
+    low, high = float(positive.min()), float(axes.dataLim.y1)  # intervals reach above the means
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)) - 1, np.ceil(np.log10(high)) + 1)
+    fine = [k * d for d in decades for k in (1.0, 2.0, 5.0)]
+    ticks = [t for t in fine if 0.7 * low <= t <= 1.5 * high]
+    if len(ticks) < 2:
+        ticks = [t for t in fine if 0.4 * low <= t <= 2.5 * high]
+    elif high > 100.0 * low:
+        ticks = [d for d in decades if 0.7 * low <= d <= 1.5 * high]
+    top = max(1.3 * high, ticks[-1])
+    if (means_mbit == 0).any():
+        axes.set_ylim(-0.15 * low, top)
+        axes.set_yscale("symlog", linthresh=low, linscale=0.4)
+        ticks = [0.0, *(t for t in ticks if t >= low)]
+    else:
+        # An interval that reaches to nothing must not push the means to the top.
+        bottom = max(min(float(axes.dataLim.minposy), low), low / 10.0)
+        axes.set_ylim(min(bottom / 1.3, ticks[0]), top)
+        axes.set_yscale("log")
+    axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    axes.set_yticks([], minor=True)
 
 
 def _few(values: list[int]) -> list[int]:
     return values[:: max(1, -(-len(values) // 10))]
 
 
-def _line(axes: Axes, rows: pd.DataFrame, column: str, scale: float, look: dict[str, Any]) -> None:
+def _line(
+    axes: Axes,
+    rows: pd.DataFrame,
+    column: str,
+    scale: float,
+    shift: float,
+    look: dict[str, Any],
+) -> None:
     groups = rows.groupby("snr_db")[column]
     mean, count = groups.mean() * scale, groups.count()
-    if (count > 1).all():
-        half = stats.t.ppf(0.975, count - 1) * groups.std() * scale / np.sqrt(count)
-        axes.errorbar(mean.index, mean, yerr=half, capsize=2, **look)
+    x = mean.index.to_numpy() + shift
+    if (count > 1).any():
+        # A point of one seed has no interval.
+        half = stats.t.ppf(0.975, np.maximum(count - 1, 1)) * groups.std() * scale / np.sqrt(count)
+        axes.errorbar(x, mean, yerr=half.fillna(0.0), capsize=1.5, elinewidth=0.8, **look)
     else:
-        axes.plot(mean.index, mean, **look)
+        axes.plot(x, mean, **look)
 
 
-def _reference(axes: Axes, value: float, text: str) -> None:
+def _reference(axes: Axes, value: float, text: str, side: str) -> None:
+    """A dashed line across, its name at one end: above it on the left, below it on the right."""
     if np.isfinite(value):
         axes.axhline(value, color="0.45", linestyle="--", linewidth=0.9, zorder=0)
+        is_left = side == "left"
         axes.annotate(
-            text, (1.0, value), xycoords=("axes fraction", "data"), xytext=(-2, 2),
-            textcoords="offset points", ha="right", va="bottom", fontsize=7, color="0.35",
+            text, (0.0 if is_left else 1.0, value), xycoords=("axes fraction", "data"),
+            xytext=(3, 2) if is_left else (-3, -3), textcoords="offset points", ha=side,
+            va="bottom" if is_left else "top", fontsize=7.5, color="0.3",
         )  # fmt: skip
 
 
