@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ class DataConfig:
     """the same in the evaluation file, where it has another name; empty: text_column"""
     label_column: str = "label"
     """name of the column with the label; empty for text without labels (causal models)"""
+    encoding: str = "auto"
+    """of local files: 'auto' (UTF-8, or else Windows-1252) or a name that Python knows"""
     eval_fraction: float = 0.2
     """share held out for the devices where there is no evaluation text"""
     max_train: int = 0
@@ -71,6 +74,13 @@ class DataConfig:
             raise ValueError(
                 f"data.sentences_per_class must be >= 2, got {self.sentences_per_class}"
             )
+        try:
+            "".encode("utf-8" if self.encoding == "auto" else self.encoding)
+        except (LookupError, ValueError):
+            raise ValueError(
+                f"data.encoding must be 'auto' or an encoding such as 'utf-8' or 'utf-16', "
+                f"got {self.encoding!r}"
+            ) from None
         if self.source == "docstrings" and len(set(self.packages)) < 2:
             raise ValueError(
                 f"data.packages must name at least two packages, got {list(self.packages)}"
@@ -105,10 +115,18 @@ class TextSplits:
 
 def load_splits(config: DataConfig, *, seed: int) -> TextSplits:
     """Training and evaluation text; raises ValueError that names file, column and remedy."""
+    path = Path(config.source)
+    # A folder is no data file: one called 'sst2' must not hide the data set.
+    is_local = path.suffix.lower() in SUFFIXES or path.is_file()
+    if config.eval_source and not is_local:
+        raise ValueError(
+            f"data.eval_source {config.eval_source!r} goes with a local file in data.source, which "
+            f"is {config.source!r}; leave it empty"
+        )
     if config.source == "docstrings":
         whole = _docstrings(config)
         train, evaluation = _hold_out(whole, config.eval_fraction, seed)
-    elif Path(config.source).suffix.lower() in SUFFIXES or Path(config.source).exists():
+    elif is_local:
         train, evaluation = _from_files(config, seed)
     else:
         train, evaluation = _from_hub(config, seed)
@@ -117,7 +135,9 @@ def load_splits(config: DataConfig, *, seed: int) -> TextSplits:
     return TextSplits(train, evaluation, _fingerprint(train, evaluation))
 
 
-def read_table(path: Path, text_column: str, label_column: str) -> tuple[list[str], list[str]]:
+def read_table(
+    path: Path, text_column: str, label_column: str, encoding: str = "auto"
+) -> tuple[list[str], list[str]]:
     """Texts and labels (as strings) of a local file; no labels without a label column."""
     if not path.is_file():
         raise ValueError(f"data file {path} does not exist; name an existing file in data.source")
@@ -125,18 +145,18 @@ def read_table(path: Path, text_column: str, label_column: str) -> tuple[list[st
     if suffix == ".parquet":
         rows = _parquet_rows(path)
     elif suffix == ".jsonl":
-        rows = _jsonl_rows(path)
+        rows = _jsonl_rows(path, encoding)
     elif suffix == ".label":
-        rows = _trec_rows(path)
+        rows = _trec_rows(path, encoding)
     elif suffix in (".csv", ".tsv"):
-        rows = _separated_rows(path, is_tab=suffix == ".tsv")
+        rows = _separated_rows(path, encoding, is_tab=suffix == ".tsv")
     else:
         raise ValueError(
             f"data file {path} has the ending {suffix or '(none)'}; "
             f"it must be one of {', '.join(SUFFIXES)}"
         )
     if not rows:
-        raise ValueError(f"data file {path} has no rows")
+        raise ValueError(f"data file {path} has no rows; name a file with text in data.source")
     texts, labels = [], []
     for number, row in enumerate(rows, start=1):
         for column in (text_column, label_column):
@@ -151,59 +171,100 @@ def read_table(path: Path, text_column: str, label_column: str) -> tuple[list[st
             raise ValueError(f"data file {path} has an empty text in row {number}; take it out")
         texts.append(text)
         if label_column:
-            labels.append(str(row[label_column]).strip())
+            label = row[label_column]
+            # A float that is not equal to itself: how a table writes a missing value.
+            if not str(label).strip() or label != label:
+                raise ValueError(
+                    f"data file {path} has no label in row {number}, column {label_column!r}; "
+                    f"take the row out or fill it in"
+                )
+            labels.append(str(label).strip())
     return texts, labels
 
 
-def _read_text(path: Path) -> str:
-    """UTF-8, or else Windows-1252, the usual other one of old corpora."""
-    data = path.read_bytes()
+def _read_text(path: Path, encoding: str) -> str:
+    """UTF-8, or else Windows-1252, the usual other one of old corpora; or the encoding named."""
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", errors="replace")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"data file {path} cannot be read ({error.strerror}); check its permissions"
+        ) from None
+    if encoding == "auto" and b"\0" in data:
+        raise ValueError(
+            f"data file {path} has zero bytes, so it is UTF-16 or no text at all; "
+            f"set data.encoding or give a text file"
+        )
+    for candidate in ("utf-8-sig", "cp1252") if encoding == "auto" else (encoding,):
+        try:
+            return data.decode(candidate)
+        except UnicodeError:
+            continue
+    tried = "UTF-8 nor Windows-1252" if encoding == "auto" else f"readable as {encoding}"
+    raise ValueError(
+        f"data file {path} is {'neither' if encoding == 'auto' else 'not'} {tried}; "
+        f"set data.encoding to the one it was written in"
+    )
 
 
-def _separated_rows(path: Path, *, is_tab: bool) -> list[dict[str, Any]]:
-    # In tab-separated corpora a quotation mark is a character like any other.
-    lines = _read_text(path).splitlines(keepends=True) if not is_tab else _lines(path)
+def _separated_rows(path: Path, encoding: str, *, is_tab: bool) -> list[dict[str, Any]]:
+    # In tab-separated corpora a quotation mark is a character like any other. In csv files only
+    # \r and \n end a line, and not the separators and form feeds at which splitlines() cuts too.
+    lines = (
+        [line for _, line in _lines(path, encoding)]
+        if is_tab
+        else io.StringIO(_read_text(path, encoding), newline="")
+    )
     reader = csv.DictReader(
         lines,
         delimiter="\t" if is_tab else ",",
         quoting=csv.QUOTE_NONE if is_tab else csv.QUOTE_MINIMAL,
+        strict=not is_tab,
     )
     try:
         return list(reader)
     except csv.Error as error:
-        raise ValueError(f"data file {path}, line {reader.line_num}: {error}") from None
+        raise ValueError(
+            f"data file {path}, line {reader.line_num}: {error}; mend the quotation marks there"
+        ) from None
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path, encoding: str) -> list[tuple[int, str]]:
+    """Lines that are not blank, with their numbers in the file."""
     # Not splitlines(): text has form feeds and separators that end no line of a file.
-    return [line.rstrip("\r") for line in _read_text(path).split("\n") if line.strip("\r")]
+    lines = enumerate(_read_text(path, encoding).split("\n"), start=1)
+    return [(number, line.rstrip("\r")) for number, line in lines if line.strip("\r")]
 
 
-def _jsonl_rows(path: Path) -> list[dict[str, Any]]:
+def _jsonl_rows(path: Path, encoding: str) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in _lines(path, encoding):
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"data file {path}, line {number}, is no JSON: {error}") from None
+            raise ValueError(
+                f"data file {path}, line {number}, is no JSON ({error}); mend or delete the line"
+            ) from None
         if not isinstance(row, dict):
-            raise ValueError(f"data file {path}, line {number}, is no JSON object")
+            raise ValueError(
+                f"data file {path}, line {number}, is no JSON object; each line must be one, "
+                f"with a text and a label"
+            )
         rows.append(row)
     return rows
 
 
-def _trec_rows(path: Path) -> list[dict[str, Any]]:
+def _trec_rows(path: Path, encoding: str) -> list[dict[str, Any]]:
     """``COARSE:fine question``: columns label (coarse), fine and text."""
     rows = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in _lines(path, encoding):
         head, _, text = line.partition(" ")
         coarse, colon, fine = head.partition(":")
         if not colon:
-            raise ValueError(f"data file {path}, line {number}, does not start with COARSE:fine")
+            raise ValueError(
+                f"data file {path}, line {number}, does not start with COARSE:fine; "
+                f"mend the line or name a file of another format in data.source"
+            )
         rows.append({"label": coarse, "fine": fine, "text": text})
     return rows
 
@@ -219,13 +280,16 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _from_files(config: DataConfig, seed: int) -> tuple[TextDataset, TextDataset]:
-    columns = config.text_column, config.label_column
-    texts, labels = read_table(Path(config.source), *columns)
+    texts, labels = read_table(
+        Path(config.source), config.text_column, config.label_column, config.encoding
+    )
     train = _dataset(texts, labels, None, config.source)
     if not config.eval_source:
         return _hold_out(train, config.eval_fraction, seed)
-    columns = config.eval_text_column or config.text_column, config.label_column
-    texts, labels = read_table(Path(config.eval_source), *columns)
+    text_column = config.eval_text_column or config.text_column
+    texts, labels = read_table(
+        Path(config.eval_source), text_column, config.label_column, config.encoding
+    )
     return train, _dataset(texts, labels, train.label_names, config.eval_source)
 
 

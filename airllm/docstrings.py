@@ -13,6 +13,8 @@ import logging
 import os
 import re
 import tempfile
+import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +29,7 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
 _NOT_PROSE = re.compile(r">>>|::|\.\. |={3,}|-{3,}|https?:|[{}<>|\\=\[\]@#$^*_]")
 _MIN_WORDS, _MAX_WORDS = 6, 40
 _MAX_PER_FILE = 40
+_HOLDERS = (ast.stmt, ast.ExceptHandler, ast.match_case)
 # Other names of a package, masked like its own.
 _ALIASES = {
     "numpy": ("np", "ndarray"),
@@ -58,8 +61,9 @@ def load_sentences(
             ) from None
     key_text = json.dumps([_FORMAT, per_package, versions], sort_keys=True)
     key = hashlib.sha256(key_text.encode()).hexdigest()[:16]
-    path = _cache_folder() / f"docstrings-{key}.json"
-    if cache and (found := _read_cache(path, packages, per_package)) is not None:
+    folder = _cache_folder() if cache else None
+    path = folder / f"docstrings-{key}.json" if folder else None
+    if path and (found := _read_cache(path, packages, per_package)) is not None:
         return found
     raw = {package: _collect(package, 2 * per_package) for package in packages}
     # A sentence that two packages share says nothing about either.
@@ -76,7 +80,7 @@ def load_sentences(
                 f"give {len(own)} distinct sentences; lower it or take the package out"
             )
         result[package] = own
-    if cache:
+    if path:
         _write_cache(path, result)
     return result
 
@@ -106,11 +110,14 @@ def _collect(package: str, wanted: int) -> list[str]:
     seen: dict[str, str] = {}
     for file in _source_files(package):
         try:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
+            with warnings.catch_warnings():
+                # Their invalid escapes are not ours to report, and must not drop the file.
+                warnings.simplefilter("ignore")
+                tree = ast.parse(file.read_text(encoding="utf-8"))
         except (OSError, SyntaxError, UnicodeDecodeError, RecursionError, ValueError):
             continue
         taken = 0
-        for node in ast.walk(tree):
+        for node in _statements(tree):
             if not isinstance(
                 node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
             ):
@@ -123,6 +130,21 @@ def _collect(package: str, wanted: int) -> list[str]:
         if len(seen) >= wanted:
             break
     return list(seen.values())[:wanted]
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Statements in the order of ``ast.walk``, which spends its time in expressions.
+
+    Only statements, handlers and cases hold statements, always in lists.
+    """
+    queue: deque[ast.AST] = deque([tree])
+    while queue:
+        node = queue.popleft()
+        yield node
+        for name in node._fields:
+            children = getattr(node, name, None)
+            if isinstance(children, list):
+                queue.extend(c for c in children if isinstance(c, _HOLDERS))
 
 
 def _source_files(package: str) -> list[Path]:
@@ -140,9 +162,13 @@ def _source_files(package: str) -> list[Path]:
     return [Path(str(f.locate())) for f in chosen]
 
 
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "airllm"
+def _cache_folder() -> Path | None:
+    """None where the user has no home: then nothing is cached."""
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return root / "airllm"
 
 
 def _read_cache(
@@ -166,7 +192,12 @@ def _write_cache(path: Path, data: dict[str, list[str]]) -> None:
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False
         ) as file:
-            json.dump(data, file)
-        os.replace(file.name, path)
+            try:
+                json.dump(data, file)
+                file.close()
+                os.replace(file.name, path)
+            except OSError:
+                Path(file.name).unlink(missing_ok=True)
+                raise
     except OSError as error:
         logger.info("corpus not cached: %s", error)

@@ -49,6 +49,41 @@ def test_windows_1252_is_understood(tmp_path):
     assert read_table(path, "text", "fine")[1] == ["def", "date"]
 
 
+def test_only_line_ends_end_a_line_of_a_csv(tmp_path):
+    path = bad(tmp_path, "a.csv", "text,label\none\u2028two,1\nform\x0cfeed,2\n".encode())
+    assert read_table(path, "text", "label") == (["one\u2028two", "form\x0cfeed"], ["1", "2"])
+
+
+def test_a_named_encoding_is_taken(tmp_path):
+    path = bad(tmp_path, "a.csv", "text,label\ncaf\u00e9,x\n".encode("utf-16"))
+    assert read_table(path, "text", "label", "utf-16") == (["caf\u00e9"], ["x"])
+
+
+def test_nan_is_a_label_like_any_other_when_it_is_written_out(tmp_path):
+    path = bad(tmp_path, "a.csv", b"text,label\nbest,nan\nworst,deu\n")
+    assert read_table(path, "text", "label")[1] == ["nan", "deu"]
+
+
+def test_a_folder_does_not_hide_a_dataset_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "sst2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def unreachable(name):
+        asked.append(name)
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(ValueError, match="could not be had from the Hugging Face hub"):
+        load_splits(DataConfig(source="sst2"), seed=0)
+    assert asked == ["stanfordnlp/sst2"]
+
+
+def test_an_evaluation_file_is_not_silently_left_out():
+    with pytest.raises(ValueError, match=r"data.eval_source 'a.csv' goes with a local file"):
+        load_splits(DataConfig(eval_source="a.csv"), seed=0)
+
+
 def test_held_out_text_has_the_same_mix_and_is_in_no_other_part(tmp_path):
     path = tmp_path / "many.csv"
     pd.DataFrame(
@@ -109,6 +144,20 @@ def bad(folder, name, content):
         ("a.tsv", b"text\tlabel\nx\n", "has no 'label' in row 1"),
         ("a.csv", b"text,label\n ,1\n", "empty text in row 1"),
         ("a.jsonl", b'{"text": "x"\n', "line 1, is no JSON"),
+        ("a.jsonl", b'\n{"text": "x", "label": 1}\n\n{"text": }\n', "line 4, is no JSON"),
+        ("a.jsonl", b'{"text": "x", "label": NaN}\n', "no label in row 1, column 'label'"),
+        ("a.csv", b"text,label\nx,\ny,1\n", "no label in row 1, column 'label'; take the row out"),
+        ("a.csv", b'text,label\n"x,1\ny,2\n', "mend the quotation marks there"),
+        (
+            "a.csv",
+            b"text,label\nno \x81 byte,1\n",
+            "is neither UTF-8 nor Windows-1252; set data.enc",
+        ),
+        (
+            "a.csv",
+            "text,label\nx,1\n".encode("utf-16"),
+            "has zero bytes, so it is UTF-16 or no text",
+        ),
         ("a.jsonl", b"[1]\n", "line 1, is no JSON object"),
         ("a.label", b"no head here\n", "line 1, does not start with COARSE:fine"),
         ("a.parquet", b"nonsense", "is no readable parquet file"),
@@ -149,6 +198,7 @@ def test_a_hub_id_without_a_network_gets_a_remedy(monkeypatch):
         ({"max_train": -1}, "data.max_train must be >= 0"),
         ({"packages": ("torch",)}, "data.packages must name at least two packages"),
         ({"source": ""}, "must not be empty"),
+        ({"encoding": "klingon"}, "data.encoding must be 'auto' or an encoding such as"),
     ],
 )
 def test_bad_values_are_named(values, message):
