@@ -106,16 +106,23 @@ def run(
     prepare_out(out, overwrite=overwrite)
     from experiments.run import run_simulation
 
+    num_done = 0
     try:
         with _progress() as progress:
             task = progress.add_task("training the master", total=experiment.rounds)
 
             def on_round(done: int, total: int) -> None:
+                nonlocal num_done
+                num_done = done
                 progress.update(task, completed=done, description="rounds")
 
             summary = run_simulation(experiment, out, on_round=on_round)
     except KeyboardInterrupt:
-        raise Interrupted(f"finished rounds are in {out / 'rounds.csv'}") from None
+        if not num_done:
+            raise Interrupted("no round was finished yet") from None
+        raise Interrupted(
+            f"finished rounds are in {out / 'rounds.csv'}; `airllm plot {out}` draws them"
+        ) from None
     table = Table("", "value", title=f"{summary['policy']}, {experiment.rounds} rounds")
     for key in (
         "accuracy", "loss", "perplexity", "head_accuracy", "full_accuracy", "payload_bits",

@@ -12,6 +12,7 @@ import pytest
 
 from channel import preset_names
 from experiments import cli
+from experiments.results import RESULT_COLUMNS
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,16 +85,6 @@ def test_every_preset_is_listed_and_drawn(call, tmp_path):
     assert "did you mean 'indoor'" in err
 
 
-def test_info_names_versions_and_remedies(call, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("airllm.models.minilm_source", lambda: None)
-    code, out, _ = call("info")
-    assert code == 0
-    assert "torch" in out
-    assert "hub switched off" in out
-    assert "airllm-sim[offline]" in out
-
-
 def test_config_lists_keys_and_prints_one_resolved(call, tiny_toml):
     assert "channel.bandwidth_hz" in call("config")[1]
     code, out, _ = call("config", tiny_toml, "--set", "seed=9")
@@ -152,10 +143,9 @@ def test_a_folder_that_cannot_be_written_is_named(call, tiny_toml, tmp_path):
     assert "cannot be written" in err
 
 
-@pytest.mark.parametrize("command", ["run", "sweep"])
-def test_ctrl_c_leaves_what_is_finished_and_says_where(command, tiny_toml, tmp_path):
-    out = tmp_path / "out"
-    started = subprocess.Popen(
+def started(tiny_toml, out, command):
+    """The command at work in a process of its own, some rounds after its start."""
+    process = subprocess.Popen(
         [sys.executable, "-m", "experiments", command, str(tiny_toml), "--out", str(out),
          "--set", "rounds=300", "--set", "training.steps_per_round=1",
          "--set", "sweep.snr_db=[0.0]", "--set", "policy.name=fixed:0"],
@@ -163,18 +153,154 @@ def test_ctrl_c_leaves_what_is_finished_and_says_where(command, tiny_toml, tmp_p
     )  # fmt: skip
     rounds = out / ("rounds.csv" if command == "run" else "uniform_snr0_seed0/rounds.csv")
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and started.poll() is None:
+    while time.monotonic() < deadline and process.poll() is None:
         if rounds.exists() and len(rounds.read_text().splitlines()) > 4:
             break
         time.sleep(0.1)
-    started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=60)
-    assert started.returncode == 130, err
-    assert "interrupted: finished" in err
+    return process, rounds
+
+
+# Each command once and each signal once: both commands meet both signals in `main`.
+@pytest.mark.parametrize(
+    ("command", "sent", "code", "word"),
+    [
+        ("run", signal.SIGTERM, 143, "terminated"),
+        ("sweep", signal.SIGINT, 130, "interrupted"),
+    ],
+)
+def test_a_signal_leaves_what_is_finished_and_says_where(
+    command, sent, code, word, call, tiny_toml, tmp_path
+):
+    out = tmp_path / "out"
+    process, rounds = started(tiny_toml, out, command)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert f"{word}: finished" in err
     assert str(out) in err
     assert "Traceback" not in err
     assert len(pd.read_csv(rounds)) >= 4
     assert not (rounds.parent / "summary.json").exists()
+    if command == "run":
+        # What is finished can be looked at.
+        assert call("plot", out)[0] == 0
+
+
+@pytest.fixture
+def fake_run(monkeypatch):
+    """Put a function in the place of the simulation."""
+
+    def put(function):
+        monkeypatch.setattr("experiments.run.run_simulation", function)
+
+    return put
+
+
+def test_ctrl_c_amid_a_sweep_keeps_its_results(call, fake_run, tiny_toml, tmp_path):
+    calls = []
+
+    def run(config, folder, *, on_round):
+        calls.append(folder.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return dict.fromkeys(RESULT_COLUMNS, 0.5)
+
+    fake_run(run)
+    code, _, err = call("sweep", tiny_toml, "--out", tmp_path / "out")
+    assert code == 130
+    assert "the same command goes on from there" in err
+    assert len(pd.read_csv(tmp_path / "out" / "results.csv")) == 2
+
+
+def test_ctrl_c_before_the_first_round_promises_nothing(call, fake_run, tiny_toml, tmp_path):
+    def run(config, folder, *, on_round):
+        raise KeyboardInterrupt
+
+    fake_run(run)
+    code, _, err = call("run", tiny_toml, "--out", tmp_path / "out")
+    assert code == 130
+    assert "interrupted: no round was finished yet" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "error: out of memory; make training.batch_size"),
+        (ValueError("two\nlines"), "error: two lines\n"),
+        (OSError(28, "No space left on device", "r.csv"), "error: r.csv: No space left on device"),
+    ],
+)
+def test_what_ends_a_run_is_one_line(error, message, call, fake_run, tiny_toml, tmp_path):
+    def run(config, folder, *, on_round):
+        raise error
+
+    fake_run(run)
+    code, _, err = call("run", tiny_toml, "--out", tmp_path / "out")
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_mistake_of_ours_is_not_passed_off_as_the_users(
+    fake_run, tiny_toml, monkeypatch, tmp_path
+):
+    def run(config, folder, *, on_round):
+        raise KeyError("bug")
+
+    fake_run(run)
+    monkeypatch.setattr(
+        sys, "argv", ["airllm", "run", str(tiny_toml), "--out", str(tmp_path / "o")]
+    )
+    with pytest.raises(KeyError, match="bug"):
+        cli.main()
+
+
+def test_a_run_that_cannot_start_does_not_cost_the_one_before_it(
+    call, fake_run, tiny_toml, tmp_path
+):
+    (tmp_path / "summary.json").write_text("{}")
+
+    def run(config, folder, *, on_round):
+        raise ValueError("model.name is not here")
+
+    fake_run(run)
+    assert call("run", tiny_toml, "--out", tmp_path, "--overwrite")[0] == 2
+    assert call("channel", "show", "paper", "--out", tmp_path)[0] == 0
+    code, _, err = call("sweep", tiny_toml, "--out", tmp_path)
+    assert code == 2
+    assert "holds a single run" in err
+    assert (tmp_path / "summary.json").exists()
+
+
+def test_a_sweep_with_failed_runs_says_so_and_shows_the_others(call, fake_run, tiny_toml, tmp_path):
+    def run(config, folder, *, on_round):
+        if folder.name.startswith("random"):
+            raise RuntimeError("not enough memory")
+        return dict.fromkeys(RESULT_COLUMNS, 0.5)
+
+    fake_run(run)
+    code, out, err = call("sweep", tiny_toml, "--out", tmp_path / "out")
+    assert code == 2
+    assert "2 of 4 runs failed; random_snr0_seed0: not enough memory" in err
+    assert "uniform" in out
+    assert (tmp_path / "out" / "sweep.pdf").exists()
+
+
+def test_help_is_quick_and_a_reader_who_leaves_is_no_error():
+    code = (
+        "import sys, experiments.cli; print(sorted({'torch', 'flwr', 'pandas'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout == "[]\n", found.stderr
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments", "--help"], cwd=ROOT, stdout=write,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(write)
+    assert done.returncode == 1
+    assert done.stderr == ""
 
 
 def test_a_damaged_result_is_named(call, tmp_path):
