@@ -24,7 +24,8 @@ class SweepConfig:
     """What `airllm sweep` crosses."""
 
     policies: tuple[str, ...] = ("airllm", "adalora", "uniform", "random")
-    """names of policies"""
+    """names of policies; the section [policy] counts for the one it names, the others start from
+    their presets"""
     snr_db: tuple[float, ...] = (-5.0, 0.0, 5.0, 10.0, 15.0)
     """mean SNRs"""
     seeds: tuple[int, ...] = (0,)
@@ -107,6 +108,7 @@ def cell_of(config: ExperimentConfig, *, policy: str, snr_db: float, seed: int) 
     section = config.policy
     if policy != section.name:
         # Another policy's settings say nothing about this one: it starts from its own preset.
+        policy_preset(policy)
         section = load_config(
             PolicyConfig, text=f'name = "{policy}"', presets={"name": policy_preset}
         )

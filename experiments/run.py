@@ -38,8 +38,9 @@ class Recorder:
     def __enter__(self) -> Recorder:
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
-            write_text(self.out / "config.toml", dump_config(self.config))
+            # First the rows, which end an old summary: it must never stand beside a new config.
             self._writer = RoundsWriter(self.out / "rounds.csv")
+            write_text(self.out / "config.toml", dump_config(self.config))
         return self
 
     def __exit__(self, *args: object) -> None:
