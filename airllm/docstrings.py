@@ -21,7 +21,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 2  # of the cache; raise it when a rule below changes
+_FORMAT = 3  # of the cache; raise it when a rule below changes
 _BLANK = re.compile(r"\n\s*\n")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`])")
 _MARKUP = re.compile(r":[a-zA-Z:]+:`~?([^`]*)`|``?([^`]*)``?")
@@ -29,6 +29,7 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
 _NOT_PROSE = re.compile(r">>>|::|\.\. |={3,}|-{3,}|https?:|[{}<>|\\=\[\]@#$^*_]")
 _MIN_WORDS, _MAX_WORDS = 6, 40
 _MAX_PER_FILE = 40
+_SHORT_NAME = 4  # letters; shorter names are masked as whole words only
 _HOLDERS = (ast.stmt, ast.ExceptHandler, ast.match_case)
 # Other names of a package, masked like its own.
 _ALIASES = {
@@ -100,8 +101,13 @@ def sentences_of(docstring: str, mask: Sequence[str]) -> Iterator[str]:
 
 
 def _mask(sentence: str, names: Sequence[str]) -> str:
-    pattern = "|".join(re.escape(name) for name in names)
-    return re.sub(rf"(?i)\b\w*(?:{pattern})\w*\b", "it", sentence)
+    # A short name is a part of other words ("np" of "input", "mpl" of "example"), a long one of
+    # names made from it ("networkx" of "NetworkXError").
+    pattern = "|".join(
+        re.escape(name) if len(name) < _SHORT_NAME else rf"\w*{re.escape(name)}\w*"
+        for name in names
+    )
+    return re.sub(rf"(?i)\b(?:{pattern})\b", "it", sentence)
 
 
 def _collect(package: str, wanted: int) -> list[str]:

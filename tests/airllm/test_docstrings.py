@@ -39,6 +39,13 @@ def test_the_mask_takes_the_whole_word_around_the_name():
     ]
 
 
+def test_a_short_name_is_no_reason_to_mask_a_word_that_holds_it():
+    text = "A simple example updates the inputs of np and of pd.DataFrame in place."
+    assert list(sentences_of(text, ["numpy", "np", "pandas", "pd", "mpl"])) == [
+        "A simple example updates the inputs of it and of it.DataFrame in place."
+    ]
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
