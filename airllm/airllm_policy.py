@@ -72,7 +72,7 @@ class AirLlmPolicy:
     """One row for each device, shared weights, a pooled context for the joint budget."""
 
     name = "airllm"
-    importance: Importance = "gain"
+    importance: Importance = "shrunk-gain"
 
     def __init__(
         self,
@@ -106,8 +106,6 @@ class AirLlmPolicy:
 
     def decide(self, observation: RoundObservation) -> Ranks:
         """Ranks whose plan fits the budget fraction that was proposed."""
-        if observation.gain is None:
-            raise ValueError("policy airllm needs the gain of every component")
         states = self.ppo.normalise(self._states(observation), is_learning=self.is_exploring)
         proposals, log_probs, values = self.ppo.act(states, is_exploring=self.is_exploring)
         coarse = np.tanh(proposals)
@@ -116,7 +114,7 @@ class AirLlmPolicy:
             noise = torch.randn(refined.shape, generator=self._generator).numpy()
             refined = refined + self.refine_std * noise
         self._turns.decided(Step(states, proposals, log_probs, values, coarse, refined))
-        worth = bid(self.priority_scale * refined, observation.gain)
+        worth = bid(self.priority_scale * refined, observation.worth)
         fraction = budget_fraction(coarse[:, 0])
         return fit_budget(
             worth,
@@ -219,7 +217,7 @@ class AirLlmPolicy:
             np.clip(np.nan_to_num(observation.loss, nan=_MAX_LOSS), -_MAX_LOSS, _MAX_LOSS),
             np.full(devices, observation.round_index / max(observation.num_rounds, 1)),
         ]
-        gain = observation.energy if observation.gain is None else observation.gain
+        gain = observation.worth
         # What the greedy rule would earn, in first-order nats: most of what tells rounds apart.
         kept = fit_budget(
             gain,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from airllm.observation import RoundObservation
 from airllm.policy import Importance, RoundFeedback
-from airllm.ranks import Ranks, fit_budget
+from airllm.ranks import Ranks, fit_budget, fit_knapsack
 
 
 class _Formula:
@@ -82,18 +82,30 @@ class RandomFeasible(_Formula):
 
 
 class Greedy(_Formula):
-    """The components worth most per second of air time, by energy or by first-order gain."""
+    """The components worth most per second of air time, by one importance or another."""
 
     def __init__(self, importance: Importance) -> None:
         super().__init__(f"greedy:{importance}")
         self.importance = importance
 
     def decide(self, observation: RoundObservation) -> Ranks:
-        value = observation.energy if self.importance == "energy" else observation.gain
-        if value is None:
-            raise ValueError("policy greedy:gain needs the gain of every component")
         return fit_budget(
-            value, observation.unit_cost_s, observation.budget_s,
+            observation.worth, observation.unit_cost_s, observation.budget_s,
+            is_joint=observation.is_shared_band,
+        )  # fmt: skip
+
+
+class Knapsack(Greedy):
+    """The components worth most in all, where the greedy rule may leave a gap: exact but for the
+    grid of air times (`fit_knapsack`)."""
+
+    def __init__(self, importance: Importance) -> None:
+        super().__init__(importance)
+        self.name = f"knapsack:{importance}"
+
+    def decide(self, observation: RoundObservation) -> Ranks:
+        return fit_knapsack(
+            observation.worth, observation.unit_cost_s, observation.budget_s,
             is_joint=observation.is_shared_band,
         )  # fmt: skip
 

@@ -157,7 +157,8 @@ class AdapterBank:
         scale: Sequence[Tensor] | float = 1.0,
     ) -> None:
         """Per projection: down [devices, rank, in], up [devices, out, rank], and a scale: one
-        number, or a tensor [devices, rank] that weighs each component."""
+        number, or a tensor [devices, rank] that weighs each component, or one [devices, batch,
+        rank] that weighs it for each text apart."""
         for p, (d, u) in enumerate(zip(down, up, strict=True)):
             weight = scale if isinstance(scale, float) else scale[p]
             self._factors[p] = (d, u, weight) if d.shape[1] else None
@@ -190,11 +191,18 @@ class AdapterBank:
                 x = x * mask / keep
             if len(down) == 1:
                 low = F.linear(x, down[0])  # [batch, tokens, rank]
-                low = low * scale if isinstance(scale, float) else low * scale[0]
+                # Over tokens, and over texts where these share a scale.
+                low = low * (scale if isinstance(scale, float) else scale[0].unsqueeze(-2))
                 return output + F.linear(low, up[0]).to(output.dtype)
             rows = x.reshape(len(down), -1, x.shape[-1])  # [devices, batch * tokens, in]
             low = rows @ down.transpose(1, 2)  # [devices, batch * tokens, rank]
-            low = low * scale if isinstance(scale, float) else low * scale[:, None, :]
+            if isinstance(scale, float):
+                low = low * scale
+            elif scale.dim() == 2:
+                low = low * scale[:, None, :]
+            else:
+                apart = low.reshape(*scale.shape[:2], -1, low.shape[-1])
+                low = (apart * scale[:, :, None, :]).reshape(low.shape)
             return output + (low @ up.transpose(1, 2)).reshape(output.shape).to(output.dtype)
 
         return add_update

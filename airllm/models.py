@@ -249,7 +249,11 @@ def load_base(config: ModelConfig, *, seed: int = 0) -> BaseModel:
     try:
         _check_reach(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        network = loader.from_pretrained(source)
+        # On a CPU, plain attention over a few dozen tokens is faster than the fused kernel: a
+        # backward pass through MiniLM (256 texts of 32 tokens) took 2.8 s instead of 3.8 s.
+        is_cpu = resolve_device(config.device).type == "cpu"
+        attention = "eager" if is_cpu else None
+        network = loader.from_pretrained(source, attn_implementation=attention)
     except (OSError, ValueError, KeyError) as error:
         logger.debug("loading %s failed", source, exc_info=True)
         remedy = (

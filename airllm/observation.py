@@ -31,6 +31,8 @@ class RoundObservation:
     """[devices] share of words outside the reference vocabulary, 0..1"""
     loss: Array
     """[devices] measured with the adapter the device holds"""
+    first_loss: Array
+    """[devices] measured before anything was sent"""
     previous_ranks: NDArray[np.int64]
     """[devices, projections] of the round before, zeros at the start"""
     bits_per_rank: Array
@@ -41,8 +43,9 @@ class RoundObservation:
     energy: Array
     """[devices, projections, rank] squared singular values of the update that could be sent, in
     the order in which components would be sent"""
-    gain: Array | None = None
-    """[devices, projections, rank] first-order loss decrease of each component, same order"""
+    worth: Array
+    """[devices, projections, rank] of each component by the policy's importance, same order; in
+    nats where that is a gain"""
     trained_ranks: NDArray[np.int64] | None = None
     """[projections] ranks the cloud trained under, for policies that follow it (AdaLoRA)"""
 

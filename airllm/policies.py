@@ -6,18 +6,19 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from airllm.airllm_policy import AirLlmPolicy
-from airllm.baselines import AdaLora, Fixed, Greedy, RandomFeasible, Uniform
+from airllm.baselines import AdaLora, Fixed, Greedy, Knapsack, RandomFeasible, Uniform
 from airllm.ddim import DdimConfig
 from airllm.paper_policy import PaperPolicy
-from airllm.policy import RankPolicy
+from airllm.policy import Importance, RankPolicy
 from airllm.ppo import PpoConfig
 
 NAMES = (
-    "airllm", "paper", "uniform", "random", "adalora", "adalora:blind", "greedy:energy",
-    "greedy:gain",
+    "airllm", "paper", "uniform", "random", "adalora", "adalora:blind",
+    "greedy:energy", "greedy:gain", "greedy:gain-at-start", "greedy:shrunk-gain", "greedy:fisher",
+    "knapsack:energy", "knapsack:gain",
 )  # fmt: skip
 
 # arXiv 2507.11515 and the authors' public configuration.
@@ -56,8 +57,9 @@ class PolicyConfig:
     """Which policy decides the ranks, and the settings of a learned one."""
 
     name: str = "airllm"
-    """airllm, paper, uniform, random, adalora, adalora:blind, greedy:energy, greedy:gain or
-    fixed:<rank>"""
+    """airllm, paper, uniform, random, fixed:<rank>, adalora, adalora:blind, or
+    greedy:<importance> and knapsack:<importance> with the importance energy or gain, greedy also
+    with gain-at-start, shrunk-gain and fisher"""
     ppo: PpoConfig = field(default_factory=PpoConfig)
     ddim: DdimConfig = field(default_factory=DdimConfig)
     r_min: int = 1
@@ -139,10 +141,9 @@ def make_policy(
         return RandomFeasible(seed)
     if name.startswith("adalora"):
         return AdaLora(is_blind=name.endswith(":blind"))
-    if name == "greedy:energy":
-        return Greedy("energy")
-    if name == "greedy:gain":
-        return Greedy("gain")
+    if name.startswith(("greedy:", "knapsack:")):
+        kind, _, importance = name.partition(":")
+        return (Greedy if kind == "greedy" else Knapsack)(cast(Importance, importance))
     rank = int(name.partition(":")[2])
     if rank > r_max:
         raise ValueError(f"policy.name {name!r} asks for more than training.r_max {r_max}")

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from airllm.observation import RoundObservation
 from airllm.ranks import Ranks
 
-Importance = Literal["energy", "gain", "first"]
+Importance = Literal["first", "energy", "gain", "gain-at-start", "shrunk-gain", "fisher"]
+"""Order in which an update's components are sent: as trained, by squared singular value, by
+first-order gain at what the device holds or at the bare model, by that gain less its noise, by
+empirical Fisher information of a scale in front of the component."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class RankPolicy(Protocol):
 
     name: str
     importance: Importance
-    """order in which an update's components are sent: rank r keeps the first r of it"""
+    """rank r keeps the first r components by it"""
 
     def decide(self, observation: RoundObservation) -> Ranks:
         """Ranks [devices, projections] in 0..r_max."""

@@ -75,3 +75,50 @@ def fit_budget(
         chosen[kept] = True
         ranks[group] = chosen.reshape(len(group), projections, rank).sum(axis=2)
     return ranks
+
+
+_GRID = 2000  # levels of the budget in `fit_knapsack`
+
+
+def fit_knapsack(
+    value: NDArray[np.floating],
+    unit_cost: NDArray[np.floating],
+    budget: NDArray[np.floating],
+    *,
+    is_joint: bool,
+) -> Ranks:
+    """`fit_budget` by dynamic programming instead of greedily; same arguments and guarantees.
+
+    Costs are rounded up to a 2000th of the budget, so the plan never exceeds it; within this grid
+    no plan is worth more. A projection's components cost the same and are worth less and less, so
+    the best set of them is always its first ones.
+    """
+    devices, projections, rank = value.shape
+    known = np.clip(np.nan_to_num(value, nan=0.0), -1e150, 1e150)
+    running = np.minimum.accumulate(known, axis=2)
+    ranks = np.zeros((devices, projections), dtype=np.int64)
+    groups = [np.arange(devices)] if is_joint else [np.array([d]) for d in range(devices)]
+    for group in groups:
+        total = float(budget[group].sum())
+        if not total > 0:
+            continue
+        with np.errstate(invalid="ignore", over="ignore"):
+            levels = np.ceil(unit_cost[group] / total * _GRID * (1 - 1e-12))  # [group, projections]
+        worth = running[group].reshape(-1)
+        cost = np.repeat(np.where(np.isfinite(levels), levels, _GRID + 1).reshape(-1), rank)
+        items = np.flatnonzero((worth > 0) & (cost <= _GRID))
+        best = np.zeros(_GRID + 1)
+        taken = np.zeros((len(items), _GRID + 1), dtype=bool)
+        for n, item in enumerate(items):
+            c = max(int(cost[item]), 1)
+            with_it = best[:-c] + worth[item]
+            taken[n, c:] = with_it > best[c:]
+            best[c:] = np.maximum(with_it, best[c:])
+        level = _GRID
+        count = np.zeros(len(group) * projections, dtype=np.int64)
+        for n in range(len(items) - 1, -1, -1):
+            if taken[n, level]:
+                count[items[n] // rank] += 1
+                level -= max(int(cost[items[n]]), 1)
+        ranks[group] = count.reshape(len(group), projections)
+    return ranks

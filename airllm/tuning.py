@@ -1,4 +1,4 @@
-"""Text to batches, and what is done with them: train factors, evaluate them, probe components."""
+"""Text to batches, and what is done with them: losses, evaluation, the head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from airllm.lora import Adapter, stack
+from airllm.lora import Adapter
 from airllm.models import BaseModel
 
 # Lengths are padded to a multiple of this, so that a device meets few shapes.
@@ -117,50 +117,6 @@ def evaluate(base: BaseModel, head: Head | None, adapter: Adapter, batches: list
     if count == 0:
         raise ValueError("evaluation needs at least one example")
     return Metrics(total / count, right / count, count)
-
-
-def component_gains(
-    base: BaseModel,
-    head: Head | None,
-    held: Sequence[Adapter],
-    candidates: Sequence[Adapter],
-    batches: Sequence[Batch],
-) -> list[list[Tensor]]:
-    """First-order loss decrease of every candidate component at what each device holds now.
-
-    For component i = sigma u v^T the gain is -<dL/dW, sigma u v^T>: minus the derivative of the
-    loss with respect to a scale in front of the component, at scale 0. One backward pass over
-    ``batches`` serves all devices at once. Result: [device][projection] tensors [rank], fp64, CPU.
-    """
-    num_devices = len(held)
-    down, up = stack([h.plus(c) for h, c in zip(held, candidates, strict=True)])
-    scale = []
-    for p, factor in enumerate(down):
-        weight = torch.zeros(num_devices, factor.shape[1])
-        for i, adapter in enumerate(held):
-            weight[i, : len(adapter.down[p])] = 1.0
-        scale.append(weight.to(base.device).requires_grad_())
-    base.bank.load([d.to(base.device) for d in down], [u.to(base.device) for u in up], scale)
-    try:
-        for batch in batches:
-            repeated = Batch(
-                batch.input_ids.repeat(num_devices, 1),
-                batch.attention_mask.repeat(num_devices, 1),
-                batch.labels.repeat(num_devices),
-            )
-            loss, _ = losses(base, head, repeated)
-            # All devices see the same examples, so the sum of their mean losses is this.
-            (loss.sum() * num_devices / (len(loss) * len(batches))).backward()
-    finally:
-        base.bank.clear()
-    gains = [(-s.grad if s.grad is not None else torch.zeros_like(s)).double().cpu() for s in scale]
-    return [
-        [
-            gains[p][i, len(held[i].down[p]) : len(held[i].down[p]) + len(candidates[i].down[p])]
-            for p in range(len(down))
-        ]
-        for i in range(num_devices)
-    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,13 @@ class AirGrid(Grid):
         self.device_of: dict[int, int] = {}
         """device index of each node, once its first report has come"""
         self.deliveries: dict[int, Delivery] = {}
-        """what the air did to each device's last update"""
+        """what the air did to each device's update of this round, nothing where none was sent"""
         self._lost: dict[str, Message] = {}
+
+    def begin_round(self, round_index: int) -> None:
+        """Let virtual time go on to a round's begin."""
+        self.cell.begin_round(round_index)
+        self.deliveries = self.cell.transfer(dict.fromkeys(range(self.cell.num_devices), 0))
 
     def set_run(self, run: Run) -> None:
         self._grid.set_run(run)
@@ -83,7 +88,7 @@ class AirGrid(Grid):
         if not payloads:
             return messages, []
         bits = {device: 8 * len(_payload(m)) for device, m in payloads.items()}
-        self.deliveries = self.cell.transfer(bits)
+        self.deliveries |= self.cell.transfer(bits)
         through = [m for m in messages if "update" not in m.content]
         lost = []
         for device, message in payloads.items():

@@ -56,7 +56,7 @@ class RoundResult:
     delay_s: NDArray[np.float64]
     energy_j: NDArray[np.float64]
     is_delivered: NDArray[np.bool_]
-    """arrived in time, intact, and in use"""
+    """arrived in time, intact, and in use; False too where nothing was sent"""
     reward: NDArray[np.float64]
 
 
@@ -80,7 +80,7 @@ def run_federation(
     node_of = {device: node for node, device in air.device_of.items()}
     devices = range(service.num_devices)
     for round_index in range(service.num_rounds):
-        cell.begin_round(round_index)
+        air.begin_round(round_index)
         links: dict[int, LinkReport] = {}
         queries = [_message(air, node_of[d], "query", RecordDict(), round_index) for d in devices]
         for reply in _answers(air.send_and_receive(queries, timeout=reply_timeout_s)):
@@ -102,6 +102,7 @@ def run_federation(
                 round_index,
             )
             for d in devices
+            if plan.payloads[d]
         ]
         answers: dict[int, DeviceReport] = {}
         for reply in _answers(air.send_and_receive(updates, timeout=reply_timeout_s)):

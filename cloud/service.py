@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from airllm.lora import Adapter, accumulate, svd_form
+from airllm.lora import Adapter, accumulate
 from airllm.models import BaseModel
 from airllm.observation import RoundObservation
 from airllm.payload import PayloadConfig, bits_per_rank, decode, encode, overhead_bits
@@ -18,7 +17,8 @@ from airllm.policy import RankPolicy, RoundFeedback
 from airllm.ranks import Ranks
 from airllm.report import DeviceReport
 from airllm.reward import RewardConfig, reward_of
-from airllm.tuning import Batch, Head, component_gains
+from airllm.tuning import Batch, Head
+from cloud.candidates import Candidates, candidates_of
 
 
 class Master(Protocol):
@@ -58,7 +58,7 @@ class Plan:
     ranks: Ranks
     """[devices, projections]"""
     payloads: tuple[bytes, ...]
-    """[devices]"""
+    """[devices] empty where nothing is sent"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,7 @@ class CloudService:
         self._reports: list[DeviceReport] = []
         self._plan: Plan | None = None
         self._awaited: list[float] | None = None
+        self._first_loss: NDArray[np.float64] | None = None
 
     def plan(
         self, round_index: int, reports: Sequence[DeviceReport], links: Sequence[LinkReport]
@@ -114,30 +115,41 @@ class CloudService:
                 self._held[i], self._held_number[i] = Adapter.zero(self.base.specs), -1
         self._reports = list(reports)
         master = self.master.before(round_index)
-        candidates, gain = self._candidates(round_index, master)
-        observation = self._observe(round_index, links, candidates, gain)
+        found = candidates_of(
+            self.base,
+            self.head,
+            master,
+            self._held,
+            importance=self.policy.importance,
+            is_residual=self.payload.coding == "residual",
+            r_max=self.r_max,
+            batches=self._gain_batches[round_index] if self._gain_batches else (),
+        )
+        observation = self._observe(round_index, links, found)
         if self._awaited is not None:
             rewards, self._awaited = np.array(self._awaited), None
             self.policy.learn(RoundFeedback(rewards, False, observation))
         ranks = self.policy.decide(observation)
-        sent_master = self.master.after(round_index, ranks)
+        sent_master, candidates = self.master.after(round_index, ranks), found.adapters
         if sent_master is not master:
             candidates = [sent_master] * self.num_devices
+        # A rank beyond what a candidate has (a rank-deficient update) sends what there is.
+        updates = [c.truncate(r) for c, r in zip(candidates, ranks, strict=True)]
+        self._ranks = np.stack([u.ranks for u in updates])
         payloads = []
-        for i in range(self.num_devices):
+        for i, update in enumerate(updates):
             fresh = self._held_number[i] < 0
+            if not update.ranks.any() and not fresh:
+                payloads.append(b"")  # rank 0 everywhere: the device keeps what it has
+                continue
             payloads.append(
                 encode(
-                    candidates[i].truncate(ranks[i]),
+                    update,
                     number=round_index + 1,
                     number_format=self.payload.number_format,
                     coding="absolute" if fresh else self.payload.coding,
                 )
             )
-        # A rank beyond what a candidate has (a rank-deficient update) sends what there is.
-        self._ranks = np.stack(
-            [c.truncate(r).ranks for c, r in zip(candidates, ranks, strict=True)]
-        )
         self._plan = Plan(self._ranks, tuple(payloads))
         return self._plan
 
@@ -180,52 +192,15 @@ class CloudService:
             held = update.adapter
         self._held[device], self._held_number[device] = held, update.number
 
-    def _candidates(
-        self, round_index: int, master: Adapter
-    ) -> tuple[list[Adapter], NDArray[np.float64] | None]:
-        """Each device's possible update, components in the order in which they are sent."""
-        if self.policy.importance == "first":
-            return [master] * self.num_devices, None
-        if self.payload.coding == "residual":
-            held = self._held
-            fresh = svd_form(master, self.r_max)
-            candidates = [
-                svd_form(master.minus(h), self.r_max) if h.ranks.any() else fresh for h in held
-            ]
-        else:
-            # An absolute update replaces what is held, so its worth is that at the bare model,
-            # and one probe serves every device.
-            held = [Adapter.zero(self.base.specs)]
-            candidates = [svd_form(master, self.r_max)]
-        if self.policy.importance == "gain":
-            batches = self._gain_batches[round_index]
-            gains = component_gains(self.base, self.head, held, candidates, batches)
-            array = np.zeros((len(held), len(self.base.specs), self.r_max))
-            for i, per_projection in enumerate(gains):
-                orders = []
-                for p, values in enumerate(per_projection):
-                    ordered, order = torch.sort(values, descending=True, stable=True)
-                    array[i, p, : len(ordered)] = ordered.numpy()
-                    orders.append(order)
-                candidates[i] = candidates[i].reorder(orders)
-        else:
-            array = None
-        if len(candidates) < self.num_devices:
-            candidates = candidates * self.num_devices
-            array = None if array is None else np.repeat(array, self.num_devices, axis=0)
-        return candidates, array
-
     def _observe(
         self,
         round_index: int,
         links: Sequence[LinkReport],
-        candidates: Sequence[Adapter],
-        gain: NDArray[np.float64] | None,
+        found: Candidates,
     ) -> RoundObservation:
         reports = self._reports
-        distinct: Mapping[int, NDArray[np.float64]] = {
-            id(c): c.energy(self.r_max) for c in {id(c): c for c in candidates}.values()
-        }
+        if self._first_loss is None:
+            self._first_loss = np.array([r.loss for r in reports])
         return RoundObservation(
             round_index=round_index,
             num_rounds=self.num_rounds,
@@ -237,11 +212,12 @@ class CloudService:
             entropy=np.array([r.entropy for r in reports]),
             oov_rate=np.array([r.oov_rate for r in reports]),
             loss=np.array([r.loss for r in reports]),
+            first_loss=self._first_loss,
             previous_ranks=self._ranks,
             bits_per_rank=self._bits_per_rank,
             overhead_bits=float(overhead_bits(len(self.base.specs))),
             r_max=self.r_max,
-            energy=np.stack([distinct[id(c)] for c in candidates]),
-            gain=gain,
+            energy=found.energy,
+            worth=found.worth,
             trained_ranks=self.master.trained_ranks(round_index),
         )

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from airllm.lora import Adapter
 from airllm.models import BaseModel
-from airllm.tuning import Batch, BatchSampler, Head, collate, losses
+from airllm.tuning import Batch, BatchSampler, Head, bucket, collate, losses
 
 logger = logging.getLogger(__name__)
 
 # Keys of the independent random streams of the cloud; stream 0 is the head's.
 _BATCH_STREAM, _INIT_STREAM, _GAIN_STREAM, _DROPOUT_STREAM = 1, 2, 3, 4
+_GAIN_BATCH = 16  # texts of like length that are probed at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,11 @@ class TrainingConfig:
     """weight of the penalty |P^T P - I|^2 + |Q Q^T - I|^2 (adalora and paper alone)"""
     adalora_budget: float = 0.5
     """share of the full rank that AdaLoRA prunes down to"""
-    gain_batches: int = 2
-    """cloud batches on which first-order gains are measured each round"""
-    gain_batch_size: int = 32
-    """examples in each of them"""
+    gain_examples: int = 64
+    """texts of the cloud on which the components of updates are probed each round"""
 
     def __post_init__(self) -> None:
-        for key in ("r_max", "steps_per_round", "batch_size", "head_batch_size", "gain_batch_size"):
+        for key in ("r_max", "steps_per_round", "batch_size", "head_batch_size", "gain_examples"):
             if getattr(self, key) < 1:
                 raise ValueError(f"training.{key} must be >= 1, got {getattr(self, key)}")
         if self.r_max > 255:
@@ -80,7 +79,7 @@ class TrainingConfig:
                 raise ValueError(f"training.{key} must be > 0 and finite, got {value}")
         for key in (
             "weight_decay", "head_weight_decay", "orthogonality", "head_examples",
-            "head_steps", "gain_batches",
+            "head_steps",
         ):  # fmt: skip
             if not getattr(self, key) >= 0:
                 raise ValueError(f"training.{key} must be >= 0, got {getattr(self, key)}")
@@ -122,10 +121,11 @@ class Trajectory:
 def gain_batches(
     base: BaseModel, data: TrainingSet, config: TrainingConfig, *, seed: int, round_index: int
 ) -> list[Batch]:
-    """The batches on which the gains of one round are measured, the same for every policy."""
-    sampler = BatchSampler(len(data.ids), config.gain_batch_size, seed, _GAIN_STREAM)
-    first = round_index * config.gain_batches
-    return [data.batch(base, sampler.indices(first + i)) for i in range(config.gain_batches)]
+    """The texts on which updates are probed in one round, the same for every policy."""
+    sampler = BatchSampler(len(data.ids), config.gain_examples, seed, _GAIN_STREAM)
+    index = sampler.indices(round_index)
+    ids, labels = [data.ids[i] for i in index], [data.labels[i] for i in index]
+    return bucket(base, ids, labels, _GAIN_BATCH)
 
 
 def _generator(seed: int, stream: int, device: torch.device) -> torch.Generator:

@@ -253,5 +253,5 @@ class Workbench:
             is_shared_band=config.channel.sharing == "shared",
             payload=config.payload,
             reward=config.reward,
-            gain_batches=self.gain_batches if policy.importance == "gain" else (),
+            gain_batches=() if policy.importance in ("first", "energy") else self.gain_batches,
         )

@@ -128,6 +128,7 @@ def rows_of(result: RoundResult) -> list[dict[str, Any]]:
 def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str, Any]:
     """The run in one row: the state after the last round, sums and means over all rounds."""
     last = [row for row in rows if row["round"] == config.rounds]
+    sent = [row for row in rows if row["payload_bits"] > 0]
 
     def mean(key: str, of: list[dict[str, Any]]) -> float:
         return float(np.mean([row[key] for row in of]))
@@ -144,7 +145,8 @@ def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str,
         "sent_bits": mean("sent_bits", rows),
         "delivered_bits": mean("delivered_bits", rows),
         "overhead_bits": mean("overhead_bits", rows),
-        "delivered_rate": mean("delivered", rows),
+        # Of the updates that were sent.
+        "delivered_rate": mean("delivered", sent) if sent else float("nan"),
         "reward": mean("reward", rows),
         # Until the last device of a round has what it gets; the sum over rounds.
         "airtime_s": float(

@@ -22,7 +22,7 @@ DEPTHS = [d for d in range(4) for _ in range(3)]
 KINDS = ["q", "k", "v"] * 4
 NUM = len(DEPTHS)
 # Those that plan for the channel; the others say so in their names or their papers.
-PLANNING = ("airllm", "uniform", "random", "adalora", "greedy:energy", "greedy:gain")
+PLANNING = ("airllm", "uniform", "random", "adalora", "greedy:gain", "knapsack:gain")
 
 
 def observation(*, rate_bps=(3e4, 1e5, 6e4), seed=0, is_shared=True, r_max=4, round_index=0):
@@ -41,12 +41,13 @@ def observation(*, rate_bps=(3e4, 1e5, 6e4), seed=0, is_shared=True, r_max=4, ro
         entropy=rng.random(devices),
         oov_rate=rng.random(devices),
         loss=rng.random(devices),
+        first_loss=rng.random(devices),
         previous_ranks=np.zeros((devices, NUM), dtype=np.int64),
         bits_per_rank=rng.integers(1000, 3000, NUM).astype(float),
         overhead_bits=100.0,
         r_max=r_max,
         energy=energy,
-        gain=gain,
+        worth=gain,
         trained_ranks=rng.integers(0, r_max + 1, NUM),
     )
 
@@ -92,7 +93,7 @@ def test_a_dead_link_and_a_loss_that_is_not_finite_break_nothing(name):
             **{f: getattr(seen, f) for f in seen.__dataclass_fields__},
             "loss": np.array([np.inf, np.nan]),
             "snr_db": np.array([-np.inf, 3.0]),
-            "gain": np.where(seen.energy > 0.9, np.nan, seen.gain),
+            "worth": np.where(seen.energy > 0.9, np.nan, seen.worth),
         }
     )
     policy = policy_of(name)
@@ -165,7 +166,7 @@ def test_a_policy_that_does_not_explore_stays_as_it_is():
 
 
 def test_uniform_is_the_largest_rank_that_fits_everywhere():
-    seen = observation(rate_bps=(1e6,), is_shared=False, r_max=40)
+    seen = observation(rate_bps=(8e5,), is_shared=False, r_max=40)
     (ranks,) = policy_of("uniform", r_max=40).decide(seen)
     assert (ranks == ranks[0]).all()
     one_more = (ranks[0] + 1) * seen.unit_cost_s.sum()
@@ -232,7 +233,7 @@ def test_airllms_proposal_moves_the_ranks_it_is_about():
 
 
 def test_no_device_outbids_the_others_by_raising_all_of_its_priorities():
-    gain = observation().gain
+    gain = observation().worth
     priority = np.random.default_rng(0).normal(size=gain.shape[:2])
     raised = bid(priority + np.array([[5.0], [0.0], [-5.0]]), gain)
     np.testing.assert_allclose(raised, bid(priority, gain))
@@ -286,14 +287,14 @@ def misleading(seed, round_index):
     seen = observation(
         rate_bps=rng.uniform(2e4, 6e4, 8), seed=round_index, round_index=round_index % 8
     )
-    gain = -np.sort(-rng.exponential(size=seen.gain.shape), axis=2)
-    return replace(seen, gain=gain, bits_per_rank=np.full(NUM, 2000.0))
+    gain = -np.sort(-rng.exponential(size=seen.worth.shape), axis=2)
+    return replace(seen, worth=gain, bits_per_rank=np.full(NUM, 2000.0))
 
 
 def reward_of_ranks(seen, ranks):
     """[devices] the true decrease of the loss, in hundredths of a nat as on a real task."""
     is_kept = np.arange(seen.r_max) < ranks[:, :, None]
-    return 0.02 * (is_kept * seen.gain * USEFUL).sum(axis=(1, 2))
+    return 0.02 * (is_kept * seen.worth * USEFUL).sum(axis=(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -313,7 +314,7 @@ def test_airllm_learns_what_the_gain_does_not_say(rounds, share):
         return np.mean([reward_of_ranks(seen, decide(seen)) for seen in fresh])
 
     def oracle(seen):
-        return fit_budget(seen.gain * USEFUL, seen.unit_cost_s, seen.budget_s, is_joint=True)
+        return fit_budget(seen.worth * USEFUL, seen.unit_cost_s, seen.budget_s, is_joint=True)
 
     greedy = mean_reward(policy_of("greedy:gain").decide)
     best, learned = mean_reward(oracle), mean_reward(policy.decide)

@@ -1,8 +1,11 @@
+from itertools import product
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airllm.ranks import ProjectionSpec, fit_budget, quantise
+from airllm.ranks import ProjectionSpec, fit_budget, fit_knapsack, quantise
 
 
 def test_params_per_rank_counts_a_row_and_a_column() -> None:
@@ -54,3 +57,46 @@ def test_what_costs_infinitely_is_not_had_and_what_is_worth_infinitely_comes_fir
     ranks = fit_budget(value, cost, np.array([100.0]), is_joint=True)
     assert ranks.tolist() == [[0, 1, 0, 1, 0]]
     assert not fit_budget(value, np.full((1, 5), np.inf), np.zeros(1), is_joint=True).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    devices=st.integers(1, 2), projections=st.integers(1, 3), rank=st.integers(1, 3),
+    is_joint=st.booleans(), seed=st.integers(0, 2**20),
+)  # fmt: skip
+def test_no_plan_inside_the_budget_is_worth_more_than_the_knapsacks(
+    devices, projections, rank, is_joint, seed
+):
+    rng = np.random.default_rng(seed)
+    value = -np.sort(-rng.normal(0.5, 1.0, (devices, projections, rank)), axis=2)
+    # Costs on the grid of the dynamic programme, so that it is exact.
+    cost = rng.integers(1, 60, (devices, projections)) / 2000
+    budget = np.full(devices, 0.1 / (devices if is_joint else 1))
+    cost = cost * budget.sum() if is_joint else cost * 0.1
+    ranks = fit_knapsack(value, cost * 20, budget, is_joint=is_joint)
+
+    def worth(ranks):
+        return (value * (np.arange(rank) < ranks[:, :, None])).sum(axis=(1, 2))
+
+    spent = (ranks * cost * 20).sum(axis=1)
+    groups = [list(range(devices))] if is_joint else [[d] for d in range(devices)]
+    for group in groups:
+        assert spent[group].sum() <= budget[group].sum() * (1 + 1e-9)
+        best = 0.0
+        for flat in product(range(rank + 1), repeat=len(group) * projections):
+            other = np.zeros_like(ranks)
+            other[group] = np.reshape(flat, (len(group), projections))
+            if (other * cost * 20)[group].sum() <= budget[group].sum() * (1 + 1e-9):
+                best = max(best, worth(other)[group].sum())
+        assert worth(ranks)[group].sum() == pytest.approx(best, abs=1e-9)
+    greedy = fit_budget(value, cost * 20, budget, is_joint=is_joint)
+    assert worth(ranks).sum() >= worth(greedy).sum() - 1e-9
+
+
+def test_a_knapsack_on_a_dead_link_is_empty():
+    value = np.ones((2, 3, 2))
+    cost = np.stack([np.full(3, np.inf), np.full(3, 0.1)])
+    assert fit_knapsack(value, cost, np.full(2, 0.2), is_joint=True).tolist() == [
+        [0, 0, 0], [2, 2, 0],
+    ]  # fmt: skip
+    assert not fit_knapsack(value, cost, np.zeros(2), is_joint=True).any()

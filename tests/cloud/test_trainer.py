@@ -107,7 +107,7 @@ def test_dropout_changes_training_and_nothing_afterwards(world):
 
 def test_gain_batches_differ_between_rounds_and_repeat(world):
     base, _, data = world
-    config = TrainingConfig(gain_batches=2, gain_batch_size=4)
+    config = TrainingConfig(gain_examples=8)
     first, again, later = (
         gain_batches(base, data, config, seed=0, round_index=r)[0].input_ids for r in (0, 0, 3)
     )

@@ -24,8 +24,7 @@ steps_per_round = 4
 batch_size = 8
 head_examples = 16
 head_steps = 20
-gain_batches = 1
-gain_batch_size = 8
+gain_examples = 8
 
 [channel]
 bandwidth_hz = 3e4

@@ -1,0 +1,88 @@
+"""What each device could be sent in a round, and what each part of it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from airllm.lora import Adapter, svd_form
+from airllm.models import BaseModel
+from airllm.policy import Importance
+from airllm.probe import probe, shrunk_gain
+from airllm.tuning import Batch, Head
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Lists and arrays are [devices, ...]; components stand in the order in which they are sent."""
+
+    adapters: list[Adapter]
+    energy: Array
+    """[devices, projections, rank] squared singular values"""
+    worth: Array
+    """[devices, projections, rank] by the importance that was asked for"""
+
+
+def candidates_of(
+    base: BaseModel,
+    head: Head | None,
+    master: Adapter,
+    held: Sequence[Adapter],
+    *,
+    importance: Importance,
+    is_residual: bool,
+    r_max: int,
+    batches: Sequence[Batch],
+) -> Candidates:
+    """The update that could be sent to each device, in SVD form and in order of importance.
+
+    With residual coding it is what the master has and the device has not; else the master, and one
+    candidate serves all devices. ``batches`` are the cloud's texts for importances that need any.
+    """
+    if importance == "first":
+        return _same_for_all(master, len(held), r_max)
+    if not is_residual:
+        adapters = [svd_form(master, r_max)]
+        probed_at = [Adapter.zero(base.specs)]
+    else:
+        fresh = svd_form(master, r_max)
+        adapters = [svd_form(master.minus(h), r_max) if h.ranks.any() else fresh for h in held]
+        probed_at = list(held)
+        if importance == "gain-at-start":
+            probed_at = [Adapter.zero(base.specs)] * len(held)
+    energy = np.stack([a.energy(r_max) for a in adapters])
+    if importance == "energy":
+        worth = energy
+    else:
+        found = probe(base, head, probed_at, adapters, batches, width=r_max)
+        if importance == "shrunk-gain":
+            worth = shrunk_gain(found, energy)
+        else:
+            worth = found.fisher if importance == "fisher" else found.gain
+        order = np.argsort(-worth, axis=2, kind="stable")
+        worth = np.take_along_axis(worth, order, axis=2)
+        energy = np.take_along_axis(energy, order, axis=2)
+        adapters = [_reordered(a, of) for a, of in zip(adapters, order, strict=True)]
+    if len(adapters) < len(held):
+        number = len(held)
+        return Candidates(
+            adapters * number, np.repeat(energy, number, axis=0), np.repeat(worth, number, axis=0)
+        )
+    return Candidates(adapters, energy, worth)
+
+
+def _same_for_all(master: Adapter, number: int, r_max: int) -> Candidates:
+    energy = np.repeat(master.energy(r_max)[None], number, axis=0)
+    return Candidates([master] * number, energy, energy)
+
+
+def _reordered(adapter: Adapter, order: NDArray[np.int64]) -> Adapter:
+    """Components by ``order`` [projections, r_max], of which an adapter may have fewer."""
+    places = (o[o < len(d)] for o, d in zip(order, adapter.down, strict=True))
+    return adapter.reorder([torch.from_numpy(p) for p in places])
