@@ -62,12 +62,18 @@ class Turns:
         self._steps = [*self._steps[: len(self._rollout)], step]
 
     def rewarded(
-        self, reward: Array, next_states: Array | None, *, is_last: bool
+        self,
+        reward: Array,
+        next_states: Array | None,
+        *,
+        is_last: bool,
+        is_terminal: NDArray[np.bool_] | None = None,
     ) -> dict[str, float] | None:
         """PPO's diagnostics if it learned, which says that it is DDIM's turn; else None.
 
         At the end of a run nothing follows that could be looked at: the value of the last state
-        stands for what would have followed, since a time limit is no terminal state.
+        stands for what would have followed, since a time limit is no terminal state. Rows that
+        ``is_terminal`` [agents] marks have no future, whatever comes next in their place.
         """
         if len(self._steps) != len(self._rollout) + 1:
             raise RuntimeError("a reward needs the decision it belongs to before it")
@@ -80,6 +86,7 @@ class Turns:
             log_probs=step.log_probs,
             values=step.values,
             rewards=known.clip(-_MAX_REWARD, _MAX_REWARD),
+            is_terminal=is_terminal,
         )
         if len(self._rollout) < self.update_every and not is_last:
             return None

@@ -33,6 +33,9 @@ class RoundObservation:
     """[devices] measured with the adapter the device holds"""
     first_loss: Array
     """[devices] measured before anything was sent"""
+    stake: Array
+    """[devices] nats that a device gives up by being sent anything, because an absolute update
+    replaces what it holds; 0 with residual coding"""
     previous_ranks: NDArray[np.int64]
     """[devices, projections] of the round before, zeros at the start"""
     bits_per_rank: Array

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from airllm.airllm_policy import AirLlmPolicy
+from airllm.airllm_policy import PROPOSERS, REFINERS, AirLlmPolicy
 from airllm.baselines import AdaLora, Fixed, Greedy, Knapsack, RandomFeasible, Uniform
 from airllm.ddim import DdimConfig
+from airllm.features import HIDEABLE
 from airllm.paper_policy import PaperPolicy
 from airllm.policy import Importance, RankPolicy
+from airllm.policy_file import load_policy
 from airllm.ppo import PpoConfig
 
 NAMES = (
@@ -49,6 +51,8 @@ PAPER: dict[str, Any] = {
         "replay_size": 10_000,
     },
     "r_min": 1,
+    # It learns while it runs.
+    "is_exploring": True,
 }
 
 
@@ -68,7 +72,16 @@ class PolicyConfig:
     """a priority of 1 counts a projection's gain e^this times (airllm)"""
     refine_std: float = 0.1
     """exploration in the priorities of single projections (airllm)"""
-    is_exploring: bool = True
+    path: str = ""
+    """folder of a policy that `airllm learn` has saved, or the name of a bundled one; it brings its
+    own settings (airllm)"""
+    proposer: str = "ppo"
+    """'ppo' proposes 16 numbers; 'direct': one for every projection; 'none': zeros (airllm)"""
+    refiner: str = "ddim"
+    """'ddim' refines them; 'mlp': a network of its size, without diffusion; 'none' (airllm)"""
+    hide: tuple[str, ...] = ()
+    """what the networks do not see: link, complexity, loss, round, worth (airllm)"""
+    is_exploring: bool = False
     """True: proposals are drawn and learned from; False: the policy's mode, nothing learned"""
 
     def __post_init__(self) -> None:
@@ -77,6 +90,15 @@ class PolicyConfig:
             value = getattr(self, key)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"policy.{key} must be >= 0 and finite, got {value}")
+        for key, known in (("proposer", PROPOSERS), ("refiner", REFINERS)):
+            if getattr(self, key) not in known:
+                raise ValueError(
+                    f"policy.{key} must be one of {', '.join(known)}, got {getattr(self, key)!r}"
+                )
+        if self.path and self.name != "airllm":
+            raise ValueError(f"policy.path is for policy airllm alone, got it with {self.name!r}")
+        if unknown := sorted(set(self.hide) - set(HIDEABLE)):
+            raise ValueError(f"policy.hide must name {', '.join(HIDEABLE)}, got {unknown[0]!r}")
         if self.r_min < 0:
             raise ValueError(f"policy.r_min must be >= 0, got {self.r_min}")
 
@@ -114,12 +136,19 @@ def make_policy(
 ) -> RankPolicy:
     """The policy of a run."""
     name = config.name
+    if name == "airllm" and config.path:
+        return load_policy(
+            config.path, depths=depths, kinds=kinds, is_exploring=config.is_exploring, seed=seed
+        )
     if name == "airllm":
         return AirLlmPolicy(
             depths=depths,
             kinds=kinds,
             ppo=config.ppo,
             ddim=config.ddim,
+            proposer=config.proposer,
+            refiner=config.refiner,
+            hide=config.hide,
             priority_scale=config.priority_scale,
             refine_std=config.refine_std,
             is_exploring=config.is_exploring,

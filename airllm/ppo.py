@@ -161,6 +161,7 @@ class Ppo:
             "ppo_kl": kl / max(steps, 1),
             "ppo_clip_fraction": clipped / max(steps, 1),
             "ppo_explained_variance": explained,
+            "ppo_entropy": float(model.entropy().detach()),
             "ppo_first_ratio_error": first_ratio,
         }
 
@@ -168,6 +169,15 @@ class Ppo:
         for _ in range(self.config.num_epochs):
             order = torch.randperm(num_rows, generator=self.generator)
             yield from order.split(self.config.batch_size)
+
+    def networks(self) -> dict[str, Any]:
+        """What `act` depends on without exploration."""
+        return {"model": self.model.state_dict(), "norm": self.norm.state_dict()}
+
+    def load_networks(self, state: dict[str, Any]) -> None:
+        """Act by what `networks` gave."""
+        self.model.load_state_dict(state["model"])
+        self.norm.load_state_dict(state["norm"])
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of networks, optimiser, normalisation and generator: tensors and numbers."""

@@ -42,24 +42,22 @@ def candidates_of(
 ) -> Candidates:
     """The update that could be sent to each device, in SVD form and in order of importance.
 
-    With residual coding it is what the master has and the device has not; else the master, and one
-    candidate serves all devices. ``batches`` are the cloud's texts for importances that need any.
+    With residual coding it is what the master has and the device has not; else the master, whatever
+    the device has. ``batches`` are the cloud's texts for importances that need any.
     """
     if importance == "first":
         return _same_for_all(master, len(held), r_max)
-    if not is_residual:
-        adapters = [svd_form(master, r_max)]
-        probed_at = [Adapter.zero(base.specs)]
-    else:
-        fresh = svd_form(master, r_max)
-        adapters = [svd_form(master.minus(h), r_max) if h.ranks.any() else fresh for h in held]
-        probed_at = list(held)
-        if importance == "gain-at-start":
-            probed_at = [Adapter.zero(base.specs)] * len(held)
+    # What is asked once serves all devices for which it is the same.
+    keys = [i if is_residual and h.ranks.any() else -1 for i, h in enumerate(held)]
+    distinct = list(dict.fromkeys(keys))
+    zero = Adapter.zero(base.specs)
+    adapters = [svd_form(master if i < 0 else master.minus(held[i]), r_max) for i in distinct]
     energy = np.stack([a.energy(r_max) for a in adapters])
     if importance == "energy":
         worth = energy
     else:
+        at_start = importance == "gain-at-start"
+        probed_at = [zero if i < 0 or at_start else held[i] for i in distinct]
         found = probe(base, head, probed_at, adapters, batches, width=r_max)
         if importance == "shrunk-gain":
             worth = shrunk_gain(found, energy)
@@ -69,12 +67,8 @@ def candidates_of(
         worth = np.take_along_axis(worth, order, axis=2)
         energy = np.take_along_axis(energy, order, axis=2)
         adapters = [_reordered(a, of) for a, of in zip(adapters, order, strict=True)]
-    if len(adapters) < len(held):
-        number = len(held)
-        return Candidates(
-            adapters * number, np.repeat(energy, number, axis=0), np.repeat(worth, number, axis=0)
-        )
-    return Candidates(adapters, energy, worth)
+    place = [distinct.index(key) for key in keys]
+    return Candidates([adapters[i] for i in place], energy[place], worth[place])
 
 
 def _same_for_all(master: Adapter, number: int, r_max: int) -> Candidates:

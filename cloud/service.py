@@ -201,6 +201,10 @@ class CloudService:
         reports = self._reports
         if self._first_loss is None:
             self._first_loss = np.array([r.loss for r in reports])
+        loss = np.array([r.loss for r in reports])
+        stake = np.zeros(self.num_devices)
+        if self.payload.coding == "absolute":
+            stake = np.maximum(np.nan_to_num(self._first_loss - loss), 0.0)
         return RoundObservation(
             round_index=round_index,
             num_rounds=self.num_rounds,
@@ -211,8 +215,9 @@ class CloudService:
             is_shared_band=self.is_shared_band,
             entropy=np.array([r.entropy for r in reports]),
             oov_rate=np.array([r.oov_rate for r in reports]),
-            loss=np.array([r.loss for r in reports]),
+            loss=loss,
             first_loss=self._first_loss,
+            stake=stake,
             previous_ranks=self._ranks,
             bits_per_rank=self._bits_per_rank,
             overhead_bits=float(overhead_bits(len(self.base.specs))),

@@ -148,6 +148,11 @@ class Workbench:
     def _vocabulary(self) -> frozenset[str]:
         return reference_vocabulary(self.splits.train.texts)
 
+    def text_of(self, device: int) -> tuple[list[list[int]], list[int]]:
+        """Token ids and labels of a device's own examples."""
+        own = self.splits.evaluation.take(self.shares[device])
+        return tokenize(self.base, own.texts), own.labels.tolist()
+
     @cached_property
     def _batches(self) -> dict[int, tuple[list[Batch], float, float]]:
         return {}

@@ -194,6 +194,35 @@ def sweep(
 
 
 @app.command()
+def learn(
+    config: Annotated[str, typer.Argument(help="TOML file, or the name of a bundled one.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the policy.")],
+    sets: Sets = None,
+    verbose: Verbose = False,
+) -> None:
+    """Learn a policy before it is used; goes on where it stopped. policy.path takes the folder."""
+    _setup_logging(verbose)
+    experiment = _load(config, sets)
+    from experiments.learn import make_learner
+    from experiments.plots import plot_learning
+
+    try:
+        with _progress() as progress:
+            task = progress.add_task("training the master", total=None)
+
+            def on_progress(what: str, done: int, total: int) -> None:
+                progress.update(task, description=what, completed=done, total=total)
+
+            make_learner(experiment, on_progress).run(out, on_progress)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"what was learned until the last score is in {out}; the same command goes on there"
+        ) from None
+    paths = plot_learning(out)
+    typer.echo(f"written to {out}: policy.json, {', '.join(p.name for p in paths)}")
+
+
+@app.command()
 def plot(
     folder: Annotated[Path, typer.Argument(help="Folder of a sweep or of a run.")],
 ) -> None:

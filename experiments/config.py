@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from airllm.data import DataConfig
 from airllm.models import ModelConfig
-from airllm.payload import PayloadConfig
+from airllm.payload import CODINGS, PayloadConfig
 from airllm.policies import PolicyConfig
 from airllm.policies import preset_values as policy_preset
 from airllm.reward import RewardConfig
@@ -40,6 +40,75 @@ class SweepConfig:
                 raise ValueError(f"sweep.{key} must not repeat a value, got {list(values)}")
         for seed in self.seeds:
             _check_seed("sweep.seeds", seed)
+
+
+@dataclass(frozen=True, slots=True)
+class LearnConfig:
+    """What `airllm learn` draws scenarios from, and how long it learns."""
+
+    seeds: tuple[int, ...] = (100, 101)
+    """seeds of the data, masters and devices that are learned from"""
+    held_out_seeds: tuple[int, ...] = (102,)
+    """and of those that learning is scored on"""
+    codings: tuple[str, ...] = ("absolute", "residual")
+    """codings of the updates"""
+    presets: tuple[str, ...] = ("iot-shared-1mhz",)
+    """presets of the channel"""
+    snr_min_db: float = -8.0
+    """lowest mean SNR"""
+    snr_max_db: float = 18.0
+    """highest mean SNR"""
+    bandwidth_min_hz: float = 0.25e6
+    """narrowest band"""
+    bandwidth_max_hz: float = 4e6
+    """widest band, the logarithm drawn uniformly"""
+    sharers: tuple[int, ...] = (2, 4, 8)
+    """devices of a scenario, at most num_devices"""
+    recordings: int = 3
+    """runs recorded for each seed and coding, every second one with random decisions"""
+    scenarios: int = 120
+    """scenarios to learn from"""
+    held_out: int = 36
+    """scenarios to score on"""
+    examples: int = 32
+    """texts of a device that a step is measured on"""
+    rows: int = 56
+    """devices in all cells that are stepped side by side"""
+    updates: int = 60
+    """PPO's updates, each after policy.ppo.update_every steps of all cells"""
+    evaluate_every: int = 10
+    """updates between two scores, and between two checkpoints"""
+
+    def __post_init__(self) -> None:
+        for key in ("seeds", "held_out_seeds", "codings", "presets", "sharers"):
+            if not getattr(self, key):
+                raise ValueError(f"learn.{key} must not be empty; give at least one value")
+        if both := sorted(set(self.seeds) & set(self.held_out_seeds)):
+            raise ValueError(
+                f"learn.held_out_seeds must differ from learn.seeds, both have {both[0]}"
+            )
+        for seed in (*self.seeds, *self.held_out_seeds):
+            _check_seed("learn.seeds and learn.held_out_seeds", seed)
+        for coding in self.codings:
+            if coding not in CODINGS:
+                raise ValueError(f"learn.codings must name {' and '.join(CODINGS)}, got {coding!r}")
+        for key in (
+            "recordings", "scenarios", "held_out", "examples", "rows", "updates", "evaluate_every",
+        ):  # fmt: skip
+            if getattr(self, key) < 1:
+                raise ValueError(f"learn.{key} must be >= 1, got {getattr(self, key)}")
+        if min(self.sharers) < 1:
+            raise ValueError(f"learn.sharers must be >= 1, got {min(self.sharers)}")
+        if not self.snr_min_db <= self.snr_max_db:
+            raise ValueError(
+                f"learn.snr_max_db must be at least snr_min_db {self.snr_min_db}, "
+                f"got {self.snr_max_db}"
+            )
+        if not 0 < self.bandwidth_min_hz <= self.bandwidth_max_hz:
+            raise ValueError(
+                f"learn.bandwidth_max_hz must be at least bandwidth_min_hz "
+                f"{self.bandwidth_min_hz} > 0, got {self.bandwidth_max_hz}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +147,7 @@ class ExperimentConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    learn: LearnConfig = field(default_factory=LearnConfig)
 
     def __post_init__(self) -> None:
         _check_seed("seed", self.seed)

@@ -85,6 +85,28 @@ def plot_sweep(results: pd.DataFrame, out: Path) -> list[Path]:
         return _save(figure, out, "sweep")
 
 
+def plot_learning(folder: Path) -> list[Path]:
+    """Loss below the reference rule's against devices' rounds; learning_curve.png and .pdf."""
+    curve = pd.read_csv(folder / "learning_curve.csv")
+    scored = curve.dropna(subset=["held_out"])
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.5, 2.6), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(
+            curve["steps"], curve["reward"].rolling(5, min_periods=1).mean(),
+            color="0.7", linewidth=0.8, label="while exploring (mean of 5 updates)",
+        )  # fmt: skip
+        axes.errorbar(
+            scored["steps"], scored["held_out"], yerr=scored["held_out_stderr"],
+            color=_COLOURS[0], marker="o", capsize=2, label="held-out scenarios, mode (± s.e.)",
+        )  # fmt: skip
+        axes.axhline(0.0, color="0.4", linewidth=0.8, linestyle=":")
+        axes.set_xlabel("rounds of single devices")
+        axes.set_ylabel("loss below the starting rule's (nats)")
+        figure.legend(loc="outside upper center")
+        return _save(figure, folder, "learning_curve")
+
+
 def plot_run(folder: Path) -> list[Path]:
     """Accuracy over the rounds and the ranks each projection got; run.png and run.pdf.
 

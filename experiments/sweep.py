@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.config import ExperimentConfig, SweepConfig, cell_of
+from experiments.config import ExperimentConfig, LearnConfig, SweepConfig, cell_of
 from experiments.config_loader import dump_config
 from experiments.results import read_summary, write_results
 
@@ -49,9 +49,9 @@ def cells_of(config: ExperimentConfig) -> list[Cell]:
 
 
 def _one(config: ExperimentConfig, policy: str, snr_db: float, seed: int) -> ExperimentConfig:
-    """A run's configuration; the extent of its sweep, on which it does not depend, is left out."""
+    """A run's configuration; sweep and learning, on which it does not depend, are left out."""
     single = cell_of(config, policy=policy, snr_db=snr_db, seed=seed)
-    return replace(single, sweep=SweepConfig())
+    return replace(single, sweep=SweepConfig(), learn=LearnConfig())
 
 
 def finished_summary(cell: Cell, out: Path) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ def observation(*, rate_bps=1e5, previous=0):
         oov_rate=np.full(3, 0.1),
         loss=np.ones(3),
         first_loss=np.ones(3),
+        stake=np.zeros(3),
         previous_ranks=np.full(shape[:2], previous),
         bits_per_rank=np.full(NUM, 2000.0),
         overhead_bits=100.0,

@@ -42,6 +42,7 @@ def observation(*, rate_bps=(3e4, 1e5, 6e4), seed=0, is_shared=True, r_max=4, ro
         oov_rate=rng.random(devices),
         loss=rng.random(devices),
         first_loss=rng.random(devices),
+        stake=np.zeros(devices),
         previous_ranks=np.zeros((devices, NUM), dtype=np.int64),
         bits_per_rank=rng.integers(1000, 3000, NUM).astype(float),
         overhead_bits=100.0,
@@ -53,7 +54,7 @@ def observation(*, rate_bps=(3e4, 1e5, 6e4), seed=0, is_shared=True, r_max=4, ro
 
 
 def policy_of(name, *, seed=0, r_max=4, **values):
-    config = PolicyConfig(name=name, **values)
+    config = PolicyConfig(name=name, **{"is_exploring": True} | values)
     return make_policy(
         config, num_projections=NUM, depths=DEPTHS, kinds=KINDS, r_max=r_max, seed=seed
     )
@@ -224,9 +225,9 @@ def test_airllms_proposal_moves_the_ranks_it_is_about():
     """Raising the priorities of one kind sends more of it and less of the others."""
     policy = policy_of("airllm", is_exploring=False)
     seen = observation(rate_bps=(5e4, 5e4))
-    states = policy._states(seen)
+    states = policy._states([seen])
     coarse = np.zeros((2, 16))
-    coarse[1, 1] = 2.0
+    coarse[1, 2] = 2.0
     refined = policy.refine(states, coarse)
     np.testing.assert_allclose(refined[0], 0.0, atol=1e-6)
     np.testing.assert_allclose(refined[1], 2.0 * smooth_basis(DEPTHS, KINDS)[0], atol=1e-5)
@@ -248,7 +249,7 @@ def test_guidance_means_more_of_what_was_better_than_expected():
     config = DdimConfig(updates_per_turn=300, learning_rate=1e-3)
     policy = policy_of("airllm", ddim=config, refine_std=0.3, ppo=PpoConfig(update_every=1))
     rng = np.random.default_rng(0)
-    states, coarse = np.zeros((400, policy.num_states)), np.zeros((400, 16))
+    states, coarse = np.zeros((400, policy.features.size)), np.zeros((400, 16))
     refined = 0.3 * rng.normal(size=(400, NUM))
     policy._turns.replay.extend(
         zip(states, coarse, refined, refined[:, 4], refined[:, 4], strict=True)

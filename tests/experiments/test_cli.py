@@ -95,7 +95,7 @@ def test_config_lists_keys_and_prints_one_resolved(call, tiny_toml):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("run", "nothing"), "config nothing does not exist; give a path, or one of paper, quick"),
+        (("run", "nothing"), "config nothing does not exist; give a path, or one of "),
         (("run", "--set", "chanel.snr_db=1"), "did you mean channel.snr_db?"),
         (("run", "--set", "channel.bandwidth_hz=-1"), "channel.bandwidth_hz must be > 0, got -1.0"),
         (("run", "--set", "sweep.snr_db=[]"), "sweep.snr_db must not be empty"),
