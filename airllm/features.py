@@ -11,6 +11,7 @@ from airllm.observation import Array, RoundObservation
 from airllm.ranks import fit_budget
 
 HIDEABLE = ("link", "complexity", "loss", "round", "worth")
+LARGEST = 1e6  # no number in a row is beyond it
 _NUM_THIRDS = 3
 _MAX_LOSS = 20.0  # nats; a uniform guess over 100,000 tokens costs 11.5
 
@@ -73,7 +74,7 @@ class Features:
         worth = known.sum(axis=2)  # [devices, projections]
         worth = worth / (worth.sum(axis=1, keepdims=True) + 1e-12)
         own += [np.log(worth[:, group].sum(axis=1) + 1e-3) for group in self.groups]
-        rows = np.nan_to_num(np.stack(own, axis=1), posinf=1e6, neginf=-1e6)
+        rows = np.clip(np.nan_to_num(np.stack(own, axis=1)), -LARGEST, LARGEST)
         pooled = np.broadcast_to(rows.mean(axis=0), rows.shape)
         return np.concatenate([rows, pooled], axis=1) * self._shown
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from airllm.ppo import Ppo
-from airllm.rollout import Rollout
+from airllm.rollout import ReturnScale, Rollout
 
 Array = NDArray[np.float64]
 
@@ -55,6 +55,7 @@ class Turns:
         self.ppo, self.update_every = ppo, update_every
         self.replay: deque[tuple[Any, ...]] = deque(maxlen=replay_size)  # rows of Experience
         self._rollout = Rollout()
+        self._scale = ReturnScale(ppo.config.gamma)
         self._steps: list[Step] = []  # those in the rollout, and the one that awaits its reward
 
     def decided(self, step: Step) -> None:
@@ -80,12 +81,16 @@ class Turns:
         step = self._steps[-1]
         bound = _NOT_A_REWARD
         known = np.nan_to_num(reward, nan=-bound, posinf=bound, neginf=-bound)
+        known = known.clip(-_MAX_REWARD, _MAX_REWARD)
+        if self.ppo.config.normalises_rewards:
+            over = np.full(len(known), is_last) if is_terminal is None else is_terminal | is_last
+            known = self._scale(known, over)
         self._rollout.add(
             states=step.states,
             actions=step.proposals,
             log_probs=step.log_probs,
             values=step.values,
-            rewards=known.clip(-_MAX_REWARD, _MAX_REWARD),
+            rewards=known,
             is_terminal=is_terminal,
         )
         if len(self._rollout) < self.update_every and not is_last:
@@ -115,6 +120,7 @@ class Turns:
         """Replay and the unfinished segment, as tensors."""
         state: dict[str, Any] = {
             "rollout": self._rollout.state_dict(),
+            "scale": self._scale.state_dict(),
             "steps": [
                 {f.name: torch.as_tensor(getattr(step, f.name)) for f in fields(Step)}
                 for step in self._steps
@@ -131,6 +137,7 @@ class Turns:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
         self._rollout.load_state_dict(state["rollout"])
+        self._scale.load_state_dict(state["scale"])
         self._steps = [Step(**{k: v.numpy() for k, v in s.items()}) for s in state["steps"]]
         columns = [state["replay"][f.name].numpy() for f in fields(Experience) if state["replay"]]
         self.replay.clear()

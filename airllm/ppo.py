@@ -41,6 +41,10 @@ class PpoConfig:
     """c2, bonus for the entropy of the policy"""
     value_weight: float = 0.5
     """c1, weight of the critic's squared error"""
+    value_clip: float = 0.0
+    """how far a value may move in one update; 0: as far as it likes"""
+    normalises_rewards: bool = False
+    """True: rewards are divided by the standard deviation of the discounted return so far"""
     max_grad_norm: float = 0.5
     """bound on the norm of the gradient"""
     max_kl: float = 0.05
@@ -62,6 +66,8 @@ class PpoConfig:
         for key in ("gamma", "gae_lambda"):
             if not 0.0 <= getattr(self, key) <= 1.0:
                 raise ValueError(f"policy.ppo.{key} must be in [0, 1], got {getattr(self, key)}")
+        if not self.value_clip >= 0:
+            raise ValueError(f"policy.ppo.value_clip must be >= 0, got {self.value_clip}")
         for key in ("learning_rate", "clip", "max_grad_norm", "max_kl"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"policy.ppo.{key} must be > 0, got {getattr(self, key)}")
@@ -119,17 +125,21 @@ class Ppo:
         """V(state) [rows]."""
         return self.model.value(_tensor(states)).double().numpy()
 
-    def update(self, segment: Segment) -> dict[str, float]:
+    def update(self, segment: Segment, *, share: float = 1.0) -> dict[str, float]:
         """Maximise the clipped objective over a segment; returns its diagnostics.
 
-        Passes end early at the first minibatch on which the policy has moved too far.
+        Passes end early at the first minibatch on which the policy has moved too far. ``share`` of
+        the learning rate and of ``clip`` is used, for a caller that anneals them.
         """
         config, model = self.config, self.model
+        clip = share * config.clip
+        self.optimiser.param_groups[0]["lr"] = share * config.learning_rate
         s, a = _tensor(segment.states), _tensor(segment.actions)
         old, adv = _tensor(segment.log_probs), _tensor(segment.advantages)
         ret = _tensor(segment.returns)
         with torch.no_grad():
-            explained = 1.0 - float((ret - model.value(s)).var(correction=0)) / max(
+            old_value = model.value(s)
+            explained = 1.0 - float((ret - old_value).var(correction=0)) / max(
                 float(ret.var(correction=0)), 1e-12
             )
         kl, clipped, first_ratio, steps = 0.0, 0.0, float("nan"), 0
@@ -146,17 +156,21 @@ class Ppo:
             batch = adv[index]
             if len(index) > 1:
                 batch = (batch - batch.mean()) / (batch.std() + 1e-8)
-            bound = ratio.clamp(1.0 - config.clip, 1.0 + config.clip)
+            bound = ratio.clamp(1.0 - clip, 1.0 + clip)
             loss = -torch.minimum(ratio * batch, bound * batch).mean()
-            error = model.value(s[index]) - ret[index]
-            loss = loss + config.value_weight * error.pow(2).mean()
+            value = model.value(s[index])
+            error = (value - ret[index]).pow(2)
+            if config.value_clip:
+                near = (value - old_value[index]).clamp(-config.value_clip, config.value_clip)
+                error = torch.maximum(error, (old_value[index] + near - ret[index]).pow(2))
+            loss = loss + config.value_weight * error.mean()
             loss = loss - config.entropy_weight * model.entropy()
             self.optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             self.optimiser.step()
             kl, steps = kl + batch_kl, steps + 1
-            clipped += float((off > config.clip).float().mean())
+            clipped += float((off > clip).float().mean())
         return {
             "ppo_kl": kl / max(steps, 1),
             "ppo_clip_fraction": clipped / max(steps, 1),

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from airllm.actor_critic import RunningNorm
+
 Array = NDArray[np.float64]
 
 
@@ -47,6 +49,32 @@ class Segment:
     log_probs: Array
     advantages: Array
     returns: Array
+
+
+class ReturnScale:
+    """Divides rewards by the standard deviation of the discounted return so far."""
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma, self._norm = gamma, RunningNorm(1)
+        self._running = np.zeros(0)
+
+    def __call__(self, rewards: Array, is_over: NDArray[np.bool_]) -> Array:
+        """Rewards [agents], scaled; ``is_over`` [agents] says whose episode ends with them."""
+        if len(self._running) != len(rewards):
+            self._running = np.zeros(len(rewards))
+        self._running = self.gamma * self._running + rewards
+        self._norm.update(self._running[:, None])
+        self._running = np.where(is_over, 0.0, self._running)
+        return rewards / np.sqrt(self._norm.var[0] + 1e-8)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs, as tensors and numbers."""
+        return {"norm": self._norm.state_dict(), "running": torch.as_tensor(self._running.copy())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        self._norm.load_state_dict(state["norm"])
+        self._running = state["running"].numpy().copy()
 
 
 class Rollout:

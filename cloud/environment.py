@@ -227,7 +227,7 @@ class RankEnvironment:
         """Scenarios are drawn from a fixed pool, so that their references are measured once."""
         if not scenarios:
             raise ValueError("scenarios must not be empty")
-        self._rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(60,)))
+        self.seed(seed)
         self._pool = list(scenarios)
         sizes = np.array([len(s.start.devices) for s in self._pool])
         self._of_size = {int(n): np.flatnonzero(sizes == n) for n in np.unique(sizes)}
@@ -283,6 +283,10 @@ class RankEnvironment:
             _play([self._references[i] for i in chunk])
             done += len(chunk)
             on_progress(done, len(self._pool))
+
+    def seed(self, seed: int) -> None:
+        """Draw episodes from here on as this seed says."""
+        self._rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(60,)))
 
     def reset(self) -> list[RoundObservation]:
         """Begin a fresh episode in every cell; what the policy sees of them."""

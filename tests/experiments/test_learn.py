@@ -1,0 +1,230 @@
+"""Learning beforehand: it goes on where it stopped, and what it saved decides as it did."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from airllm.policies import make_policy
+from cloud.environment import Episode, RankEnvironment, reference_rule
+from experiments.config import PRESETS, ExperimentConfig
+from experiments.config_loader import load_config
+from experiments.learn import build_scenarios, make_learner
+from experiments.run import run_simulation
+
+SETS = (
+    "policy.name=airllm", "rounds=3", "policy.ppo.update_every=2", "policy.ppo.log_std=0.0",
+    "learn.sharers=[1,2]", "learn.recordings=2", "learn.scenarios=8", "learn.held_out=4",
+    "learn.examples=4", "learn.rows=6", "learn.updates=4", "learn.evaluate_every=2",
+    "learn.bandwidth_min_hz=1e4", "learn.bandwidth_max_hz=1e5",
+)  # fmt: skip
+
+
+def config_of(path, *sets):
+    return load_config(ExperimentConfig, path, (*SETS, *sets), presets=PRESETS)
+
+
+@pytest.fixture
+def config(tiny_toml):
+    return config_of(tiny_toml)
+
+
+def curve_of(folder):
+    with open(folder / "learning_curve.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_an_interrupted_learner_ends_where_an_uninterrupted_one_does(config, tmp_path):
+    make_learner(config).run(tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def stop(what, done, total):
+        if what == "updates" and done == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        make_learner(config).run(tmp_path / "parts", stop)
+    assert len(curve_of(tmp_path / "parts")) < 5
+    make_learner(config).run(tmp_path / "parts")
+    for name in ("learning_curve.csv", "policy.json", "policy.safetensors"):
+        whole, parts = ((tmp_path / part / name).read_bytes() for part in ("whole", "parts"))
+        assert whole == parts, name
+    rows = curve_of(tmp_path / "whole")
+    assert [int(row["update"]) for row in rows] == [0, 1, 2, 3, 4]
+    # Before anything was learned the policy is the reference rule.
+    assert float(rows[0]["held_out"]) == pytest.approx(0.0, abs=1e-12)
+    assert all(row["held_out_absolute"] for row in rows if row["held_out"])
+    assert 0.0 < float(rows[1]["used"]) <= 1.0
+
+
+def test_a_folder_of_another_configuration_is_not_continued(config, tiny_toml, tmp_path):
+    make_learner(config_of(tiny_toml, "learn.updates=1")).run(tmp_path / "out")
+    with pytest.raises(ValueError, match="another configuration"):
+        make_learner(config).run(tmp_path / "out")
+
+
+def test_a_saved_policy_decides_as_it_did(config, tiny_toml, tmp_path):
+    learner = make_learner(config)
+    learner.run(tmp_path / "out")
+    observations = learner.training.reset()
+    loaded = make_policy(
+        config_of(tiny_toml, f"policy.path={tmp_path / 'out'}").policy,
+        num_projections=len(learner.depths), depths=learner.depths, kinds=learner.kinds,
+        r_max=4, seed=5,
+    )  # fmt: skip
+    best = make_learner(config)
+    best.policy.is_exploring = False
+    rows = [row for row in curve_of(tmp_path / "out") if row["held_out"]]
+    winner = max(rows, key=lambda row: float(row["held_out"]))
+    if winner is rows[-1]:
+        best = learner
+        best.policy.is_exploring = False
+        for ours, theirs in zip(
+            loaded.decide_all(observations), best.policy.decide_all(observations), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+    summary = run_simulation(
+        config_of(tiny_toml, f"policy.path={tmp_path / 'out'}", "payload.coding=absolute")
+    )
+    assert np.isfinite(summary["loss"])
+
+
+def test_a_policy_for_another_model_is_refused(config, tiny_toml, tmp_path):
+    make_learner(config_of(tiny_toml, "learn.updates=1")).run(tmp_path / "out")
+    other = config_of(tiny_toml, f"policy.path={tmp_path / 'out'}")
+    arguments = {"num_projections": 2, "r_max": 4, "seed": 0}
+    with pytest.raises(ValueError, match=r"12 projections.* this one has 2 \(other\)"):
+        make_policy(other.policy, depths=[0, 1], kinds=["other", "other"], **arguments)
+    (tmp_path / "out" / "policy.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"policy\.json is damaged"):
+        make_policy(other.policy, depths=[0, 1], kinds=["q", "q"], **arguments)
+    with pytest.raises(ValueError, match=r"holds no policy\.json"):
+        make_policy(
+            config_of(tiny_toml, "policy.path=nowhere").policy,
+            depths=[0, 1], kinds=["q", "q"], **arguments,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("learn.sharers=[4]", "learn.sharers must be at most num_devices 2"),
+        ("learn.examples=9", "learn.examples 9 is more than the 8 texts"),
+        ("policy.name=uniform", "policy.name must be airllm"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_named(tiny_toml, setting, message):
+    with pytest.raises(ValueError, match=message):
+        make_learner(config_of(tiny_toml, setting))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("learn.held_out_seeds=[100]", "must differ from learn.seeds, both have 100"),
+        ("learn.codings=[sparse]", "learn.codings must name"),
+        ("learn.snr_max_db=-20.0", "learn.snr_max_db must be at least"),
+        ("learn.bandwidth_max_hz=1.0", "learn.bandwidth_max_hz must be at least"),
+        ("learn.rows=0", "learn.rows must be >= 1"),
+        ("policy.refiner=gan", "policy.refiner must be one of ddim, mlp, none"),
+        ("policy.hide=[snr]", "policy.hide must name"),
+    ],
+)
+def test_a_wrong_setting_is_named(tiny_toml, setting, message):
+    with pytest.raises(ValueError, match=message):
+        config_of(tiny_toml, setting)
+
+
+def test_scenarios_span_codings_sharers_and_rounds(config):
+    scenarios = build_scenarios(config, (100, 101), 24, stream=0)
+    assert {s.start.payload.coding for s in scenarios} == {"absolute", "residual"}
+    assert {len(s.start.devices) for s in scenarios} == {1, 2}
+    assert {s.start.round_index for s in scenarios} == {0, 1, 2}
+    assert len({s.channel.snr_db for s in scenarios}) == len(scenarios)
+    assert len({id(s.start.world) for s in scenarios}) == 2
+    for s in scenarios:
+        rounds_left = 3 - s.start.round_index
+        expected = 1 if s.start.payload.coding == "residual" else rounds_left
+        assert len(s.start.candidates) == expected
+
+
+def test_a_recorded_run_is_the_run_that_the_federation_makes(tiny_toml):
+    """The environment's short cut and the real round agree on ranks, losses and deliveries."""
+    from cloud.environment import record
+    from experiments.learn import _world
+
+    for coding in ("absolute", "residual"):
+        config = config_of(tiny_toml, f"payload.coding={coding}", "learn.examples=8")
+        world = _world(config)
+        starts = record(
+            world, config.channel, reference_rule, payload=config.payload,
+            importance="shrunk-gain", seed=config.seed,
+        )  # fmt: skip
+        seen = []
+        from experiments.run import Recorder
+
+        class Spy(Recorder):
+            def record(self, result, seen=seen):
+                super().record(result)
+                seen.append((result.ranks, [r.loss for r in result.requests]))
+
+        import experiments.run as module
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "Recorder", Spy)
+            run_simulation(config)
+        for start, (ranks, loss) in zip(starts, seen, strict=True):
+            np.testing.assert_allclose(start.loss, loss, rtol=1e-4)
+            from cloud.environment import Scenario
+
+            episode = Episode(
+                Scenario(start, config.channel, config.seed, 0), start.loss, start.first_loss
+            )
+            np.testing.assert_array_equal(reference_rule(episode.observation), ranks)
+
+
+def test_the_reward_of_the_reference_rule_is_nothing(config):
+    env = RankEnvironment(build_scenarios(config, (100,), 6, stream=0), rows=4, seed=0)
+    env.reset()
+    for _ in range(4):
+        step = env.step([reference_rule(o) for o in env.observations])
+        np.testing.assert_allclose(step.reward, 0.0, atol=1e-6)
+        assert (step.used <= 1.0 + 1e-9).all()
+    assert env.num_steps == 4 * len(step.reward)
+    assert np.allclose(env.score(lambda seen: [reference_rule(o) for o in seen]), 0.0, atol=1e-6)
+    nothing = env.score(lambda seen: [0 * reference_rule(o) for o in seen])
+    assert not np.allclose(nothing, 0.0, atol=1e-6)
+
+
+def test_the_environment_passes_gymnasiums_checker(tiny_toml):
+    gym = pytest.importorskip("gymnasium")
+    from gymnasium.utils.env_checker import check_env
+
+    env = gym.make(
+        "experiments.rank_allocation:airllm/RankAllocation-v0",
+        config=str(tiny_toml), num_devices=2, sets=SETS,
+    )  # fmt: skip
+    check_env(env.unwrapped)
+    first, again = (env.reset(seed=3)[0] for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    _, reward, is_over, is_cut, info = env.step(np.zeros(env.action_space.shape, np.float32))
+    assert reward == pytest.approx(0.0, abs=1e-6)  # zeros are the reference rule
+    assert info["ranks"].shape == (2, 12)
+    assert not is_cut
+    assert isinstance(is_over, bool)
+
+
+@pytest.mark.slow
+def test_stable_baselines_learns_in_it(tiny_toml):
+    gym = pytest.importorskip("gymnasium")
+    sb3 = pytest.importorskip("stable_baselines3")
+    env = gym.make(
+        "experiments.rank_allocation:airllm/RankAllocation-v0",
+        config=str(tiny_toml), num_devices=2, sets=SETS,
+    )  # fmt: skip
+    model = sb3.PPO("MlpPolicy", env, n_steps=64, batch_size=32, seed=0, device="cpu")
+    before = [p.detach().clone() for p in model.policy.parameters()]
+    model.learn(256)
+    assert any((a != b).any() for a, b in zip(before, model.policy.parameters(), strict=True))
