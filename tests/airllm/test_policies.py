@@ -342,7 +342,7 @@ def test_the_papers_preset_is_the_published_setting():
 )
 def test_an_unknown_name_is_named_with_the_nearest(name, message):
     with pytest.raises(ValueError, match=message):
-        PolicyConfig(name=name)
+        check_name(name)
 
 
 def test_a_fixed_rank_above_r_max_is_refused():
