@@ -13,7 +13,7 @@ from airllm.airllm_policy import bid, budget_fraction, smooth_basis
 from airllm.baselines import spread_order
 from airllm.ddim import DdimConfig
 from airllm.observation import RoundObservation
-from airllm.policies import NAMES, PolicyConfig, make_policy, preset_values
+from airllm.policies import NAMES, PolicyConfig, check_name, make_policy, preset_values
 from airllm.policy import RoundFeedback
 from airllm.ppo import PpoConfig
 from airllm.ranks import fit_budget
