@@ -62,15 +62,18 @@ def _workbench(key: _Key) -> Workbench:
     return Workbench(key)
 
 
+def workbench_key(config: ExperimentConfig) -> _Key:
+    """Runs of which this is equal share a workbench, and so a trained master."""
+    return _Key(
+        config.model, config.data, config.training, config.seed, config.rounds,
+        config.num_devices, config.examples_per_device, config.runtime.eval_batch_size,
+    )  # fmt: skip
+
+
 def workbench_for(config: ExperimentConfig) -> Workbench:
     """The workbench of a configuration; the same object for runs that can share one."""
     torch.set_num_threads(config.runtime.threads)
-    return _workbench(
-        _Key(
-            config.model, config.data, config.training, config.seed, config.rounds,
-            config.num_devices, config.examples_per_device, config.runtime.eval_batch_size,
-        )
-    )  # fmt: skip
+    return _workbench(workbench_key(config))
 
 
 def make_cell(config: ChannelConfig, num_devices: int, *, seed: int) -> Cell:

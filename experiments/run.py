@@ -76,6 +76,7 @@ class Recorder:
         bench = self.workbench
         full_loss, full_accuracy = bench.whole(master)
         summary |= {
+            "bits_to_95": bits_until(self._rows, 0.95 * full_accuracy),
             "head_accuracy": self._head[1],
             "head_loss": self._head[0],
             "full_accuracy": full_accuracy,
@@ -140,9 +141,13 @@ def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str,
         "num_devices": config.num_devices,
         "accuracy": mean("accuracy", last),
         "loss": mean("loss", last),
+        # Over rounds and devices: the area under the curve against virtual time.
+        "mean_accuracy": mean("accuracy", rows),
+        "mean_loss": mean("loss", rows),
         "payload_bits": mean("payload_bits", rows),
         "sent_bits": mean("sent_bits", rows),
         "delivered_bits": mean("delivered_bits", rows),
+        "total_delivered_bits": float(sum(row["delivered_bits"] for row in rows)),
         "overhead_bits": mean("overhead_bits", rows),
         # Of the updates that were sent.
         "delivered_rate": mean("delivered", sent) if sent else float("nan"),
@@ -159,6 +164,20 @@ def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str,
     if config.model.task == "causal":
         summary["perplexity"] = float(np.exp(min(summary["loss"], 700.0)))
     return summary
+
+
+def bits_until(rows: list[dict[str, Any]], accuracy: float) -> float:
+    """Bits delivered per device until the devices' mean accuracy first reaches a value.
+
+    Counted to the end of the round in which it does; not a number where it never does.
+    """
+    bits = 0.0
+    for r in range(1, max((row["round"] for row in rows), default=0) + 1):
+        own = [row for row in rows if row["round"] == r]
+        bits += float(np.mean([row["delivered_bits"] for row in own]))
+        if np.mean([row["accuracy"] for row in own]) >= accuracy:
+            return bits
+    return float("nan")
 
 
 def run_simulation(

@@ -1,6 +1,5 @@
 """Parts of one's own: found by module:object or entry point, made, checked, and run."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from experiments.build import make_cell
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import load_config
 from experiments.extensions import is_own, make_own
-from experiments.results import read_ranks, read_rounds
+from experiments.results import load, read_ranks, read_rounds
 from experiments.run import run_simulation
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -69,19 +68,18 @@ def test_a_run_of_a_part_of_ones_own_is_read_where_the_part_is_not(
 
 
 def test_the_example_of_a_policy_is_swept_beside_others(tiny_toml, tmp_path, examples, monkeypatch):
-    policies = 'sweep.policies=["uniform", "my_policy:BestLinks(share=0.5)"]'
+    policies = 'policy.name=["uniform", "my_policy:BestLinks(share=0.5)"]'
     out = tmp_path / "sweep"
-    arguments = ["airllm", "sweep", str(tiny_toml), "--set", policies, "--out", str(out)]
+    arguments = ["airllm", "sweep", str(tiny_toml), "--sweep", policies, "--out", str(out)]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 0
-    summaries = [json.loads(path.read_text()) for path in out.glob("*/summary.json")]
-    served = {
-        policy: {s["snr_db"] for s in summaries if s["policy"] == policy}
-        for policy in ("uniform", "my_policy:BestLinks(share=0.5)")
+    cells = load(out).cells
+    assert cells.groupby("label")["channel.snr_db"].agg(list).to_dict() == {
+        "uniform": [0.0, 10.0],
+        "my_policy:BestLinks(share=0.5)": [0.0, 10.0],
     }
-    assert all(snrs == {0.0, 10.0} for snrs in served.values())
 
 
 def test_the_example_of_a_channel_model_sends_one_device_after_the_other_into_the_tunnel(
