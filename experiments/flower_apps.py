@@ -49,7 +49,14 @@ def serve(grid: Grid, context: Context) -> None:
     with Recorder(config, workbench, Path(out) if out else None) as recorder:
         cell = make_cell(config.channel, config.num_devices, seed=config.seed)
         service = workbench.service(config)
-        run_federation(grid, cell, service, on_round=recorder.record)
+        run_federation(
+            grid,
+            cell,
+            service,
+            on_round=recorder.record,
+            reply_timeout_s=config.runtime.reply_timeout_s,
+            connect_timeout_s=config.runtime.connect_timeout_s,
+        )
         recorder.finish(service.master.final())
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 ROUND_COLUMNS = (
     "round", "device", "time_s", "snr_db", "bandwidth_hz", "rate_bps", "entropy", "oov_rate",
     "rank_sum", "planned_bits", "payload_bits", "sent_bits", "delivered_bits", "overhead_bits",
-    "delay_s", "energy_j", "delivered", "loss", "accuracy", "reward",
+    "delay_s", "energy_j", "delivered", "answered", "loss", "accuracy", "reward",
 )  # fmt: skip
 KEY_COLUMNS = ("cell", "label", "policy.name", "channel.snr_db", "seed")
 """what tells the runs of every sweep apart; its other swept keys follow"""

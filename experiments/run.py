@@ -117,6 +117,7 @@ def rows_of(result: RoundResult) -> list[dict[str, Any]]:
                 "delay_s": result.delay_s[d],
                 "energy_j": result.energy_j[d],
                 "delivered": bool(result.is_delivered[d]),
+                "answered": bool(result.is_answered[d]),
                 "loss": report.loss,
                 "accuracy": report.accuracy,
                 "reward": result.reward[d],
@@ -199,5 +200,11 @@ def run_simulation(
     cell = make_cell(config.channel, config.num_devices, seed=config.seed)
     service = workbench.service(config)
     with Recorder(config, workbench, out, on_round) as recorder:
-        run_federation(grid, cell, service, on_round=recorder.record)
+        run_federation(
+            grid,
+            cell,
+            service,
+            on_round=recorder.record,
+            reply_timeout_s=config.runtime.reply_timeout_s,
+        )
         return recorder.finish(service.master.final())
