@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from experiments.results import (
+    KEY_COLUMNS,
     RESULT_COLUMNS,
     ROUND_COLUMNS,
     RoundsWriter,
@@ -45,7 +46,7 @@ def test_rounds_are_read_or_refused(fuzz, in_memory):
 
 
 def test_results_are_read_or_refused(fuzz, in_memory):
-    row = {**dict.fromkeys(RESULT_COLUMNS, 0.5), "policy": "uniform"}
+    row = dict.fromkeys((*KEY_COLUMNS, *RESULT_COLUMNS), 0.5) | {"label": "a, b", "seed": 0}
     write_results(in_memory / "results.csv", [row, row])
     tried(fuzz, read_results, in_memory / "results.csv", 500)
 
