@@ -108,7 +108,7 @@ def load_state(path: Path) -> Any:
 def _name(tensor: torch.Tensor) -> str:
     """SHA-256 over type, shape and values."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
-    digest.update(tensor.flatten().view(torch.uint8).numpy())
+    digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
