@@ -8,12 +8,12 @@ from airllm.data import DataConfig
 from airllm.models import ModelConfig
 from airllm.payload import CODINGS, PayloadConfig
 from airllm.policies import PolicyConfig
-from airllm.policies import preset_values as policy_preset
 from airllm.reward import RewardConfig
 from channel.config import ChannelConfig
 from channel.config import preset_values as channel_preset
 from cloud.trainer import TrainingConfig
 from experiments.axes import parse_sweep
+from experiments.extensions import check_policy_name, policy_preset
 
 # Sections whose values start from a preset, by the key that names it.
 PRESETS = {"channel.preset": channel_preset, "policy.name": policy_preset}
@@ -140,6 +140,7 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         parse_sweep(ExperimentConfig, self.sweep)
         _check_seed("seed", self.seed)
+        check_policy_name(self.policy.name)
         for key in ("rounds", "num_devices"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be >= 1, got {getattr(self, key)}")

@@ -22,7 +22,6 @@ from experiments.build import workbench_for
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import load_config
 from experiments.paths import find_config
-from experiments.run import run_rounds
 
 
 @lru_cache(maxsize=8)
@@ -49,6 +48,9 @@ def device_of(config: ExperimentConfig, context: Context) -> tuple[BaseModel, De
 
 def serve(grid: Grid, context: Context) -> None:
     """The cloud's side under Flower's own runtimes."""
+    # A device, which loads this file as well, needs nothing of it; its import takes seconds.
+    from experiments.run import run_rounds
+
     out = str(context.run_config.get("out", ""))
     run_rounds(grid, _config(context), Path(out) if out else None)
 

@@ -10,12 +10,12 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from airllm.lora import Adapter
-from channel.cell import Cell
 from cloud.local_grid import LocalGrid
 from cloud.server_app import RoundResult, run_federation
-from experiments.build import Workbench, workbench_for
+from experiments.build import Workbench, make_cell, workbench_for
 from experiments.config import ExperimentConfig
 from experiments.config_loader import dump_config
+from experiments.flower_apps import client_app
 from experiments.results import RoundsWriter, write_summary, write_text
 
 
@@ -198,7 +198,7 @@ def run_rounds(
     dear.
     """
     workbench = workbench_for(config)
-    cell = Cell(config.channel, config.num_devices, seed=config.seed)
+    cell = make_cell(config.channel, config.num_devices, seed=config.seed)
     service = workbench.service(config)
     with Recorder(config, workbench, out, on_round) as recorder:
         run_federation(
@@ -223,7 +223,5 @@ def run_simulation(
 
     Raises ValueError for what the configuration asks and this machine does not have.
     """
-    from experiments.flower_apps import client_app
-
     grid = LocalGrid(client_app, config.num_devices, {"config": dump_config(config)})
     return run_rounds(grid, config, out, on_round=on_round)
