@@ -60,8 +60,8 @@ def run_federation(
     """Deploy the head, then let every round happen; results go to ``on_round`` one by one.
 
     A node that does not answer within ``reply_timeout_s`` of wall-clock time counts as having
-    missed its deadline. Raises ValueError when devices are missing at the deployment,
-    RuntimeError when an app failed on a node, and `Stopped` when ``is_stopped`` says so while
+    missed its deadline. Raises ValueError when devices are missing at the deployment, `AppFailed`
+    when an app failed on a node, and `Stopped` when ``is_stopped`` says so while
     answers are awaited.
     """
     air = AirGrid(grid, cell)

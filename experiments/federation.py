@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import ssl
 import subprocess
@@ -18,12 +17,7 @@ import psutil
 import tomli_w
 
 from experiments.flower_env import child_environment, command
-from experiments.identities import (
-    private_folder,
-    write_certificates,
-    write_node_key,
-    write_private,
-)
+from experiments.identities import private_folder, write_certificates, write_node_key, write_private
 from experiments.superlink import SuperLink
 
 _MARK = "AIRLLM_FEDERATION"  # in the environment of every process that belongs to a federation
@@ -122,7 +116,7 @@ class Federation:
         }
         config = {"superlink": {"default": "airllm", "airllm": connection}}
         write_private(home / "config.toml", tomli_w.dumps(config).encode())
-        about = {"port": port, "devices": num_devices, "pid": os.getpid()}
+        about = {"port": port, "devices": num_devices}
         (self.folder / "federation.json").write_text(json.dumps(about), "utf-8")
 
     def _start(self, name: str, *arguments: str) -> int:

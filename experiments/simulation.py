@@ -12,11 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import Context
 from flwr.serverapp import Grid
 
-from airllm.models import resolve_device
 from cloud.server_app import make_server_app
 from edge.client_app import make_client_app
 from experiments.config import ExperimentConfig
@@ -66,7 +64,6 @@ def run_ray_simulation(
 def _backend(config: ExperimentConfig) -> Any:
     """As many actors as there are workers, whatever cores there are: Ray's CPUs only count."""
     workers = min(config.runtime.workers, config.num_devices)
-    gpus = torch.cuda.device_count() if resolve_device(config.model.device).type == "cuda" else 0
     is_verbose = logging.getLogger().isEnabledFor(logging.INFO)
     return {
         "init_args": {
@@ -74,8 +71,7 @@ def _backend(config: ExperimentConfig) -> Any:
             "logging_level": logging.WARNING if is_verbose else logging.ERROR,
             "log_to_driver": is_verbose,
         },
-        # Without its share of a GPU, an actor would see none and compute on the CPU.
-        "client_resources": {"num_cpus": 1, "num_gpus": gpus / workers},
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
     }
 
 
