@@ -40,6 +40,6 @@ def command(name: str) -> str:
     path = Path(sys.executable).parent / name
     if not path.exists():
         raise ValueError(
-            f"Flower's command {name} is not at {path}; pip install 'flwr[simulation]'"
+            f"Flower's command {name} does not exist at {path}; pip install 'flwr[simulation]'"
         )
     return str(path)
