@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from airllm.data import DataConfig
 from airllm.models import ModelConfig
 from airllm.payload import CODINGS, PayloadConfig
 from airllm.policies import PolicyConfig
-from airllm.policies import preset_values as policy_preset
 from airllm.reward import RewardConfig
 from channel.config import ChannelConfig
 from channel.config import preset_values as channel_preset
 from cloud.trainer import TrainingConfig
-from experiments.config_loader import load_config
+from experiments.axes import parse_sweep
+from experiments.extensions import check_policy_name, policy_preset
 
 # Sections whose values start from a preset, by the key that names it.
 PRESETS = {"channel.preset": channel_preset, "policy.name": policy_preset}
-
-
-@dataclass(frozen=True, slots=True)
-class SweepConfig:
-    """What `airllm sweep` crosses."""
-
-    policies: tuple[str, ...] = ("airllm", "adalora", "uniform", "random")
-    """names of policies; the section [policy] counts for the one it names, the others start from
-    their presets"""
-    snr_db: tuple[float, ...] = (-5.0, 0.0, 5.0, 10.0, 15.0)
-    """mean SNRs"""
-    seeds: tuple[int, ...] = (0,)
-    """seeds of data, training, channel and policy together"""
-
-    def __post_init__(self) -> None:
-        for key in ("policies", "snr_db", "seeds"):
-            values = getattr(self, key)
-            if not values:
-                raise ValueError(f"sweep.{key} must not be empty; give at least one value")
-            if len(set(values)) != len(values):
-                raise ValueError(f"sweep.{key} must not repeat a value, got {list(values)}")
-        for seed in self.seeds:
-            _check_seed("sweep.seeds", seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +96,20 @@ class RuntimeConfig:
     """CPU threads of PyTorch; never more than there are free cores"""
     eval_batch_size: int = 64
     """examples a device evaluates at once"""
+    reply_timeout_s: float = 3600.0
+    """wall-clock time within which a node has to answer; who does not has missed the round"""
+    connect_timeout_s: float = 60.0
+    """wall-clock time within which the nodes of a deployment have to be there"""
+    workers: int = 2
+    """worker processes of the simulation runtime, each with one base model for all its devices"""
 
     def __post_init__(self) -> None:
-        for key in ("threads", "eval_batch_size"):
+        for key in ("threads", "eval_batch_size", "workers"):
             if getattr(self, key) < 1:
                 raise ValueError(f"runtime.{key} must be >= 1, got {getattr(self, key)}")
+        for key in ("reply_timeout_s", "connect_timeout_s"):
+            if not 0 < getattr(self, key) < float("inf"):
+                raise ValueError(f"runtime.{key} must be > 0 and finite, got {getattr(self, key)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +132,15 @@ class ExperimentConfig:
     payload: PayloadConfig = field(default_factory=PayloadConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    sweep: SweepConfig = field(default_factory=SweepConfig)
+    sweep: dict = field(default_factory=dict, hash=False)
+    """what `airllm sweep` crosses: any key with a list of its values, seed with their number, and
+    variants of a policy under labels of their own"""
     learn: LearnConfig = field(default_factory=LearnConfig)
 
     def __post_init__(self) -> None:
+        parse_sweep(ExperimentConfig, self.sweep)
         _check_seed("seed", self.seed)
+        check_policy_name(self.policy.name)
         for key in ("rounds", "num_devices"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be >= 1, got {getattr(self, key)}")
@@ -171,20 +161,3 @@ class ExperimentConfig:
 def _check_seed(key: str, seed: int) -> None:
     if seed < 0:
         raise ValueError(f"{key} must be >= 0, got {seed}")
-
-
-def cell_of(config: ExperimentConfig, *, policy: str, snr_db: float, seed: int) -> ExperimentConfig:
-    """One cell of a sweep: its policy (with its preset), its mean SNR, its seed."""
-    section = config.policy
-    if policy != section.name:
-        # Another policy's settings say nothing about this one: it starts from its own preset.
-        policy_preset(policy)
-        section = load_config(
-            PolicyConfig, text=f'name = "{policy}"', presets={"name": policy_preset}
-        )
-    return replace(
-        config,
-        seed=seed,
-        channel=replace(config.channel, snr_db=snr_db),
-        policy=section,
-    )

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from airllm.lora import Adapter
-from channel.cell import Cell
 from cloud.local_grid import LocalGrid
 from cloud.server_app import RoundResult, run_federation
-from experiments.build import Workbench, workbench_for
+from experiments.build import Workbench, make_cell, workbench_for
 from experiments.config import ExperimentConfig
 from experiments.config_loader import dump_config
 from experiments.results import RoundsWriter, write_summary, write_text
@@ -77,6 +76,7 @@ class Recorder:
         bench = self.workbench
         full_loss, full_accuracy = bench.whole(master)
         summary |= {
+            "bits_to_95": bits_until(self._rows, 0.95 * full_accuracy),
             "head_accuracy": self._head[1],
             "head_loss": self._head[0],
             "full_accuracy": full_accuracy,
@@ -117,6 +117,7 @@ def rows_of(result: RoundResult) -> list[dict[str, Any]]:
                 "delay_s": result.delay_s[d],
                 "energy_j": result.energy_j[d],
                 "delivered": bool(result.is_delivered[d]),
+                "answered": bool(result.is_answered[d]),
                 "loss": report.loss,
                 "accuracy": report.accuracy,
                 "reward": result.reward[d],
@@ -141,9 +142,13 @@ def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str,
         "num_devices": config.num_devices,
         "accuracy": mean("accuracy", last),
         "loss": mean("loss", last),
+        # Over rounds and devices: the area under the curve against virtual time.
+        "mean_accuracy": mean("accuracy", rows),
+        "mean_loss": mean("loss", rows),
         "payload_bits": mean("payload_bits", rows),
         "sent_bits": mean("sent_bits", rows),
         "delivered_bits": mean("delivered_bits", rows),
+        "total_delivered_bits": float(sum(row["delivered_bits"] for row in rows)),
         "overhead_bits": mean("overhead_bits", rows),
         # Of the updates that were sent.
         "delivered_rate": mean("delivered", sent) if sent else float("nan"),
@@ -162,6 +167,20 @@ def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str,
     return summary
 
 
+def bits_until(rows: list[dict[str, Any]], accuracy: float) -> float:
+    """Bits delivered per device until the devices' mean accuracy first reaches a value.
+
+    Counted to the end of the round in which it does; not a number where it never does.
+    """
+    bits = 0.0
+    for r in range(1, max((row["round"] for row in rows), default=0) + 1):
+        own = [row for row in rows if row["round"] == r]
+        bits += float(np.mean([row["delivered_bits"] for row in own]))
+        if np.mean([row["accuracy"] for row in own]) >= accuracy:
+            return bits
+    return float("nan")
+
+
 def run_simulation(
     config: ExperimentConfig,
     out: Path | None = None,
@@ -178,8 +197,14 @@ def run_simulation(
 
     workbench = workbench_for(config)
     grid = LocalGrid(client_app, config.num_devices, {"config": dump_config(config)})
-    cell = Cell(config.channel, config.num_devices, seed=config.seed)
+    cell = make_cell(config.channel, config.num_devices, seed=config.seed)
     service = workbench.service(config)
     with Recorder(config, workbench, out, on_round) as recorder:
-        run_federation(grid, cell, service, on_round=recorder.record)
+        run_federation(
+            grid,
+            cell,
+            service,
+            on_round=recorder.record,
+            reply_timeout_s=config.runtime.reply_timeout_s,
+        )
         return recorder.finish(service.master.final())
