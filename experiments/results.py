@@ -65,7 +65,11 @@ def series_of(cells: pd.DataFrame) -> pd.Series:
     for key in keys.difference(KEY_COLUMNS, sort=False):
         # What differs within no label is part of what the label stands for.
         if cells.groupby("label")[key].nunique(dropna=False).max() > 1:
-            names = names + ", " + cells[key].map(lambda v: f"{v:g}" if isinstance(v, float) else str(v))
+            names = (
+                names
+                + ", "
+                + cells[key].map(lambda v: f"{v:g}" if isinstance(v, float) else str(v))
+            )
     return names
 
 
