@@ -63,6 +63,7 @@ class AirGrid(Grid):
         ids = list(self._grid.push_messages(through))
         for number, reply in enumerate(lost):
             key = f"lost-{len(self._lost)}-{number}"
+            reply.metadata.__dict__["_reply_to_message_id"] = key  # as of any other reply
             self._lost[key] = reply
             ids.append(key)
         return ids

@@ -8,12 +8,12 @@ from airllm.data import DataConfig
 from airllm.models import ModelConfig
 from airllm.payload import CODINGS, PayloadConfig
 from airllm.policies import PolicyConfig
-from airllm.policies import preset_values as policy_preset
 from airllm.reward import RewardConfig
 from channel.config import ChannelConfig
 from channel.config import preset_values as channel_preset
 from cloud.trainer import TrainingConfig
 from experiments.axes import parse_sweep
+from experiments.extensions import check_policy_name, policy_preset
 
 # Sections whose values start from a preset, by the key that names it.
 PRESETS = {"channel.preset": channel_preset, "policy.name": policy_preset}
@@ -96,11 +96,20 @@ class RuntimeConfig:
     """CPU threads of PyTorch; never more than there are free cores"""
     eval_batch_size: int = 64
     """examples a device evaluates at once"""
+    reply_timeout_s: float = 3600.0
+    """wall-clock time within which a node has to answer; who does not has missed the round"""
+    connect_timeout_s: float = 60.0
+    """wall-clock time within which the nodes of a deployment have to be there"""
+    workers: int = 2
+    """worker processes of the simulation runtime, each with one base model for all its devices"""
 
     def __post_init__(self) -> None:
-        for key in ("threads", "eval_batch_size"):
+        for key in ("threads", "eval_batch_size", "workers"):
             if getattr(self, key) < 1:
                 raise ValueError(f"runtime.{key} must be >= 1, got {getattr(self, key)}")
+        for key in ("reply_timeout_s", "connect_timeout_s"):
+            if not 0 < getattr(self, key) < float("inf"):
+                raise ValueError(f"runtime.{key} must be > 0 and finite, got {getattr(self, key)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +140,7 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         parse_sweep(ExperimentConfig, self.sweep)
         _check_seed("seed", self.seed)
+        check_policy_name(self.policy.name)
         for key in ("rounds", "num_devices"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be >= 1, got {getattr(self, key)}")

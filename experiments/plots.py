@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from channel import Cell, ChannelConfig
+from channel import ChannelConfig
 from experiments.results import read_ranks, read_rounds, read_summary, series_of
 
 # Okabe and Ito's colours, told apart with any colour vision; markers tell them apart in grey.
@@ -242,8 +242,10 @@ def plot_channel(config: ChannelConfig, out: Path, *, seed: int = 0) -> list[Pat
     orthogonal, fading is Rayleigh a block and the rate Shannon's, the delay's closed form
     P(T <= t) = exp(-(2^(S / (B t)) - 1) / g) is drawn over what was simulated.
     """
+    from experiments.build import make_cell  # which imports torch
+
     num_devices, num_rounds = 8, 200
-    cell = Cell(config, num_devices, seed=seed)
+    cell = make_cell(config, num_devices, seed=seed)
     snr, rate, delay, deliveries = [], [], [], 0
     payload = None
     for round_index in range(num_rounds):

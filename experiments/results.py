@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 ROUND_COLUMNS = (
     "round", "device", "time_s", "snr_db", "bandwidth_hz", "rate_bps", "entropy", "oov_rate",
     "rank_sum", "planned_bits", "payload_bits", "sent_bits", "delivered_bits", "overhead_bits",
-    "delay_s", "energy_j", "delivered", "loss", "accuracy", "reward",
+    "delay_s", "energy_j", "delivered", "answered", "loss", "accuracy", "reward",
 )  # fmt: skip
 KEY_COLUMNS = ("cell", "label", "policy.name", "channel.snr_db", "seed")
 """what tells the runs of every sweep apart; its other swept keys follow"""
@@ -268,10 +267,12 @@ def read_ranks(folder: Path) -> tuple[NDArray[np.int64], list[str]]:
             ranks, names = file["ranks"], [str(name) for name in file["projections"]]
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no ranks.npz; the run was killed, run it again") from None
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+    except Exception:  # zipfile, zlib and numpy raise a dozen kinds, too little memory among them
         raise ValueError(f"{path} is damaged; run it again") from None
-    if ranks.ndim != 3 or ranks.shape[2] != len(names):
-        raise ValueError(f"{path} is damaged: ranks of shape {ranks.shape}; run it again")
+    if ranks.ndim != 3 or ranks.shape[2] != len(names) or ranks.dtype.kind not in "iu":
+        raise ValueError(
+            f"{path} is damaged: ranks of shape {ranks.shape} and type {ranks.dtype}; run it again"
+        )
     return ranks, names
 
 

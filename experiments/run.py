@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from airllm.lora import Adapter
-from channel.cell import Cell
 from cloud.local_grid import LocalGrid
 from cloud.server_app import RoundResult, run_federation
-from experiments.build import Workbench, workbench_for
+from experiments.build import Workbench, make_cell, workbench_for
 from experiments.config import ExperimentConfig
 from experiments.config_loader import dump_config
 from experiments.results import RoundsWriter, write_summary, write_text
@@ -118,6 +117,7 @@ def rows_of(result: RoundResult) -> list[dict[str, Any]]:
                 "delay_s": result.delay_s[d],
                 "energy_j": result.energy_j[d],
                 "delivered": bool(result.is_delivered[d]),
+                "answered": bool(result.is_answered[d]),
                 "loss": report.loss,
                 "accuracy": report.accuracy,
                 "reward": result.reward[d],
@@ -197,8 +197,14 @@ def run_simulation(
 
     workbench = workbench_for(config)
     grid = LocalGrid(client_app, config.num_devices, {"config": dump_config(config)})
-    cell = Cell(config.channel, config.num_devices, seed=config.seed)
+    cell = make_cell(config.channel, config.num_devices, seed=config.seed)
     service = workbench.service(config)
     with Recorder(config, workbench, out, on_round) as recorder:
-        run_federation(grid, cell, service, on_round=recorder.record)
+        run_federation(
+            grid,
+            cell,
+            service,
+            on_round=recorder.record,
+            reply_timeout_s=config.runtime.reply_timeout_s,
+        )
         return recorder.finish(service.master.final())
