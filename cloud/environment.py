@@ -32,7 +32,7 @@ from airllm.ranks import Ranks
 from airllm.tuning import Batch, Head, collate, losses
 from channel.cell import Cell
 from channel.config import ChannelConfig
-from cloud.candidates import Candidates, candidates_of
+from airllm.candidates import Candidates, candidates_of
 
 Array = NDArray[np.float64]
 

@@ -18,7 +18,7 @@ from airllm.ranks import Ranks
 from airllm.report import DeviceReport
 from airllm.reward import RewardConfig, reward_of
 from airllm.tuning import Batch, Head
-from cloud.candidates import Candidates, candidates_of
+from airllm.candidates import Candidates, candidates_of
 
 
 class Master(Protocol):
