@@ -77,6 +77,14 @@ class Adapter:
         """The exact difference, by stacking factors: ranks add."""
         return self.plus(Adapter(other.down, tuple(-up for up in other.up)))
 
+    def completed(self, other: Adapter) -> Adapter:
+        """These components, and those of ``other`` that stand in places beyond them."""
+        pairs = list(zip(self.down, self.up, other.down, other.up, strict=True))
+        return Adapter(
+            tuple(torch.cat([d, od[len(d) :]]) for d, _, od, _ in pairs),
+            tuple(torch.cat([u, ou[:, u.shape[1] :]], dim=1) for _, u, _, ou in pairs),
+        )
+
     def energy(self, num_components: int) -> NDArray[np.float64]:
         """[projections, num_components] squared Frobenius norm of each component, zero-padded.
 

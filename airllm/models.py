@@ -131,7 +131,6 @@ class BaseModel:
             return hidden[torch.arange(len(hidden), device=hidden.device), last]
         return (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
-
     def logits(self, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Logits [batch, classes] of a head on features [batch, features], with its update."""
         if self._head_layer is None:
