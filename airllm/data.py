@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ class DataConfig:
     """The text, its labels, and how devices share it."""
 
     source: str = "docstrings"
-    """'docstrings', 'sst2', a local csv, tsv, jsonl, parquet or TREC .label file, or the id of a
-    Hugging Face dataset"""
+    """'docstrings', 'sst2', a local csv, tsv, jsonl, parquet or TREC .label file, the id of a
+    Hugging Face dataset, or one of your own, <module>:<function>"""
     eval_source: str = ""
     """local file of the devices' text; empty: a part of the source is held out for them"""
     text_column: str = "text"
@@ -113,8 +113,18 @@ class TextSplits:
     """sha256 over all texts and labels in order"""
 
 
-def load_splits(config: DataConfig, *, seed: int) -> TextSplits:
-    """Training and evaluation text; raises ValueError that names file, column and remedy."""
+Pairs = Iterable[tuple[str, str]]
+"""(text, label) after (text, label); the label is empty for text without labels"""
+OwnText = Pairs | Mapping[str, Pairs]
+"""A data set of one's own: pairs, of which a part is held out for the devices, or pairs by the keys
+'train' and 'evaluation'"""
+
+
+def load_splits(config: DataConfig, *, seed: int, own: OwnText | None = None) -> TextSplits:
+    """Training and evaluation text; raises ValueError that names file, column and remedy.
+
+    ``own`` takes the place of what ``config.source`` names.
+    """
     path = Path(config.source)
     # A folder is no data file: one called 'sst2' must not hide the data set.
     is_local = path.suffix.lower() in SUFFIXES or path.is_file()
@@ -123,7 +133,9 @@ def load_splits(config: DataConfig, *, seed: int) -> TextSplits:
             f"data.eval_source {config.eval_source!r} goes with a local file in data.source, which "
             f"is {config.source!r}; leave it empty"
         )
-    if config.source == "docstrings":
+    if own is not None:
+        train, evaluation = _from_own(own, config, seed)
+    elif config.source == "docstrings":
         whole = _docstrings(config)
         train, evaluation = _hold_out(whole, config.eval_fraction, seed)
     elif is_local:
@@ -277,6 +289,32 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
         return list(pyarrow.parquet.read_table(path).to_pylist())
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"data file {path} is no readable parquet file: {error}") from None
+
+
+def _from_own(own: OwnText, config: DataConfig, seed: int) -> tuple[TextDataset, TextDataset]:
+    def dataset(pairs: Pairs, names: tuple[str, ...] | None, part: str) -> TextDataset:
+        texts, labels = [], []
+        for row, pair in enumerate(pairs, start=1):
+            if len(pair) != 2 or not str(pair[0]).strip():
+                raise ValueError(
+                    f"{config.source}{part} gives {pair!r} as row {row}; it must give pairs "
+                    f"(text, label), the text not empty"
+                )
+            texts.append(str(pair[0]))
+            labels.append(str(pair[1]))
+        if not texts:
+            raise ValueError(f"{config.source}{part} gives no pairs (text, label)")
+        return _dataset(texts, labels if any(labels) else [], names, f"{config.source}{part}")
+
+    if not isinstance(own, Mapping):
+        return _hold_out(dataset(own, None, ""), config.eval_fraction, seed)
+    if set(own) != {"train", "evaluation"}:
+        raise ValueError(
+            f"{config.source} must give pairs by the keys 'train' and 'evaluation', "
+            f"got {', '.join(map(str, own)) or 'none'}"
+        )
+    train = dataset(own["train"], None, ", train,")
+    return train, dataset(own["evaluation"], train.label_names, ", evaluation,")
 
 
 def _from_files(config: DataConfig, seed: int) -> tuple[TextDataset, TextDataset]:

@@ -61,9 +61,9 @@ class PolicyConfig:
     """Which policy decides the ranks, and the settings of a learned one."""
 
     name: str = "airllm"
-    """airllm, paper, uniform, random, fixed:<rank>, adalora, adalora:blind, or
+    """airllm, paper, uniform, random, fixed:<rank>, adalora, adalora:blind,
     greedy:<importance> and knapsack:<importance> with the importance energy or gain, greedy also
-    with gain-at-start, shrunk-gain and fisher"""
+    with gain-at-start, shrunk-gain and fisher; or one of your own, <module>:<class>"""
     ppo: PpoConfig = field(default_factory=PpoConfig)
     ddim: DdimConfig = field(default_factory=DdimConfig)
     r_min: int = 1
@@ -85,7 +85,6 @@ class PolicyConfig:
     """True: proposals are drawn and learned from; False: the policy's mode, nothing learned"""
 
     def __post_init__(self) -> None:
-        check_name(self.name)
         for key in ("priority_scale", "refine_std"):
             value = getattr(self, key)
             if not (value >= 0 and math.isfinite(value)):
@@ -103,19 +102,29 @@ class PolicyConfig:
             raise ValueError(f"policy.r_min must be >= 0, got {self.r_min}")
 
 
-def check_name(name: str) -> None:
-    """Raise ValueError that names the nearest policy unless ``name`` is one."""
+def is_bundled(name: str) -> bool:
+    """Whether ``name`` is, or is meant to be, that of a policy that comes with the package."""
+    return name in NAMES or name.partition(":")[0] in {n.partition(":")[0] for n in NAMES} | {
+        "fixed"
+    }
+
+
+def check_name(name: str, others: Sequence[str] = ()) -> None:
+    """Raise ValueError that names the nearest policy unless ``name`` is a bundled one.
+
+    ``others`` are named beside these.
+    """
     kind, _, value = name.partition(":")
     if kind == "fixed":
         if not value.isdigit():
             raise ValueError(f"policy.name fixed:<rank> needs a rank >= 0, got {name!r}")
         return
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
+        near = difflib.get_close_matches(name, (*NAMES, *others), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"policy.name {name!r} is not known; {hint}policies are {', '.join(NAMES)} "
-            f"and fixed:<rank>"
+            f"policy.name {name!r} is not known; {hint}policies are "
+            f"{', '.join((*NAMES, *others))} and fixed:<rank>"
         )
 
 
@@ -134,8 +143,9 @@ def make_policy(
     r_max: int,
     seed: int,
 ) -> RankPolicy:
-    """The policy of a run."""
+    """The policy of a run; raises ValueError for a name that is none of the bundled ones'."""
     name = config.name
+    check_name(name)
     if name == "airllm" and config.path:
         return load_policy(
             config.path, depths=depths, kinds=kinds, is_exploring=config.is_exploring, seed=seed

@@ -10,6 +10,7 @@ from channel.config import (
     preset_values,
 )
 from channel.link import LinkState, shannon_rate_bps
+from channel.process import SnrModel
 
 __all__ = [
     "Cell",
@@ -20,6 +21,7 @@ __all__ = [
     "LinkState",
     "Links",
     "PathConfig",
+    "SnrModel",
     "preset_names",
     "preset_values",
     "shannon_rate_bps",

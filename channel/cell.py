@@ -17,7 +17,7 @@ from channel.errors import GilbertElliott
 from channel.fading import rng_for
 from channel.link import LinkState
 from channel.presence import Presence
-from channel.process import LinkProcess
+from channel.process import LinkProcess, SnrModel
 from channel.slots import run_slots
 from channel.transmission import goodput_bps
 
@@ -83,7 +83,15 @@ class Cell:
     others, and a cell is restored from the number of its round.
     """
 
-    def __init__(self, config: ChannelConfig, num_devices: int, *, seed: int) -> None:
+    def __init__(
+        self,
+        config: ChannelConfig,
+        num_devices: int,
+        *,
+        seed: int,
+        model: SnrModel | None = None,
+    ) -> None:
+        """``model`` is a source of the mean SNR of one's own, such as ``config.model`` names."""
         if num_devices < 1:
             raise ValueError(f"num_devices must be >= 1, got {num_devices}")
         self.config, self.num_devices, self.seed = config, num_devices, seed
@@ -92,7 +100,7 @@ class Cell:
         """(time in s, device, event) of the present round: start, end, cut, lost"""
         self._env = simpy.Environment()
         self._start_s = 0.0  # of the present round
-        self._process = LinkProcess(config, num_devices, seed=seed)
+        self._process = LinkProcess(config, num_devices, seed=seed, model=model)
         self._presence = [
             Presence(config.away_per_s, config.away_mean_s, seed=seed, device=d)
             for d in range(num_devices)

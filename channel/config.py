@@ -130,6 +130,9 @@ class ChannelConfig:
     snr_db: float | None = 5.0
     """mean SNR; none: from path.scenario, from the trace, or drawn from snr_choices_db for each
     device and round"""
+    model: str = ""
+    """source of the mean SNR of your own, <module>:<class>, in place of snr_db, trace and geometry;
+    fading comes on top unless it is none"""
     snr_choices_db: tuple[float, ...] = (-5.0, 0.0, 5.0, 10.0, 15.0)
     """what is drawn from, each with the same probability"""
     snr_spread_db: float = 0.0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,14 +33,40 @@ DIRECTIONS = ("down", "up")
 _SNR_STREAM, _SPREAD_STREAM, _SIGHT_STREAM, _SHADOW_STREAM, _TRACE_STREAM = 20, 21, 24, 25, 26
 
 
+class SnrModel(Protocol):
+    """A source of the mean SNR of one's own, before small-scale fading."""
+
+    is_constant: bool
+    """True: within a round the SNR stays what it is at the start; False: it is asked for again in
+    every slot of ``coherence_s``"""
+
+    def snr_db(self, time_s: float, direction: str) -> Array:
+        """[devices] at a virtual time >= 0, ``direction`` 'down' or 'up'.
+
+        Times come in any order, and the same time has to give the same SNR.
+        """
+        ...
+
+
 class LinkProcess:
-    """Mean SNR from a number, a list, a trace or geometry; fading on top of it.
+    """Mean SNR from a number, a list, a trace, geometry or a model of one's own; fading on top.
 
     Geometry moves from round to round: within a round the path loss is that of its start.
     """
 
-    def __init__(self, config: ChannelConfig, num_devices: int, *, seed: int) -> None:
-        self.config, self.num_devices, self.seed = config, num_devices, seed
+    def __init__(
+        self,
+        config: ChannelConfig,
+        num_devices: int,
+        *,
+        seed: int,
+        model: SnrModel | None = None,
+    ) -> None:
+        if config.model and model is None:
+            raise ValueError(
+                f"channel.model {config.model!r} names an object; make it and pass it as model"
+            )
+        self.config, self.num_devices, self.seed, self._model = config, num_devices, seed, model
         spread = rng_for(seed, _SPREAD_STREAM).standard_normal(num_devices)
         self._offset_db = config.snr_spread_db * spread
         self._large_scale = (
@@ -64,6 +92,8 @@ class LinkProcess:
     def mean_snr_db(self, round_index: int, time_s: float, direction: str = "down") -> Array:
         """[devices] before small-scale fading."""
         config = self.config
+        if self._model is not None:
+            return self._offset_db + self._from_model(self._model, time_s, direction)
         if self._large_scale is not None:
             return self._offset_db + self._large_scale.snr_db(
                 round_index, time_s, config.bandwidth_hz, direction
@@ -87,6 +117,9 @@ class LinkProcess:
         self, round_index: int, start_s: float, step_s: float, direction: str
     ) -> Iterator[Array]:
         """[devices] SNR at start, start + step, and so on, within one round."""
+        if self._model is not None and not self._model.is_constant:
+            for n in count():
+                yield self.snr_db(round_index, start_s + n * step_s, direction)
         mean_db = self.mean_snr_db(round_index, start_s, direction)
         if self._clarke is not None:
             for power in self._clarke.walk(start_s, step_s):
@@ -98,11 +131,21 @@ class LinkProcess:
     @property
     def is_constant(self) -> bool:
         """True: nothing changes within a round."""
-        return self._clarke is None
+        return self._clarke is None and (self._model is None or self._model.is_constant)
 
     def positions_m(self, time_s: float) -> Array | None:
         """[devices, 2] where there is a geometry."""
         return None if self._large_scale is None else self._large_scale.positions_m(time_s)
+
+    def _from_model(self, model: SnrModel, time_s: float, direction: str) -> Array:
+        # An estimate may be older than the simulation.
+        snr_db = np.asarray(model.snr_db(max(time_s, 0.0), direction), dtype=float)
+        if snr_db.shape != (self.num_devices,) or np.isnan(snr_db).any():
+            raise ValueError(
+                f"{self.config.model or type(model).__name__} must give an SNR in dB for each of "
+                f"{self.num_devices} devices, got {snr_db} at {time_s:g} s"
+            )
+        return snr_db
 
     def _power(self, round_index: int, time_s: float) -> Array:
         config, key = self.config, {"seed": self.seed, "round_index": round_index}

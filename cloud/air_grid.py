@@ -6,10 +6,12 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 
+import numpy as np
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from airllm.report import DeviceReport
 from channel.cell import Cell, Delivery, Direction
 from cloud.participation import Dropout
 from cloud.service import LinkReport
@@ -27,12 +29,15 @@ class AirGrid(Grid):
     (with a bit flipped where the link let an error through); too late, the node never hears of it
     and the reply is an Error. A reply with such a record crosses the uplink, once its device's
     download is through and the time that it took to compute (its record ``work``) is over; where it
-    is too late the record is taken out. Everything else is control traffic, counted but not timed.
-    The channel lives here, at the server, whatever runtime carries the messages.
+    is too late it is left out; since devices share the band, this waits for `carry_up`. Everything
+    else is control traffic, counted but not timed. The channel lives here, at the server, whatever
+    runtime carries the messages.
     """
 
-    def __init__(self, grid: Grid, cell: Cell) -> None:
-        self._grid, self.cell = grid, cell
+    def __init__(self, grid: Grid, cell: Cell, *, round_deadline_s: float | None = None) -> None:
+        """``round_deadline_s`` is from a round's start; what is not up by then is lost (None: all
+        are waited for)."""
+        self._grid, self.cell, self.round_deadline_s = grid, cell, round_deadline_s
         self.device_of: dict[int, int] = {}
         """device index of each node, once its first report has come"""
         self.deliveries: dict[int, Delivery] = {}
@@ -41,8 +46,8 @@ class AirGrid(Grid):
         """the same of the updates that devices sent"""
         self.ready_s: dict[int, float] = {}
         """from the round's start until a device had its own update"""
-        self.round_deadline_s: float | None = None
-        """from the round's start; what is not up by then is lost (none: all are waited for)"""
+        self.unreached: set[int] = set()
+        """devices that a message of this round did not reach, or whose answer was lost"""
         self.start_s = 0.0
         """of the round, in virtual time"""
         self._dropouts: Mapping[int, Dropout] = {}
@@ -60,6 +65,7 @@ class AirGrid(Grid):
         self.start_s = self.cell.now_s
         self.deliveries = self.cell.transfer(dict.fromkeys(range(self.cell.num_devices), 0))
         self.uplinks, self.ready_s, self._dropouts = {}, {}, dropouts or {}
+        self.unreached = set()
 
     def round_s(self) -> float:
         """How long the round took: until the last transfer ended, or was given up."""
@@ -96,6 +102,7 @@ class AirGrid(Grid):
         ids = list(self._grid.push_messages(through))
         for number, reply in enumerate(lost):
             key = f"lost-{len(self._lost)}-{number}"
+            reply.metadata.__dict__["_reply_to_message_id"] = key  # as of any other reply
             self._lost[key] = reply
             ids.append(key)
         return ids
@@ -118,11 +125,12 @@ class AirGrid(Grid):
         through, lost, payloads = [], [], {}
         for message in messages:
             device = self.device_of.get(message.metadata.dst_node_id, -1)
-            stage = self._dropouts[device].stage if device in self._dropouts else ""
+            stage = self._stage(device)
             is_query = message.metadata.message_type.startswith("query")
             is_gone = stage == "download" and not is_query and "update" not in message.content
             if stage == "before" or is_gone:
                 lost.append(_unreachable(message, device))
+                self.unreached.add(device)
                 continue
             if "update" in message.content:
                 payloads[device] = message
@@ -134,67 +142,78 @@ class AirGrid(Grid):
             delivery = deliveries[device]
             if not delivery.is_delivered:
                 lost.append(Message(Error(MISSED_DEADLINE, _missed(delivery)), reply_to=message))
+                self.unreached.add(device)
                 continue
             if delivery.has_bit_error:
-                message.content["update"] = _damaged(message)
+                payload = _damaged(_payload(message))
+                message.content["update"] = ConfigRecord({"payload": payload})
             through.append(message)
         return through, lost
 
+    def carry_up(self, replies: Mapping[int, Message]) -> dict[int, bytes]:
+        """Let the updates in ``replies`` [by device], all of a round, cross the uplink; what
+        arrives of them."""
+        payloads = {}
+        for device, reply in replies.items():
+            if "update" in reply.content:
+                # What is no string of bytes has no length on the air; the cloud will refuse it.
+                data = reply.content.config_records["update"].get("payload")
+                payloads[device] = data if isinstance(data, bytes) else b""
+        self.uplinks |= self._transfer(payloads, "up")
+        arrived = {}
+        for device, data in payloads.items():
+            delivery = self.uplinks[device]
+            if not delivery.is_delivered:
+                logger.info("up: %s", _missed(delivery))
+            else:
+                arrived[device] = _damaged(data) if delivery.has_bit_error else data
+        return arrived
+
     def _received(self, replies: Iterable[Message]) -> list[Message]:
-        """What gets up: links are put onto reports, updates cross the uplink."""
-        answers = []
-        for reply in replies:
+        """What gets through of answers: what makes no sense, and what a device that drops out
+        would have said, is emptied."""
+        answers = list(replies)
+        for reply in answers:
             if not reply.has_content() or "report" not in reply.content:
-                answers.append(reply)
                 continue
-            device = int(reply.content.metric_records["report"]["device"])  # type: ignore[arg-type]
+            try:
+                device = DeviceReport.from_metrics(reply.content.metric_records["report"]).device
+            except (ValueError, TypeError, KeyError) as error:
+                logger.warning("answer of node %d left out: %s", reply.metadata.src_node_id, error)
+                reply.content = RecordDict()
+                continue
             known = self.device_of.setdefault(reply.metadata.src_node_id, device)
+            is_query = reply.metadata.message_type.startswith("query")
             if device != known:
                 logger.warning("node of device %d says it is device %d: left out", known, device)
-                continue
-            stage = self._dropouts[device].stage if device in self._dropouts else ""
-            if stage == "training" and not reply.metadata.message_type.startswith("query"):
+                reply.content = RecordDict()
+            elif self._stage(device) == "training" and not is_query:
                 logger.info("device %d fell silent after its download", device)
-                continue
-            answers.append(reply)
-        self._stamp(answers)
-        payloads = {
-            self.device_of[m.metadata.src_node_id]: m
-            for m in answers
-            if m.has_content() and "update" in m.content
-        }
-        self._through_uplink(payloads)
+                self.unreached.add(device)
+                reply.content = RecordDict()
+        self._stamp([a for a in answers if a.has_content() and "report" in a.content])
         return answers
+
+    def _stage(self, device: int) -> str:
+        return self._dropouts[device].stage if device in self._dropouts else ""
 
     def _stamp(self, replies: list[Message]) -> None:
         """Put the link that a decision will need onto each report."""
         links: dict[Direction, dict[int, LinkReport]] = {}
         for reply in replies:
-            if not reply.has_content() or "report" not in reply.content:
-                continue
             device = self.device_of[reply.metadata.src_node_id]
+            direction: Direction = "down"
             if "work" in reply.content:
-                took_s = float(reply.content.config_records["work"]["compute_s"])  # type: ignore[arg-type]
-                self.ready_s[device] = self.deliveries[device].delay_s + max(took_s, 0.0)
-                direction: Direction = "up"
-            elif reply.metadata.message_type == "query":
-                direction = "down"
-            else:
+                direction = "up"
+                took = reply.content.config_records["work"].get("compute_s")
+                is_time = isinstance(took, int | float) and 0 <= took < np.inf
+                took_s = float(took) if is_time else 0.0  # type: ignore[arg-type]
+                self.ready_s[device] = self.deliveries[device].delay_s + took_s
+            elif reply.metadata.message_type != "query":
                 continue
             if direction not in links:
                 links[direction] = self._reported_links(direction)
             reply.content["link"] = MetricRecord(dict(asdict(links[direction][device])))
-
-    def _through_uplink(self, payloads: dict[int, Message]) -> None:
-        """Send the updates of replies up; what does not arrive is taken out of its message."""
-        self.uplinks |= self._transfer({d: _payload(m) for d, m in payloads.items()}, "up")
-        for device, message in payloads.items():
-            delivery = self.uplinks[device]
-            if not delivery.is_delivered:
-                logger.info("up: %s", _missed(delivery))
-                del message.content["update"]
-            elif delivery.has_bit_error:
-                message.content["update"] = _damaged(message)
 
     def _transfer(self, payloads: Mapping[int, bytes], direction: Direction) -> dict[int, Delivery]:
         """Through the cell; a device that drops out meanwhile has had a part on the air."""
@@ -246,11 +265,11 @@ def _payload(message: Message) -> bytes:
     return data
 
 
-def _damaged(message: Message) -> ConfigRecord:
-    data = bytearray(_payload(message))
+def _damaged(payload: bytes) -> bytes:
+    data = bytearray(payload)
     # Any bit will do: the checksum covers them all.
     data[len(data) // 2] ^= 1
-    return ConfigRecord({"payload": bytes(data)})
+    return bytes(data)
 
 
 def _missed(delivery: Delivery) -> str:

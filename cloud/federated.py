@@ -89,6 +89,7 @@ class FederatedService:
         self._asked: list[int] = []
         self._awaited: NDArray[np.float64] | None = None
         self.merged: Collection[int] = ()
+        self.round_deadline_s = config.deadline_s or None
 
     def participants(self, round_index: int) -> list[int]:
         """The devices sampled for a round."""

@@ -14,8 +14,9 @@ from flwr.supercore.task_identity import TaskIdentity
 class LocalGrid(Grid):
     """Runs a ClientApp for each node, one after another, each with its own lasting Context.
 
-    Flower lets a Message be made only inside a task; this file alone sets that identity
-    (flwr 1.41 has no public way, so the version is pinned).
+    Flower lets a Message be made only inside a task; this file alone sets that identity,
+    and the ids that Flower's own grids give to messages (flwr 1.41 has no public way, so the
+    version is pinned).
     """
 
     _RUN_ID, _TASK_ID, _SERVER_NODE = 1, 1, 1
@@ -65,6 +66,7 @@ class LocalGrid(Grid):
         for message in messages:
             key = f"local-{self._num_messages}"
             self._num_messages += 1
+            message.metadata.__dict__["_message_id"] = key  # what its reply refers to
             self._replies[key] = self._answer(message)
             ids.append(key)
         return ids

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 
 from airllm.ranks import Ranks
@@ -19,20 +17,8 @@ from channel.cell import Delivery, Links
 from channel.energy import idle_energy_j, receive_energy_j, transmit_energy_j
 from cloud.air_grid import AirGrid
 from cloud.participation import Dropout
+from cloud.roster import Roster, report_of
 from cloud.service import LinkReport, Outcome, Plan, Request
-
-logger = logging.getLogger(__name__)
-
-# Flower's codes for an app that did not load, raised or crashed; its other codes, and the air's,
-# say that a node was not reached.
-_FAILED_APP = (
-    ErrorCode.UNKNOWN,
-    ErrorCode.LOAD_CLIENT_APP_EXCEPTION,
-    ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
-    ErrorCode.MOD_FAILED_PRECONDITION,
-    ErrorCode.INVALID_FAB,
-    ErrorCode.CLIENT_APP_CRASHED,
-)
 
 
 class Service(Protocol):
@@ -43,6 +29,9 @@ class Service(Protocol):
     num_rounds: int
     is_shared_band: bool
     is_federated: bool
+    round_deadline_s: float | None
+    """of virtual time, from a round's start until updates of devices are in; None: all are waited
+    for"""
     merged: Collection[int]
     """devices whose own update the round before has merged"""
 
@@ -109,6 +98,8 @@ class RoundResult:
     """virtual time that a device trained"""
     round_s: float
     """virtual time until the round was over"""
+    is_answered: NDArray[np.bool_]
+    """its node answered in wall-clock time to all that reached it; False only in a deployment"""
     reward: NDArray[np.float64]
 
 
@@ -118,25 +109,26 @@ class Round:
     def __init__(
         self,
         air: AirGrid,
+        roster: Roster,
         service: Service,
         round_index: int,
         known: dict[int, DeviceReport],
-        timeout_s: float,
     ) -> None:
         """``known`` [by device] are the newest reports; they are kept up to date in place."""
-        self.air, self.service, self.round_index = air, service, round_index
-        self.known, self.timeout_s = known, timeout_s
-        self._node_of = {device: node for node, device in air.device_of.items()}
+        self.air, self.roster, self.service = air, roster, service
+        self.round_index, self.known = round_index, known
         self._compute: dict[int, tuple[float, float]] = {}
+        self._silent: set[int] = set()
 
     def run(self) -> RoundResult:
+        """From the question to what came of it."""
         service, cell = self.service, self.air.cell
         asked, devices = service.participants(self.round_index), range(service.num_devices)
-        links: dict[int, LinkReport] = {}
-        for reply in self._send({d: RecordDict() for d in asked}, "query"):
-            report = self._take_in(reply)
-            links[report.device] = _link_of(reply.content.metric_records["link"])
-        # Who does not answer has no link that a plan could count on.
+        links = {
+            d: _link_of(reply.content.metric_records["link"])
+            for d, reply in self._ask("query", {d: RecordDict() for d in asked}).items()
+        }
+        # Who does not answer has no link that a plan could count on, and is sent nothing.
         silent = LinkReport(-np.inf, cell.config.bandwidth_hz, 0.0)
         before = [self.known[d] for d in devices]
         plan = service.plan(
@@ -145,7 +137,7 @@ class Round:
             {d: links.get(d, silent) for d in asked},
         )
         true_links = cell.true_links()
-        installed, requests = self._update(plan)
+        installed, requests = self._update(plan, links)
         true_up = cell.true_links("up").rate_bps if requests else np.zeros(len(devices))
         grants = service.grant(self.round_index, requests) if requests else {}
         updates = self._collect(grants)
@@ -153,7 +145,7 @@ class Round:
             self.round_index,
             [
                 Outcome(
-                    installed.get(d), 8 * len(plan.payloads[d]), float(true_links.rate_bps[d]),
+                    installed.get(d), self.air.deliveries[d].bits, float(true_links.rate_bps[d]),
                     updates.get(d), self.air.uplinks[d].bits if d in self.air.uplinks else 0,
                     float(true_up[d]),
                 )
@@ -162,39 +154,39 @@ class Round:
         )  # fmt: skip
         return self._result(plan, true_links, before, links, installed, requests, grants, rewards)
 
-    def _update(self, plan: Plan) -> tuple[dict[int, DeviceReport], dict[int, Request]]:
+    def _update(
+        self, plan: Plan, links: Mapping[int, LinkReport]
+    ) -> tuple[dict[int, DeviceReport], dict[int, Request]]:
         """Send updates and work; who has installed what came, and who asks to send in return."""
-        contents = {}
-        for d in sorted({d for d, data in enumerate(plan.payloads) if data} | set(plan.work)):
-            contents[d] = RecordDict()
+        contents: dict[int, RecordDict] = {}
+        for d in links:
+            content = RecordDict()
             if plan.payloads[d]:
-                contents[d]["update"] = ConfigRecord({"payload": plan.payloads[d]})
+                content["update"] = ConfigRecord({"payload": plan.payloads[d]})
             if d in plan.work:
-                contents[d]["work"] = ConfigRecord(
+                content["work"] = ConfigRecord(
                     {
                         "ranks": bytes(plan.work[d].astype(np.uint8)),
                         "importance": plan.importance,
                         "round": self.round_index,
                     }
                 )
+            if content:
+                contents[d] = content
         installed: dict[int, DeviceReport] = {}
         requests: dict[int, Request] = {}
-        for reply in self._send(contents, "train"):
-            report = self._take_in(reply)
-            if plan.payloads[report.device]:
-                installed[report.device] = report
-            work = reply.content.config_records.get("work")
-            if work is not None:
-                self._compute[report.device] = (
-                    _number(work, "compute_s"),
-                    _number(work, "compute_j"),
-                )
+        for d, reply in self._ask("train", contents).items():
+            if plan.payloads[d]:
+                installed[d] = self.known[d]
+            if "work" in reply.content:
+                work = reply.content.config_records["work"]
+                self._compute[d] = (_number(work, "compute_s"), _number(work, "compute_j"))
                 worth = work.get("worth")
-                requests[report.device] = Request(
-                    report,
+                requests[d] = Request(
+                    self.known[d],
                     worth if isinstance(worth, bytes) else b"",
                     _link_of(reply.content.metric_records["link"]),
-                    self.air.ready_s[report.device],
+                    self.air.ready_s[d],
                 )
         return installed, requests
 
@@ -204,27 +196,17 @@ class Round:
             d: RecordDict({"grant": ConfigRecord({"ranks": ranks, "number": self.round_index + 1})})
             for d, ranks in grants.items()
         }
-        updates = {}
-        for reply in self._send(contents, "train.send"):
-            report = self._take_in(reply)
-            if "update" in reply.content:
-                data = reply.content.config_records["update"]["payload"]
-                updates[report.device] = data if isinstance(data, bytes) else b""
-        return updates
+        return self.air.carry_up(self._ask("train.send", contents))
 
-    def _send(self, contents: Mapping[int, RecordDict], message_type: str) -> list[Message]:
+    def _ask(self, message_type: str, contents: Mapping[int, RecordDict]) -> dict[int, Message]:
         if not contents:
-            return []
-        messages = [
-            message_to(self.air, self._node_of[d], message_type, content, self.round_index)
-            for d, content in contents.items()
-        ]
-        return answers_of(self.air.send_and_receive(messages, timeout=self.timeout_s))
-
-    def _take_in(self, reply: Message) -> DeviceReport:
-        report = report_of(reply)
-        self.known[report.device] = report
-        return report
+            return {}
+        answers = self.roster.ask(message_type, contents, self.round_index)
+        for d, reply in answers.items():
+            self.known[d] = report_of(reply)
+        # Not heard of, though the message reached it: the node itself was silent.
+        self._silent |= set(contents) - set(answers) - self.air.unreached
+        return answers
 
     def _result(
         self,
@@ -244,6 +226,7 @@ class Round:
         reports = np.isin(devices, asked) * config.report_bits
         overhead = reports + acked * config.ack_bits
         overhead += np.array([8 * len(requests[d].worth) if d in requests else 0 for d in devices])
+        lost = np.array([d in self._silent for d in devices])
         down_ok = [d in installed and installed[d].is_installed for d in devices]
         up_ranks = np.zeros_like(plan.ranks)
         for d, ranks in grants.items():
@@ -267,6 +250,7 @@ class Round:
             compute_s=compute[:, 0],
             round_s=air.round_s(),
             reward=reward,
+            is_answered=~lost & np.isin(devices, asked),
         )  # fmt: skip
 
     def _planned(self, links: Mapping[int, LinkReport], sharers: int) -> NDArray[np.float64]:
@@ -309,31 +293,6 @@ def _transfers(
         delay_s=np.array([d.delay_s for d in each]),
         is_delivered=np.array(is_delivered),
     )
-
-
-def message_to(
-    air: AirGrid, node: int, message_type: str, content: RecordDict, round_index: int
-) -> Message:
-    return Message(
-        content, dst_node_id=node, message_type=message_type, group_id=str(round_index + 1)
-    )
-
-
-def answers_of(replies: Iterable[Message]) -> list[Message]:
-    """Replies with content; lost ones are outcomes, failed apps are not."""
-    answers = []
-    for reply in replies:
-        if reply.has_content():
-            answers.append(reply)
-        elif reply.error.code in _FAILED_APP:
-            raise RuntimeError(f"the app of a device failed: {reply.error.reason}")
-        else:
-            logger.info("%s", reply.error.reason)
-    return answers
-
-
-def report_of(reply: Message) -> DeviceReport:
-    return DeviceReport.from_metrics(dict(reply.content.metric_records["report"]))
 
 
 def _link_of(record: MetricRecord) -> LinkReport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +107,7 @@ class CloudService:
 
     is_federated = False
     merged: Collection[int] = ()
+    round_deadline_s: float | None = None
 
     def __init__(
         self,
@@ -129,6 +130,11 @@ class CloudService:
     ) -> None:
         """``importance`` overrides the policy's, ``limit`` its ranks [devices, projections];
         ``shared_down`` are frozen factors that all have, so that they need not be sent."""
+        if policy.importance not in get_args(Importance):
+            raise ValueError(
+                f"policy {policy.name} has the importance {policy.importance!r}; it must be one of "
+                f"{', '.join(get_args(Importance))}"
+            )
         self.base, self.head, self.master, self.policy = base, head, master, policy
         self.num_devices, self.num_rounds, self.r_max = num_devices, num_rounds, r_max
         self.deadline_s, self.is_shared_band = deadline_s, is_shared_band
@@ -192,7 +198,8 @@ class CloudService:
         if self._awaited is not None:
             rewards, self._awaited = self._awaited, None
             self.policy.learn(RoundFeedback(rewards, False, observation))
-        ranks = self._limit(devices, self.policy.decide(observation))
+        decided = _checked(self.policy.decide(observation), observation, self.policy.name)
+        ranks = self._limit(devices, decided)
         sent_master, candidates = self.master.after(round_index, ranks), found.adapters
         if sent_master is not master:
             candidates = [sent_master] * len(devices)
@@ -292,3 +299,20 @@ class CloudService:
             worth=found.worth,
             trained_ranks=self.master.trained_ranks(round_index),
         )
+
+
+def _checked(ranks: Ranks, observation: RoundObservation, name: str) -> Ranks:
+    """What a policy of anybody's has decided, if it is what a policy may decide."""
+    ranks = np.asarray(ranks)
+    shape = (observation.num_devices, observation.num_projections)
+    if ranks.shape != shape or not np.issubdtype(ranks.dtype, np.integer):
+        raise ValueError(
+            f"policy {name} must decide whole numbers [devices, projections] of shape {shape}, "
+            f"got {ranks.dtype} of shape {ranks.shape}"
+        )
+    if ranks.size and not (ranks.min() >= 0 and ranks.max() <= observation.r_max):
+        raise ValueError(
+            f"policy {name} must decide ranks in 0..{observation.r_max} (training.r_max), "
+            f"got {ranks.min()}..{ranks.max()}"
+        )
+    return ranks.astype(np.int64)

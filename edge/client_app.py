@@ -34,6 +34,9 @@ def make_client_app(
     def answer(
         message: Message, context: Context, act: Callable[[Device], DeviceReport]
     ) -> Message:
+        if "held" not in context.state and message.metadata.message_type != "query.deploy":
+            # Its node has come back with nothing: it asks, without a report, to be deployed to.
+            return Message(RecordDict(), reply_to=message)
         base, profile = load(context)
         device = Device(base, profile, read_state(context.state, base))
         report = act(device)

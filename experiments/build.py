@@ -16,7 +16,10 @@ from airllm.lora import Adapter
 from airllm.models import BaseModel, ModelConfig, load_base
 from airllm.partition import partition
 from airllm.policies import make_policy
+from airllm.policy import RankPolicy
 from airllm.tuning import Batch, Head, bucket, evaluate, tokenize, train_head
+from channel.cell import Cell
+from channel.config import ChannelConfig
 from cloud.master import MaskedMaster, TrajectoryMaster
 from cloud.service import CloudService, Master
 from cloud.trainer import (
@@ -30,6 +33,7 @@ from cloud.trainer import (
 )
 from edge.device import DeviceProfile
 from experiments.config import ExperimentConfig
+from experiments.extensions import is_own, make_own
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +62,26 @@ def _workbench(key: _Key) -> Workbench:
     return Workbench(key)
 
 
+def workbench_key(config: ExperimentConfig) -> _Key:
+    """Runs of which this is equal share a workbench, and so a trained master."""
+    return _Key(
+        config.model, config.data, config.training, config.seed, config.rounds,
+        config.num_devices, config.examples_per_device, config.runtime.eval_batch_size,
+    )  # fmt: skip
+
+
 def workbench_for(config: ExperimentConfig) -> Workbench:
     """The workbench of a configuration; the same object for runs that can share one."""
     torch.set_num_threads(config.runtime.threads)
-    return _workbench(
-        _Key(
-            config.model, config.data, config.training, config.seed, config.rounds,
-            config.num_devices, config.examples_per_device, config.runtime.eval_batch_size,
-        )
-    )  # fmt: skip
+    return _workbench(workbench_key(config))
+
+
+def make_cell(config: ChannelConfig, num_devices: int, *, seed: int) -> Cell:
+    """The cell of a run, with the channel model of one's own if the configuration names one."""
+    model = None
+    if config.model:
+        model = make_own("channel", config.model, config=config, num_devices=num_devices, seed=seed)
+    return Cell(config, num_devices, seed=seed, model=model)
 
 
 class Workbench:
@@ -83,7 +98,10 @@ class Workbench:
 
     @cached_property
     def splits(self) -> TextSplits:
-        return load_splits(self.key.data, seed=self.key.seed)
+        source, own = self.key.data.source, None
+        if is_own("data", source):
+            own = make_own("data", source, seed=self.key.seed)
+        return load_splits(self.key.data, seed=self.key.seed, own=own)
 
     @cached_property
     def training_set(self) -> TrainingSet:
@@ -224,17 +242,20 @@ class Workbench:
 
     def service(self, config: ExperimentConfig) -> CloudService:
         """The cloud of one run."""
-        base = self.base
-        policy = make_policy(
-            config.policy,
-            num_projections=len(base.specs),
-            depths=[spec.depth for spec in base.specs],
-            kinds=[spec.kind for spec in base.specs],
-            r_max=config.training.r_max,
-            seed=config.seed,
-        )
+        base, name = self.base, config.policy.name
+        depths, kinds = [s.depth for s in base.specs], [s.kind for s in base.specs]
+        policy: RankPolicy
+        if is_own("policy", name):
+            policy = make_own(
+                "policy", name, depths=depths, kinds=kinds, r_max=config.training.r_max,
+                num_devices=config.num_devices, num_rounds=config.rounds, seed=config.seed,
+            )  # fmt: skip
+        else:
+            policy = make_policy(
+                config.policy, num_projections=len(base.specs), depths=depths, kinds=kinds,
+                r_max=config.training.r_max, seed=config.seed,
+            )  # fmt: skip
         master: Master
-        name = config.policy.name
         if name == "paper":
             master = MaskedMaster(
                 MaskedTrainer(
@@ -242,7 +263,7 @@ class Workbench:
                     num_rounds=config.rounds, seed=config.seed,
                 )
             )  # fmt: skip
-        elif name.startswith("adalora"):
+        elif name in ("adalora", "adalora:blind"):
             master = TrajectoryMaster(self.adalora_trajectory)
         else:
             master = TrajectoryMaster(self.lora_trajectory)

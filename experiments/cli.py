@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -140,6 +140,15 @@ def run(
 def sweep(
     config: Annotated[str, typer.Argument(help="TOML file, or the name of a bundled one.")],
     sets: Sets = None,
+    sweeps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            metavar="KEY=VALUES",
+            help="Sweep any key, such as channel.snr_db=[-5,5] or seed=10 (ten seeds).",
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs side by side.")] = 1,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the sweep [default: runs/<config>].")
     ] = None,
@@ -148,49 +157,40 @@ def sweep(
     ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run every policy at every SNR with every seed; draws the figure. Goes on where it stopped."""
+    """Run every combination of what the table [sweep] lists; goes on where it stopped."""
     _setup_logging(verbose)
-    experiment = _load(config, sets)
     folder = out or Path("runs") / Path(config).stem
+    from experiments.axes import parse_axis
+    from experiments.paths import find_config
     from experiments.results import prepare_sweep, read_results
-    from experiments.sweep import cells_of, run_sweep
+    from experiments.sweep import load_sweep, run_sweep
 
-    cells = cells_of(experiment)
+    axes = dict(map(parse_axis, sweeps or ()))
+    experiments = load_sweep(find_config(config), sets or (), axes)
     prepare_sweep(folder)
     from experiments.plots import plot_sweep
-    from experiments.run import run_simulation
+    from experiments.sweep_view import SweepView, print_results
 
     try:
-        with _progress() as progress:
-            task = progress.add_task("training the master", total=len(cells) * experiment.rounds)
-            position = {cell.folder: i for i, cell in enumerate(cells)}
-            said: set[str] = set()
-
-            def on_progress(cell: Any, done: int, rounds: int) -> None:
-                completed = position[cell.folder] * rounds + done
-                progress.update(task, completed=completed, description=cell.folder)
-                if done == rounds and not stderr.is_terminal and cell.folder not in said:
-                    said.add(cell.folder)
-                    stderr.print(f"{position[cell.folder] + 1}/{len(cells)} {cell.folder}")
-
+        with SweepView(stderr, experiments, jobs) as view:
             rows, errors = run_sweep(
-                experiment,
-                folder,
-                lambda c, where, on_round: run_simulation(c, where, on_round=on_round),
-                is_fresh=fresh,
-                on_progress=on_progress,
+                experiments, folder, jobs=jobs, is_fresh=fresh, on_event=view.take
             )
     except KeyboardInterrupt:
         raise Interrupted(
             f"finished runs are in {folder}; the same command goes on from there"
         ) from None
     if rows:
-        _print_sweep(rows, experiment)
-        paths = plot_sweep(read_results(folder), folder)
-        typer.echo(f"written to {folder}: results.csv, {', '.join(p.name for p in paths)}")
+        results = read_results(folder)
+        print_results(stdout, results)
+        has_snr = results["channel.snr_db"].notna().any()
+        paths = plot_sweep(results, folder) if has_snr else []
+        typer.echo(f"written to {folder}: {', '.join(['results.csv', *(p.name for p in paths)])}")
     if errors:
         first, reason = next(iter(errors.items()))
-        raise ValueError(f"{len(errors)} of {len(cells)} runs failed; {first}: {reason}")
+        raise ValueError(
+            f"{len(errors)} of {len(experiments.cells)} runs failed; {first}: {reason}"
+        )
 
 
 @app.command()
@@ -329,31 +329,6 @@ def _progress() -> Progress:
 
 def _count(value: float) -> str:
     return f"{value:,.0f}"
-
-
-def _print_sweep(rows: list[dict[str, Any]], config: ExperimentConfig) -> None:
-    """Policies against SNRs, means over seeds."""
-    snrs = config.sweep.snr_db
-    titles = {
-        "accuracy": ("accuracy after the last round, %", 100.0, "{:.1f}"),
-        "delivered_bits": ("delivered payload, kbit per device and round", 1e-3, "{:,.0f}"),
-        "delivered_rate": ("updates in time, %", 100.0, "{:.0f}"),
-    }
-    for column, (title, scale, form) in titles.items():
-        table = Table("policy", *[f"{snr:g} dB" for snr in snrs], title=title, title_justify="left")
-        for policy in config.sweep.policies:
-            cells = []
-            for snr in snrs:
-                found = [r[column] for r in rows if r["policy"] == policy and r["snr_db"] == snr]
-                cells.append(form.format(scale * sum(found) / len(found)) if found else "-")
-            table.add_row(policy, *cells)
-        stdout.print(table)
-    head = sum(r["head_accuracy"] for r in rows) / len(rows)
-    stdout.print(f"no update (preloaded head): {100 * head:.1f} %")
-    for policy in config.sweep.policies:
-        full = [r["full_accuracy"] for r in rows if r["policy"] == policy]
-        if full:
-            stdout.print(f"whole update, {policy}: {100 * sum(full) / len(full):.1f} %")
 
 
 def main() -> None:

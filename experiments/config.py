@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from airllm.data import DataConfig
 from airllm.models import ModelConfig
 from airllm.payload import CODINGS, PayloadConfig
 from airllm.policies import PolicyConfig
-from airllm.policies import preset_values as policy_preset
 from airllm.reward import RewardConfig
 from channel.config import ChannelConfig
 from channel.config import preset_values as channel_preset
+from cloud.methods import FederatedConfig, method_values
 from cloud.trainer import TrainingConfig
-from experiments.config_loader import load_config
+from experiments.axes import parse_sweep
+from experiments.extensions import check_policy_name, policy_preset
 
 # Sections whose values start from a preset, by the key that names it.
-PRESETS = {"channel.preset": channel_preset, "policy.name": policy_preset}
-
-
-@dataclass(frozen=True, slots=True)
-class SweepConfig:
-    """What `airllm sweep` crosses."""
-
-    policies: tuple[str, ...] = ("airllm", "adalora", "uniform", "random")
-    """names of policies; the section [policy] counts for the one it names, the others start from
-    their presets"""
-    snr_db: tuple[float, ...] = (-5.0, 0.0, 5.0, 10.0, 15.0)
-    """mean SNRs"""
-    seeds: tuple[int, ...] = (0,)
-    """seeds of data, training, channel and policy together"""
-
-    def __post_init__(self) -> None:
-        for key in ("policies", "snr_db", "seeds"):
-            values = getattr(self, key)
-            if not values:
-                raise ValueError(f"sweep.{key} must not be empty; give at least one value")
-            if len(set(values)) != len(values):
-                raise ValueError(f"sweep.{key} must not repeat a value, got {list(values)}")
-        for seed in self.seeds:
-            _check_seed("sweep.seeds", seed)
+PRESETS = {
+    "channel.preset": channel_preset,
+    "policy.name": policy_preset,
+    "federated.method": method_values,
+}
+MODES = ("remote", "federated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +102,20 @@ class RuntimeConfig:
     """CPU threads of PyTorch; never more than there are free cores"""
     eval_batch_size: int = 64
     """examples a device evaluates at once"""
+    reply_timeout_s: float = 3600.0
+    """wall-clock time within which a node has to answer; who does not has missed the round"""
+    connect_timeout_s: float = 60.0
+    """wall-clock time within which the nodes of a deployment have to be there"""
+    workers: int = 2
+    """worker processes of the simulation runtime, each with one base model for all its devices"""
 
     def __post_init__(self) -> None:
-        for key in ("threads", "eval_batch_size"):
+        for key in ("threads", "eval_batch_size", "workers"):
             if getattr(self, key) < 1:
                 raise ValueError(f"runtime.{key} must be >= 1, got {getattr(self, key)}")
+        for key in ("reply_timeout_s", "connect_timeout_s"):
+            if not 0 < getattr(self, key) < float("inf"):
+                raise ValueError(f"runtime.{key} must be > 0 and finite, got {getattr(self, key)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +124,8 @@ class ExperimentConfig:
 
     seed: int = 0
     """of everything random"""
+    mode: str = "remote"
+    """'remote': the cloud trains, devices receive; 'federated': devices train too"""
     rounds: int = 6
     """updates offered to each device"""
     num_devices: int = 4
@@ -141,16 +135,21 @@ class ExperimentConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    federated: FederatedConfig = field(default_factory=FederatedConfig)
     channel: ChannelConfig = field(default_factory=ChannelConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     payload: PayloadConfig = field(default_factory=PayloadConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    sweep: SweepConfig = field(default_factory=SweepConfig)
+    sweep: dict = field(default_factory=dict, hash=False)
+    """what `airllm sweep` crosses: any key with a list of its values, seed with their number, and
+    variants of a policy under labels of their own"""
     learn: LearnConfig = field(default_factory=LearnConfig)
 
     def __post_init__(self) -> None:
+        parse_sweep(ExperimentConfig, self.sweep)
         _check_seed("seed", self.seed)
+        check_policy_name(self.policy.name)
         for key in ("rounds", "num_devices"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be >= 1, got {getattr(self, key)}")
@@ -161,6 +160,10 @@ class ExperimentConfig:
                 f"payload.hold_rank {self.payload.hold_rank} must be at least training.r_max "
                 f"{self.training.r_max}, or a device could not hold a whole update"
             )
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        if self.mode == "federated":
+            _check_federated(self)
         if self.model.task == "classify" and not self.data.label_column:
             raise ValueError(
                 "model.task 'classify' needs data.label_column; set model.task = 'causal' for "
@@ -168,23 +171,35 @@ class ExperimentConfig:
             )
 
 
+def _check_federated(config: ExperimentConfig) -> None:
+    federated = config.federated
+    if config.policy.name.startswith("adalora"):
+        raise ValueError(
+            f"policy.name {config.policy.name!r} follows the cloud's own training, which federated "
+            f"mode has none of; take another policy or mode = 'remote'"
+        )
+    if config.policy.is_exploring and federated.participants:
+        raise ValueError(
+            "policy.is_exploring needs the same devices in every round; set "
+            "federated.participants = 0 (all)"
+        )
+    if not config.training.head_examples:
+        raise ValueError(
+            "training.head_examples must be > 0 in federated mode: they are the cloud's own text, "
+            "and the devices share the rest"
+        )
+    if max(federated.ranks, default=0) > config.training.r_max:
+        raise ValueError(
+            f"federated.ranks must be at most training.r_max {config.training.r_max}, got "
+            f"{max(federated.ranks)}"
+        )
+    if federated.deadline_s and federated.deadline_s <= config.channel.deadline_s:
+        raise ValueError(
+            f"federated.deadline_s {federated.deadline_s} must be above channel.deadline_s "
+            f"{config.channel.deadline_s}, which the download alone may take"
+        )
+
+
 def _check_seed(key: str, seed: int) -> None:
     if seed < 0:
         raise ValueError(f"{key} must be >= 0, got {seed}")
-
-
-def cell_of(config: ExperimentConfig, *, policy: str, snr_db: float, seed: int) -> ExperimentConfig:
-    """One cell of a sweep: its policy (with its preset), its mean SNR, its seed."""
-    section = config.policy
-    if policy != section.name:
-        # Another policy's settings say nothing about this one: it starts from its own preset.
-        policy_preset(policy)
-        section = load_config(
-            PolicyConfig, text=f'name = "{policy}"', presets={"name": policy_preset}
-        )
-    return replace(
-        config,
-        seed=seed,
-        channel=replace(config.channel, snr_db=snr_db),
-        policy=section,
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import inspect
 import textwrap
@@ -38,10 +39,22 @@ def load_config(
     ``channel.preset``, to what gives its values. In a setting, a list may be written with commas
     and ``none`` stands for no value. Raises ValueError naming the key, its value and the remedy.
     """
-    source = str(path) if path else "the given text"
-    tree = _read(path) if path else _parse(text or "", source)
+    return build_config(cls, read_tree(cls, path, sets, text=text), presets=presets)
+
+
+def read_tree(
+    cls: type, path: Path | None = None, sets: Sequence[str] = (), *, text: str | None = None
+) -> dict[str, Any]:
+    """What ``path`` (or ``text``) states, as nested tables, with the settings on top."""
+    tree = _read(path) if path else _parse(text or "", "the given text")
     for setting in sets:
         _apply(cls, tree, setting)
+    return tree
+
+
+def build_config(cls: type[C], tree: Mapping[str, Any], *, presets: Presets | None = None) -> C:
+    """The configuration that nested tables state, over presets and defaults."""
+    tree = copy.deepcopy(dict(tree))
     for key, values_of in (presets or {}).items():
         section, _, name = key.rpartition(".")
         node = tree.setdefault(section, {}) if section else tree
@@ -94,12 +107,12 @@ def _apply(cls: type, tree: dict[str, Any], setting: str) -> None:
     key, raw = key.strip(), raw.strip()
     if not equals or not key:
         raise ValueError(f"--set must be key=value, got {setting!r}")
-    hint = _type_at(cls, key)
-    value, kind = _scalar(raw), _base_type(hint)
+    hint = type_at(cls, key)
+    value, kind = scalar(raw), base_type(hint)
     if kind is not hint and _is_none(value):
         pass  # an optional value's none, whatever its type
-    elif _is_tuple(kind) and not isinstance(value, list):
-        value = [_scalar(part) for part in raw.split(",") if part.strip()]
+    elif is_tuple(kind) and not isinstance(value, list):
+        value = [scalar(part) for part in raw.split(",") if part.strip()]
     elif kind is str and not isinstance(value, str | dict | list):
         value = raw
     node = tree
@@ -111,7 +124,7 @@ def _apply(cls: type, tree: dict[str, Any], setting: str) -> None:
     node[last] = value
 
 
-def _scalar(text: str) -> Any:
+def scalar(text: str) -> Any:
     """A TOML value; what is none, or more than one, is the text itself."""
     try:
         parsed = tomllib.loads(f"value = {text.strip()}")
@@ -143,7 +156,8 @@ def _keys(cls: type, prefix: str = "") -> Iterator[str]:
             yield from _keys(hint, f"{prefix}{field.name}.")  # type: ignore[arg-type]
 
 
-def _type_at(cls: type, key: str) -> Any:
+def type_at(cls: type, key: str) -> Any:
+    """The type of a value by its dotted key; ValueError that names the nearest key."""
     hint: Any = cls
     for name in key.split("."):
         if not is_dataclass(hint) or name not in {f.name for f in fields(hint)}:
@@ -176,21 +190,21 @@ def _build(cls: type[C], tree: Mapping[str, Any], prefix: str, root: type | None
                 raise ValueError(f"{prefix}{key} must be a table, got {value!r}")
             values[key] = _build(typing.cast(type, hint), value, f"{prefix}{key}.", root)
         else:
-            values[key] = _convert(prefix + key, value, hint)
+            values[key] = convert(prefix + key, value, hint)
     return cls(**values)
 
 
-def _convert(key: str, value: Any, hint: Any) -> Any:
+def convert(key: str, value: Any, hint: Any) -> Any:
     """``value`` as the field's type; an int will do for a float, a bool for nothing else."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         if value is None or _is_none(value):
             return None
-        hint = _base_type(hint)
-    if _is_tuple(hint):
+        hint = base_type(hint)
+    if is_tuple(hint):
         if not isinstance(value, list | tuple):
             raise ValueError(f"{key} must be a list, got {value!r}")
         item = typing.get_args(hint)[0]
-        return tuple(_convert(f"{key}[{i}]", v, item) for i, v in enumerate(value))
+        return tuple(convert(f"{key}[{i}]", v, item) for i, v in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)
@@ -215,31 +229,28 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
 
 
-def _is_tuple(hint: Any) -> bool:
+def is_tuple(hint: Any) -> bool:
+    """Whether a type is a list in TOML."""
     return typing.get_origin(hint) is tuple
 
 
-def _base_type(hint: Any) -> Any:
+def base_type(hint: Any) -> Any:
     """The type beside None in an optional one; any other as it is."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return next(arg for arg in typing.get_args(hint) if arg is not type(None))
     return hint
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if is_dataclass(value):
-            out[field.name] = _plain(value)
-        elif value is None:
-            # TOML has no null; the string is what a config file would say as well.
-            out[field.name] = "none"
-        elif isinstance(value, tuple):
-            out[field.name] = list(value)
-        else:
-            out[field.name] = value
-    return out
+def _plain(value: Any) -> Any:
+    """A configuration, or a part of one, as TOML has it."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    # TOML has no null; the string is what a config file would say as well.
+    return "none" if value is None else value
 
 
 def _describe(cls: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
@@ -250,7 +261,7 @@ def _describe(cls: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
             yield from _describe(typing.cast(type, hint), f"{prefix}{field.name}.")
             continue
         default = "" if field.default is MISSING else _show(field.default)
-        kind = getattr(hint, "__name__", str(hint)) if not _is_tuple(hint) else "list"
+        kind = getattr(hint, "__name__", str(hint)) if not is_tuple(hint) else "list"
         yield f"{prefix}{field.name}", kind, default, help_of.get(field.name, "")
 
 

@@ -13,11 +13,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 from airllm.models import BaseModel
-from channel.cell import Cell
 from cloud.server_app import make_server_app, run_federation
 from edge.client_app import make_client_app
 from edge.device import DeviceProfile
-from experiments.build import workbench_for
+from experiments.build import make_cell, workbench_for
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import load_config
 from experiments.paths import find_config
@@ -48,9 +47,16 @@ def serve(grid: Grid, context: Context) -> None:
     workbench = workbench_for(config)
     out = str(context.run_config.get("out", ""))
     with Recorder(config, workbench, Path(out) if out else None) as recorder:
-        cell = Cell(config.channel, config.num_devices, seed=config.seed)
+        cell = make_cell(config.channel, config.num_devices, seed=config.seed)
         service = workbench.service(config)
-        run_federation(grid, cell, service, on_round=recorder.record)
+        run_federation(
+            grid,
+            cell,
+            service,
+            on_round=recorder.record,
+            reply_timeout_s=config.runtime.reply_timeout_s,
+            connect_timeout_s=config.runtime.connect_timeout_s,
+        )
         recorder.finish(service.master.final())
 
 

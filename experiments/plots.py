@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from channel import Cell, ChannelConfig
-from experiments.results import read_ranks, read_rounds, read_summary
+from channel import ChannelConfig
+from experiments.results import read_ranks, read_rounds, read_summary, series_of
 
 # Okabe and Ito's colours, told apart with any colour vision; markers tell them apart in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -38,31 +38,36 @@ _STYLE = {
 def plot_sweep(results: pd.DataFrame, out: Path) -> list[Path]:
     """Accuracy and transmitted bits against SNR, one line a policy; sweep.png and sweep.pdf.
 
-    With several seeds: means with 95 % t-intervals over seeds, policies set a little apart so that
-    their intervals do not hide each other.
+    What else is swept tells lines apart as well. With several seeds: means with 95 % t-intervals
+    over seeds, lines set a little apart so that their intervals do not hide each other.
     """
-    policies = list(pd.unique(results["policy"]))
-    snrs = sorted(results["snr_db"].unique())
-    seeds = results.groupby(["policy", "snr_db"])["seed"].nunique()
+    results = results.assign(series=series_of(results)).dropna(subset="channel.snr_db")
+    if results.empty:
+        raise ValueError("no run has a mean SNR (channel.snr_db is none): nothing to draw over it")
+    policies = list(pd.unique(results["series"]))
+    snrs = sorted(results["channel.snr_db"].unique())
+    seeds = results.groupby(["series", "channel.snr_db"])["seed"].nunique()
     step = min(np.diff(snrs), default=1.0) / (4.0 * len(policies)) if seeds.max() > 1 else 0.0
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
         left, right = figure.subplots(1, 2)
         for i, policy in enumerate(policies):
-            rows = results[results["policy"] == policy]
+            rows = results[results["series"] == policy]
             look = _look(i) | {"label": policy}
             shift = step * (i - (len(policies) - 1) / 2.0)
             _line(left, rows, "accuracy", 100.0, shift, look)
             _line(right, rows, "delivered_bits", 1e-6, shift, look)
         # AdaLoRA and the published scheme train masters of their own.
-        is_plain = ~results["policy"].str.match("adalora|paper")
+        is_plain = ~results["policy.name"].str.match("adalora|paper")
         plain = results[is_plain] if is_plain.any() else results
         # Curves rise to the right: the corners above left and below right are free.
         _reference(left, 100.0 * plain["full_accuracy"].mean(), "whole update", "left")
         _reference(left, 100.0 * results["head_accuracy"].mean(), "preloaded head", "right")
         left.set_ylabel("accuracy after last round (%)")
         right.set_ylabel("Mbit per device and round")
-        _scale_bits(right, 1e-6 * results.groupby(["policy", "snr_db"])["delivered_bits"].mean())
+        _scale_bits(
+            right, 1e-6 * results.groupby(["series", "channel.snr_db"])["delivered_bits"].mean()
+        )
         for axes in (left, right):
             axes.set_xlabel("mean SNR (dB)")
             axes.set_xticks(snrs)
@@ -199,7 +204,7 @@ def _line(
     shift: float,
     look: dict[str, Any],
 ) -> None:
-    groups = rows.groupby("snr_db")[column]
+    groups = rows.groupby("channel.snr_db")[column]
     mean, count = groups.mean() * scale, groups.count()
     x = mean.index.to_numpy() + shift
     if (count > 1).any():
@@ -237,8 +242,10 @@ def plot_channel(config: ChannelConfig, out: Path, *, seed: int = 0) -> list[Pat
     orthogonal, fading is Rayleigh a block and the rate Shannon's, the delay's closed form
     P(T <= t) = exp(-(2^(S / (B t)) - 1) / g) is drawn over what was simulated.
     """
+    from experiments.build import make_cell  # which imports torch
+
     num_devices, num_rounds = 8, 200
-    cell = Cell(config, num_devices, seed=seed)
+    cell = make_cell(config, num_devices, seed=seed)
     snr, rate, delay, deliveries = [], [], [], 0
     payload = None
     for round_index in range(num_rounds):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,13 +19,67 @@ from numpy.typing import NDArray
 ROUND_COLUMNS = (
     "round", "device", "time_s", "snr_db", "bandwidth_hz", "rate_bps", "entropy", "oov_rate",
     "rank_sum", "planned_bits", "payload_bits", "sent_bits", "delivered_bits", "overhead_bits",
-    "delay_s", "energy_j", "delivered", "loss", "accuracy", "reward",
+    "delay_s", "energy_j", "delivered", "answered", "loss", "accuracy", "reward",
 )  # fmt: skip
+KEY_COLUMNS = ("cell", "label", "policy.name", "channel.snr_db", "seed")
+"""what tells the runs of every sweep apart; its other swept keys follow"""
 RESULT_COLUMNS = (
-    "policy", "snr_db", "seed", "accuracy", "loss", "head_accuracy", "full_accuracy",
-    "payload_bits", "delivered_bits", "airtime_s", "energy_j", "delivered_rate", "reward",
+    "accuracy", "loss", "mean_accuracy", "mean_loss", "bits_to_95", "head_accuracy",
+    "full_accuracy", "payload_bits", "delivered_bits", "total_delivered_bits", "airtime_s",
+    "energy_j", "delivered_rate", "reward",
 )  # fmt: skip
-_NUMBERS = frozenset(RESULT_COLUMNS) - {"policy"}
+
+
+class Results(NamedTuple):
+    """What a sweep, or a run, left: tidy frames."""
+
+    cells: pd.DataFrame
+    """one row per run: what is swept, then the summary's metrics"""
+    rounds: pd.DataFrame
+    """one row per run, round and device: what is swept (``channel.snr_db`` is the mean SNR), then
+    the columns of rounds.csv (``snr_db`` is that of the round)"""
+
+
+def load(folder: Path | str) -> Results:
+    """The frames of a sweep's folder, or of a single run's; ValueError for a damaged one."""
+    folder = Path(folder)
+    if (folder / "results.csv").exists() or not (folder / "rounds.csv").exists():
+        cells = read_results(folder)
+        folders = [folder / cell for cell in cells["cell"]]
+    else:
+        cells, folders = _single(folder), [folder]
+    keys = cells.columns[: cells.columns.get_loc(RESULT_COLUMNS[0])]
+    rounds = []
+    for (_, row), where in zip(cells.iterrows(), folders, strict=True):
+        frame = read_rounds(where)
+        for i, key in enumerate(keys):
+            frame.insert(i, key, row[key])
+        rounds.append(frame)
+    return Results(cells, pd.concat(rounds, ignore_index=True))
+
+
+def series_of(cells: pd.DataFrame) -> pd.Series:
+    """A name for each run's line against the SNR: its label, and what else is swept but seeds."""
+    keys = cells.columns[: cells.columns.get_loc(RESULT_COLUMNS[0])]
+    names = cells["label"].astype(str)
+    for key in keys.difference(KEY_COLUMNS, sort=False):
+        # What differs within no label is part of what the label stands for.
+        if cells.groupby("label")[key].nunique(dropna=False).max() > 1:
+            names = (
+                names
+                + ", "
+                + cells[key].map(lambda v: f"{v:g}" if isinstance(v, float) else str(v))
+            )
+    return names
+
+
+def _single(folder: Path) -> pd.DataFrame:
+    summary = read_summary(folder)
+    keys = {
+        "cell": folder.name, "label": summary["policy"], "policy.name": summary["policy"],
+        "channel.snr_db": summary["snr_db"], "seed": summary["seed"],
+    }  # fmt: skip
+    return pd.DataFrame([{**keys, **{column: summary[column] for column in RESULT_COLUMNS}}])
 
 
 def prepare_out(out: Path, *, overwrite: bool = False) -> Path:
@@ -154,15 +209,26 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; run it again")
     # JSON has no not-a-number: null stands for it.
-    return {k: np.nan if v is None and k in _NUMBERS else v for k, v in summary.items()}
+    return {k: np.nan if v is None else v for k, v in summary.items()}
 
 
-def write_results(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """results.csv, whole or not at all."""
-    frame = [[number(row[column]) for column in RESULT_COLUMNS] for row in rows]
-    lines = [",".join(RESULT_COLUMNS)]
-    lines += [",".join("" if v is None else str(v) for v in row) for row in frame]
-    write_text(path, "\n".join(lines) + "\n")
+def write_results(
+    path: Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[str] = KEY_COLUMNS[2:]
+) -> None:
+    """results.csv, whole or not at all; ``keys`` are what is swept."""
+    columns = (*KEY_COLUMNS[:2], *keys, *RESULT_COLUMNS)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_field(row[column]) for column in columns] for row in rows)
+    write_text(path, text.getvalue())
+
+
+def _field(value: Any) -> Any:
+    """A number, a text, a list's items with blanks between; nothing where there is no value."""
+    if isinstance(value, tuple):
+        return " ".join(str(number(item)) for item in value)
+    return "" if value is None or value != value else number(value)
 
 
 def read_results(folder: Path) -> pd.DataFrame:
@@ -170,7 +236,7 @@ def read_results(folder: Path) -> pd.DataFrame:
     path = folder / "results.csv"
     if not path.is_file():
         raise ValueError(f"{folder} holds no results.csv; name the folder of a sweep")
-    frame = _read_table(path, RESULT_COLUMNS, text=("policy",))
+    frame = _read_table(path, (*KEY_COLUMNS, *RESULT_COLUMNS), text=KEY_COLUMNS[:3])
     if frame.empty:
         raise ValueError(f"{path} has no rows; no run of the sweep has finished yet")
     return frame
@@ -204,7 +270,7 @@ def read_ranks(folder: Path) -> tuple[NDArray[np.int64], list[str]]:
 
 def _read_table(path: Path, columns: Sequence[str], *, text: Sequence[str] = ()) -> pd.DataFrame:
     try:
-        frame = pd.read_csv(path)
+        frame = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is damaged: {reason}; run it again") from None

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from airllm.lora import Adapter
-from channel.cell import Cell
 from cloud.local_grid import LocalGrid
-from cloud.server_app import RoundResult, run_federation
-from experiments.build import Workbench, workbench_for
+from cloud.rounds import RoundResult, Transfers
+from cloud.server_app import run_federation
+from experiments.build import Workbench, make_cell, workbench_for
 from experiments.config import ExperimentConfig
 from experiments.config_loader import dump_config
 from experiments.results import RoundsWriter, write_summary, write_text
@@ -62,7 +62,7 @@ class Recorder:
             )
         rows = rows_of(result)
         self._rows.extend(rows)
-        self._ranks.append(result.ranks)
+        self._ranks.append(result.down.ranks)
         if self._writer is not None:
             self._writer.write(rows)
         if self._on_round is not None:
@@ -77,6 +77,7 @@ class Recorder:
         bench = self.workbench
         full_loss, full_accuracy = bench.whole(master)
         summary |= {
+            "bits_to_95": bits_until(self._rows, 0.95 * full_accuracy),
             "head_accuracy": self._head[1],
             "head_loss": self._head[0],
             "full_accuracy": full_accuracy,
@@ -108,21 +109,31 @@ def rows_of(result: RoundResult) -> list[dict[str, Any]]:
                 "rate_bps": link.rate_bps,
                 "entropy": request.entropy,
                 "oov_rate": request.oov_rate,
-                "rank_sum": int(result.ranks[d].sum()),
-                "planned_bits": result.planned_bits[d],
-                "payload_bits": result.payload_bits[d],
-                "sent_bits": result.sent_bits[d],
-                "delivered_bits": result.delivered_bits[d],
+                **_transfer(result.down, d),
+                **{f"uplink_{key}": v for key, v in _transfer(result.up, d).items()},
                 "overhead_bits": result.overhead_bits[d],
-                "delay_s": result.delay_s[d],
                 "energy_j": result.energy_j[d],
-                "delivered": bool(result.is_delivered[d]),
+                "compute_s": result.compute_s[d],
+                "round_s": result.round_s,
+                "answered": bool(result.is_answered[d]),
                 "loss": report.loss,
                 "accuracy": report.accuracy,
                 "reward": result.reward[d],
             }
         )
     return rows
+
+
+def _transfer(transfers: Transfers, device: int) -> dict[str, Any]:
+    return {
+        "rank_sum": int(transfers.ranks[device].sum()),
+        "planned_bits": transfers.planned_bits[device],
+        "payload_bits": transfers.payload_bits[device],
+        "sent_bits": transfers.sent_bits[device],
+        "delivered_bits": transfers.delivered_bits[device],
+        "delay_s": transfers.delay_s[device],
+        "delivered": bool(transfers.is_delivered[device]),
+    }
 
 
 def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str, Any]:
@@ -141,10 +152,16 @@ def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str,
         "num_devices": config.num_devices,
         "accuracy": mean("accuracy", last),
         "loss": mean("loss", last),
+        # Over rounds and devices: the area under the curve against virtual time.
+        "mean_accuracy": mean("accuracy", rows),
+        "mean_loss": mean("loss", rows),
         "payload_bits": mean("payload_bits", rows),
         "sent_bits": mean("sent_bits", rows),
         "delivered_bits": mean("delivered_bits", rows),
+        "total_delivered_bits": float(sum(row["delivered_bits"] for row in rows)),
         "overhead_bits": mean("overhead_bits", rows),
+        "uplink_sent_bits": mean("uplink_sent_bits", rows),
+        "uplink_delivered_bits": mean("uplink_delivered_bits", rows),
         # Of the updates that were sent.
         "delivered_rate": mean("delivered", sent) if sent else float("nan"),
         "reward": mean("reward", rows),
@@ -160,6 +177,20 @@ def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str,
     if config.model.task == "causal":
         summary["perplexity"] = float(np.exp(min(summary["loss"], 700.0)))
     return summary
+
+
+def bits_until(rows: list[dict[str, Any]], accuracy: float) -> float:
+    """Bits delivered per device until the devices' mean accuracy first reaches a value.
+
+    Counted to the end of the round in which it does; not a number where it never does.
+    """
+    bits = 0.0
+    for r in range(1, max((row["round"] for row in rows), default=0) + 1):
+        own = [row for row in rows if row["round"] == r]
+        bits += float(np.mean([row["delivered_bits"] for row in own]))
+        if np.mean([row["accuracy"] for row in own]) >= accuracy:
+            return bits
+    return float("nan")
 
 
 def run_simulation(
@@ -178,8 +209,14 @@ def run_simulation(
 
     workbench = workbench_for(config)
     grid = LocalGrid(client_app, config.num_devices, {"config": dump_config(config)})
-    cell = Cell(config.channel, config.num_devices, seed=config.seed)
+    cell = make_cell(config.channel, config.num_devices, seed=config.seed)
     service = workbench.service(config)
     with Recorder(config, workbench, out, on_round) as recorder:
-        run_federation(grid, cell, service, on_round=recorder.record)
+        run_federation(
+            grid,
+            cell,
+            service,
+            on_round=recorder.record,
+            reply_timeout_s=config.runtime.reply_timeout_s,
+        )
         return recorder.finish(service.master.final())

@@ -47,7 +47,7 @@ def test_make_knows_its_targets(command):
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("airllm ")])
 def test_airllm_commands_run(command, folder, monkeypatch):
     arguments = shlex.split(command)
-    if arguments[1] == "run":
+    if arguments[1] in ("run", "sweep"):
         # Later settings win, so the command is as written but for the size of its world.
         arguments += [part for setting in SMALL for part in ("--set", setting)]
     monkeypatch.chdir(folder)

@@ -13,7 +13,7 @@ from airllm.airllm_policy import bid, budget_fraction, smooth_basis
 from airllm.baselines import spread_order
 from airllm.ddim import DdimConfig
 from airllm.observation import RoundObservation
-from airllm.policies import NAMES, PolicyConfig, make_policy, preset_values
+from airllm.policies import NAMES, PolicyConfig, check_name, make_policy, preset_values
 from airllm.policy import RoundFeedback
 from airllm.ppo import PpoConfig
 from airllm.ranks import fit_budget
@@ -342,7 +342,7 @@ def test_the_papers_preset_is_the_published_setting():
 )
 def test_an_unknown_name_is_named_with_the_nearest(name, message):
     with pytest.raises(ValueError, match=message):
-        PolicyConfig(name=name)
+        check_name(name)
 
 
 def test_a_fixed_rank_above_r_max_is_refused():

@@ -41,8 +41,8 @@ batch_size = 8
 threads = 1
 
 [sweep]
-policies = ["uniform", "random"]
-snr_db = [0.0, 10.0]
+"policy.name" = ["uniform", "random"]
+"channel.snr_db" = [0, 10]
 """
 
 

@@ -64,7 +64,7 @@ def test_sweep_and_plot_again(call, tiny_toml, tmp_path):
     code, text, err = call("sweep", tiny_toml, "--out", out)
     assert code == 0
     assert "uniform" in text
-    assert "4/4 random_snr10_seed0" in err
+    assert "4/4 random_snr_db=10_seed=0" in err
     assert len(pd.read_csv(out / "results.csv")) == 4
     figures = [(out / f"sweep.{end}").read_bytes() for end in ("png", "pdf")]
     assert call("plot", out)[0] == 0
@@ -98,7 +98,9 @@ def test_config_lists_keys_and_prints_one_resolved(call, tiny_toml):
         (("run", "nothing"), "config nothing does not exist; give a path, or one of "),
         (("run", "--set", "chanel.snr_db=1"), "did you mean channel.snr_db?"),
         (("run", "--set", "channel.bandwidth_hz=-1"), "channel.bandwidth_hz must be > 0, got -1.0"),
-        (("run", "--set", "sweep.snr_db=[]"), "sweep.snr_db must not be empty"),
+        (("sweep", "quick", "--sweep", "seed=[]"), "sweep.seed must not be empty"),
+        (("sweep", "quick", "--sweep", "seed"), "--sweep must be key=values, such as"),
+        (("sweep", "sst2"), "sweeps nothing; add a table [sweep]"),
         (("run", "--set", "training.r_max=0"), "training.r_max must be >= 1, got 0"),
         (("run", "--set", "rounds=many"), "rounds must be a whole number, got 'many'"),
         (("plot", "nowhere"), "nowhere is no folder; name the --out of a sweep or a run"),
@@ -148,10 +150,10 @@ def started(tiny_toml, out, command):
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments", command, str(tiny_toml), "--out", str(out),
          "--set", "rounds=300", "--set", "training.steps_per_round=1",
-         "--set", "sweep.snr_db=[0.0]", "--set", "policy.name=fixed:0"],
+         "--set", "policy.name=fixed:0", *(["--sweep", "channel.snr_db=0"] * (command == "sweep"))],
         cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    rounds = out / ("rounds.csv" if command == "run" else "uniform_snr0_seed0/rounds.csv")
+    rounds = out / ("rounds.csv" if command == "run" else "uniform_snr_db=0_seed=0/rounds.csv")
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
         if rounds.exists() and len(rounds.read_text().splitlines()) > 4:
@@ -281,7 +283,7 @@ def test_a_sweep_with_failed_runs_says_so_and_shows_the_others(call, fake_run, t
     fake_run(run)
     code, out, err = call("sweep", tiny_toml, "--out", tmp_path / "out")
     assert code == 2
-    assert "2 of 4 runs failed; random_snr0_seed0: not enough memory" in err
+    assert "2 of 4 runs failed; random_snr_db=0_seed=0: not enough memory" in err
     assert "uniform" in out
     assert (tmp_path / "out" / "sweep.pdf").exists()
 

@@ -93,8 +93,7 @@ def test_values_are_read_as_their_fields_types(setting, key, value):
         ("rounds=2.5", "rounds must be a whole number, got 2.5"),
         ("rounds=true", "rounds must be a whole number, got True"),
         ("channel.deadline_s=soon", "channel.deadline_s must be a number, got 'soon'"),
-        ("sweep.snr_db=[]", "sweep.snr_db must not be empty"),
-        ("sweep.snr_db=a,b", r"sweep.snr_db\[0\] must be a number, got 'a'"),
+        ("sweep.snr_db=[]", "unknown config key sweep.snr_db"),
         ("training.r_max=0", "training.r_max must be >= 1, got 0"),
         ("channel.bandwidth_hz=0", "channel.bandwidth_hz must be > 0, got 0.0"),
         ("policy.name=unifrom", "did you mean 'uniform'"),
@@ -102,7 +101,6 @@ def test_values_are_read_as_their_fields_types(setting, key, value):
         ("rounds", "--set must be key=value, got 'rounds'"),
         ("payload.hold_rank=2", "payload.hold_rank 2 must be at least training.r_max 8"),
         ("data.label_column=", "'classify' needs data.label_column"),
-        ("sweep.seeds=1,1", "sweep.seeds must not repeat a value"),
     ],
 )
 def test_mistakes_are_named(setting, message):

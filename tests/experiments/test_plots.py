@@ -18,7 +18,9 @@ def sweep(policies=("airllm", "uniform"), snrs=(-5.0, 5.0, 15.0), seeds=(0,), bi
     base = dict.fromkeys(RESULT_COLUMNS, 0.5) | {"delivered_bits": bits, "full_accuracy": 0.8}
     return pd.DataFrame(
         [
-            base | {"policy": p, "snr_db": s, "seed": k, "accuracy": 0.6 + 0.01 * k + 0.005 * s}
+            {"cell": f"{p}{s}{k}", "label": p, "policy.name": p, "channel.snr_db": s, "seed": k}
+            | base
+            | {"accuracy": 0.6 + 0.01 * k + 0.005 * s}
             for p in policies
             for s in snrs
             for k in seeds
@@ -99,7 +101,7 @@ def test_bits_have_plain_numbers_on_their_axis(bits, drawn):
 
 def test_where_nothing_came_through_a_zero_is_drawn(drawn):
     frame = sweep()
-    frame.loc[frame["snr_db"] == -5.0, "delivered_bits"] = 0.0
+    frame.loc[frame["channel.snr_db"] == -5.0, "delivered_bits"] = 0.0
     right = drawn(frame).axes[1]
     assert right.get_yscale() == "symlog"
     assert right.get_yticks()[0] == 0.0
@@ -126,6 +128,8 @@ def test_a_stopped_run_is_drawn_as_far_as_it_came(tmp_path):
     )
     assert [p.name for p in plots.plot_run(tmp_path)] == ["run.png", "run.pdf"]
     stopped = (tmp_path / "run.pdf").read_bytes()
-    write_summary(tmp_path / "summary.json", dict.fromkeys(RESULT_COLUMNS, 0.5))
+    write_summary(
+        tmp_path / "summary.json", dict.fromkeys(RESULT_COLUMNS, 0.5) | {"policy": "uniform"}
+    )
     plots.plot_run(tmp_path)
     assert (tmp_path / "run.pdf").read_bytes() != stopped

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.results import (
+    KEY_COLUMNS,
     RESULT_COLUMNS,
     ROUND_COLUMNS,
     RoundsWriter,
@@ -25,7 +26,9 @@ from experiments.results import (
     write_text,
 )
 
-RESULT = {**dict.fromkeys(RESULT_COLUMNS, 0.5), "policy": "uniform"}
+KEYS = {"cell": "a", "label": "uniform", "policy.name": "uniform", "channel.snr_db": 5, "seed": 0}
+RESULT = {**KEYS, **dict.fromkeys(RESULT_COLUMNS, 0.5)}
+COLUMNS = ",".join((*KEY_COLUMNS, *RESULT_COLUMNS)).encode()
 ROUND = dict.fromkeys(ROUND_COLUMNS, 0.25)
 
 
@@ -100,9 +103,9 @@ def test_a_damaged_summary_is_named(content, tmp_path):
     [
         (b"", "is damaged"),
         (b"\xf0\x28\x8c", "is damaged"),
-        (b"policy\nuniform\n", "lacks the columns snr_db, seed"),
-        (",".join(RESULT_COLUMNS).encode(), "no run of the sweep has finished yet"),
-        (",".join(RESULT_COLUMNS).encode() + b"\nu,0,0,abc" + b",1" * 9, "accuracy is not all num"),
+        (b"policy\nuniform\n", "lacks the columns cell, label, policy.name"),
+        (COLUMNS, "no run of the sweep has finished yet"),
+        (COLUMNS + b"\nc,u,u,0,0,abc" + b",1" * 13, "accuracy is not all num"),
     ],
 )
 def test_damaged_results_are_named(content, message, tmp_path):

@@ -12,7 +12,7 @@ from experiments import build
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import load_config
 from experiments.results import ROUND_COLUMNS
-from experiments.run import run_simulation
+from experiments.run import bits_until, run_simulation
 
 POLICIES = (
     "airllm", "paper", "adalora", "adalora:blind", "uniform", "random", "fixed:4",
@@ -62,6 +62,18 @@ def test_the_same_configuration_gives_the_same_bytes(tiny_toml, tmp_path):
     assert (tmp_path / "third" / "rounds.csv").read_bytes() != (
         tmp_path / "first" / "rounds.csv"
     ).read_bytes()
+
+
+def test_bits_are_counted_until_the_devices_are_there_on_average():
+    rows = [
+        {"round": r, "device": d, "delivered_bits": 100 * r + d, "accuracy": 0.1 * r + 0.02 * d}
+        for r in (1, 2, 3)
+        for d in (0, 1)
+    ]
+    # Means over the devices: 100.5, 200.5, 300.5 bits and 0.11, 0.21, 0.31.
+    assert bits_until(rows, 0.2) == 301.0
+    assert bits_until(rows, 0.1) == 100.5
+    assert np.isnan(bits_until(rows, 0.5))
 
 
 def test_payload_bits_are_those_of_the_ranks(tiny_toml, tmp_path):

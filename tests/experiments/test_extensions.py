@@ -1,0 +1,258 @@
+"""Parts of one's own: found by module:object or entry point, made, checked, and run."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from channel import Cell, ChannelConfig
+from experiments import cli
+from experiments.build import make_cell
+from experiments.config import PRESETS, ExperimentConfig
+from experiments.config_loader import load_config
+from experiments.extensions import is_own, make_own
+from experiments.results import load, read_ranks, read_rounds
+from experiments.run import run_simulation
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+SIZES = {"num_devices": 2, "num_rounds": 3, "r_max": 4, "depths": [0], "kinds": ["q"], "seed": 0}
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty working directory; what is imported from it is forgotten afterwards."""
+    folder = tmp_path / "workplace"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def examples(monkeypatch):
+    monkeypatch.chdir(EXAMPLES)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def own(tiny_toml, *sets):
+    return load_config(ExperimentConfig, tiny_toml, sets, presets=PRESETS)
+
+
+def test_the_example_of_a_policy_serves_the_best_link_alone(tiny_toml, tmp_path, examples):
+    config = own(
+        tiny_toml, "policy.name=my_policy:BestLinks(share=0.5)", "channel.csi_error_db=0",
+        "channel.csi_quantisation_db=0",
+    )  # fmt: skip
+    run_simulation(config, tmp_path / "out")
+    ranks, _ = read_ranks(tmp_path / "out")
+    rounds = read_rounds(tmp_path / "out")
+    best = rounds.pivot(index="round", columns="device", values="snr_db").to_numpy().argmax(axis=1)
+    assert ranks.sum(axis=2)[np.arange(2), best].all()
+    assert not ranks.sum(axis=2)[np.arange(2), 1 - best].any()
+
+
+def test_a_run_of_a_part_of_ones_own_is_read_where_the_part_is_not(
+    tiny_toml, tmp_path, examples, monkeypatch
+):
+    config = own(tiny_toml, "policy.name=my_policy:BestLinks(share=0.5)")
+    run_simulation(config, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(EXAMPLES)])
+    monkeypatch.delitem(sys.modules, "my_policy")
+    assert load_config(ExperimentConfig, tmp_path / "out/config.toml", presets=PRESETS) == config
+
+
+def test_the_example_of_a_policy_is_swept_beside_others(tiny_toml, tmp_path, examples, monkeypatch):
+    policies = 'policy.name=["uniform", "my_policy:BestLinks(share=0.5)"]'
+    out = tmp_path / "sweep"
+    arguments = ["airllm", "sweep", str(tiny_toml), "--sweep", policies, "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    cells = load(out).cells
+    assert cells.groupby("label")["channel.snr_db"].agg(list).to_dict() == {
+        "uniform": [0.0, 10.0],
+        "my_policy:BestLinks(share=0.5)": [0.0, 10.0],
+    }
+
+
+def test_the_example_of_a_channel_model_sends_one_device_after_the_other_into_the_tunnel(
+    tiny_toml, tmp_path, examples
+):
+    config = own(tiny_toml, "channel.model=my_channel:Tunnel(depth_db=30)", "channel.fading=none")
+    cell = make_cell(config.channel, 3, seed=0)
+    mean = config.channel.snr_db
+    for round_index, inside in enumerate(([0], [0, 1], [0, 1, 2], [0, 1, 2], [1, 2], [2], [])):
+        cell.begin_round(round_index)
+        expected = [mean - 30.0 * (d in inside) for d in range(3)]
+        np.testing.assert_allclose(cell.true_links().snr_db, expected)
+    run_simulation(config, tmp_path / "out")
+    assert read_rounds(tmp_path / "out")["snr_db"].tolist() == [
+        mean - 30,
+        mean,
+        mean - 30,
+        mean - 30,
+    ]
+
+
+def test_a_channel_model_that_changes_within_a_round_is_asked_in_every_slot():
+    class Falling:
+        is_constant = False
+
+        def snr_db(self, time_s, direction):
+            return np.array([10.0 if time_s < 0.5 else -100.0])
+
+    config = ChannelConfig.from_preset("iot-shared-1mhz", fading="none", csi_error_db=0.0)
+    cell = Cell(config, 1, seed=0, model=Falling())
+    cell.begin_round(0)
+    rate_bps = 1e6 * np.log2(11.0)
+    delivery = cell.transfer({0: 10**8})[0]
+    assert delivery.sent_bits == pytest.approx(0.5 * rate_bps, rel=1e-6)
+
+
+def test_a_channel_model_must_give_a_number_for_each_device():
+    class Scalar:
+        is_constant = True
+
+        def snr_db(self, time_s, direction):
+            return 3.0
+
+    with pytest.raises(ValueError, match="Scalar must give an SNR in dB for each of 2 devices"):
+        Cell(ChannelConfig(), 2, seed=0, model=Scalar()).true_links()
+
+
+def test_a_cell_does_not_pass_over_a_model_that_it_was_not_given():
+    with pytest.raises(ValueError, match="channel.model 'a:B' names an object"):
+        Cell(ChannelConfig(model="a:B"), 2, seed=0)
+
+
+def test_the_example_of_a_data_set_is_learned_from(tiny_toml, examples):
+    config = own(tiny_toml, "data.source=my_data:commands(count=400)", "data.eval_source=")
+    summary = run_simulation(config)
+    assert summary["num_train"] == 320
+    assert (
+        summary["data_fingerprint"]
+        != run_simulation(own(tiny_toml, "data.source=my_data:commands(count=400)", "seed=1"))[
+            "data_fingerprint"
+        ]
+    )
+
+
+def test_a_data_set_may_say_what_the_devices_have(tiny_toml, workplace):
+    (workplace / "own_parts.py").write_text(
+        "def both():\n"
+        "    train = [(f'{w} {i}', w) for i in range(40) for w in ('a', 'b')]\n"
+        "    return {'train': train, 'evaluation': train[:20]}\n"
+        "def other():\n"
+        "    return {'train': [('a', 'b'), ('c', 'd')]}\n"
+        "def ragged():\n"
+        "    return [('a', 'b', 'c')]\n"
+    )
+    assert run_simulation(own(tiny_toml, "data.source=own_parts:both"))["num_train"] == 80
+    with pytest.raises(ValueError, match="by the keys 'train' and 'evaluation', got train"):
+        run_simulation(own(tiny_toml, "data.source=own_parts:other"))
+    with pytest.raises(ValueError, match=r"as row 1; it must give pairs \(text, label\)"):
+        run_simulation(own(tiny_toml, "data.source=own_parts:ragged"))
+
+
+def test_an_installed_package_offers_its_parts_by_entry_point(tiny_toml, workplace):
+    (workplace / "shop.py").write_text(
+        "class Nothing:\n"
+        "    name, importance = 'nothing', 'energy'\n"
+        "    def decide(self, observation):\n"
+        "        return 0 * observation.previous_ranks\n"
+        "    def learn(self, feedback):\n"
+        "        return {}\n"
+    )
+    info = workplace / "shop-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shop\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[airllm.policies]\nnothing = shop:Nothing\n")
+    sys.path.append(str(workplace))
+    assert run_simulation(own(tiny_toml, "policy.name=nothing"))["payload_bits"] == 0
+    with pytest.raises(ValueError, match="did you mean 'nothing'"):
+        own(tiny_toml, "policy.name=nothin")
+
+
+WRONG = """
+from airllm.policy import RankPolicy
+name = 3
+class Lame:
+    name, importance = "lame", "gain"
+class Curious(Lame):
+    def __init__(self, weather): ...
+class Wide(Lame):
+    def decide(self, observation): return observation.previous_ranks + 99
+    def learn(self, feedback): return {}
+class Flat(Wide):
+    def decide(self, observation): return observation.snr_db
+class Vain(Wide):
+    importance = "beauty"
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere:Policy", "there is no module 'nowhere' in .*workplace or installed; start from"),
+        ("wrong.deeper:Policy", "wrong.deeper cannot be imported|no module 'wrong.deeper'"),
+        ("wrong:Lam", "has no 'Lam'; did you mean 'Lame'"),
+        ("wrong:name", "is no class or function, but int"),
+        ("wrong:Lame", "Lame has no decide, learn; see airllm.policy.RankPolicy"),
+        ("wrong:Lame(x=1)", "takes no 'x'; its arguments are none"),
+        ("wrong:Curious", r"asks for 'weather'; give it in brackets, as in wrong:Curious\(weather"),
+        ("wrong:Lame(3)", "what is in brackets must be key=value"),
+        ("wrong:Wide", r"must decide ranks in 0..4 \(training.r_max\), got 99..99"),
+        ("wrong:Flat", r"whole numbers \[devices, projections\] of shape .*, got float64"),
+        ("wrong:Vain", "has the importance 'beauty'; it must be one of first, energy"),
+        ("broken:Policy", "broken cannot be imported: SyntaxError"),
+        ("hungry:Policy", "hungry cannot be imported: No module named 'absent_package'"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_a_sentence(name, message, tiny_toml, workplace):
+    (workplace / "wrong.py").write_text(WRONG)
+    (workplace / "broken.py").write_text("class Policy\n")
+    (workplace / "hungry.py").write_text("import absent_package\n")
+    with pytest.raises(ValueError, match=message):
+        run_simulation(own(tiny_toml, f"policy.name={name}"))
+
+
+def test_a_name_without_a_module_must_be_an_entry_point():
+    with pytest.raises(ValueError, match=r"channel.model 'tunnel' is neither module:object nor an"):
+        make_own("channel", "tunnel", config=None, num_devices=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "expected"),
+    [
+        ("policy", "greedy:energy", False),
+        ("policy", "fixed:3", False),
+        ("policy", "greedi:energy", True),
+        ("policy", "my.deep.module:Outer.Inner(a=1, b='x:y')", True),
+        ("data", "stanfordnlp/sst2", False),
+        ("data", "data.csv", False),
+        ("data", "my_data:load", True),
+        ("data", "https://example.org/a.csv", False),
+    ],
+)
+def test_what_counts_as_a_name_of_ones_own(kind, name, expected):
+    assert is_own(kind, name) is expected
+
+
+def test_arguments_in_brackets_win_over_what_is_offered(workplace):
+    (workplace / "echo.py").write_text(
+        "class Echo:\n"
+        "    name, importance = 'echo', 'gain'\n"
+        "    def __init__(self, seed, r_max, words=()):\n"
+        "        self.heard = (seed, r_max, words)\n"
+        "    def decide(self, observation): ...\n"
+        "    def learn(self, feedback): ...\n"
+    )
+    echo = make_own("policy", "echo:Echo(seed=7, words=['a', 'b'])", **SIZES)
+    assert echo.heard == (7, 4, ["a", "b"])
