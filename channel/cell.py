@@ -125,6 +125,7 @@ class Cell:
 
         ``start_s`` is for rounds that last as long as they do: it replaces the fixed period.
         """
+        is_free = start_s is not None
         if start_s is None:
             start_s = round_index * self.config.round_period_s
         if round_index <= self.round_index:
@@ -132,6 +133,9 @@ class Cell:
                 f"round_index must be above {self.round_index}, the round begun last, "
                 f"got {round_index}"
             )
+        if is_free:
+            # The round before may have ended before its deadline, up to which the clock has run.
+            self._env = simpy.Environment(initial_time=start_s)
         if start_s < self._env.now - 1e-9 * start_s:
             raise ValueError(
                 f"round {round_index} starts at {start_s:g} s, but the transfers before it went on "

@@ -56,17 +56,20 @@ class FederatedService:
         participation: Participation,
         *,
         capacity: NDArray[np.int64],
+        r_max: int,
         up_payload: PayloadConfig,
         hold_rank: int,
         cloud_text: CloudText,
         cost_weight: float,
         probes: Sequence[Batch],
     ) -> None:
-        """``capacity`` [devices] is the largest rank of each device, ``hold_rank`` that of the
-        global adapter; ``probes`` are texts on which a learning policy's merges are judged."""
+        """``capacity`` [devices] is the largest rank of each device, ``r_max`` that of an update on
+        its way up, ``hold_rank`` that of the global adapter; ``probes`` are texts on which a
+        learning policy's merges are judged."""
         self.down, self.up_policy, self.master = down, up_policy, master
         self.config, self.training, self.participation = config, training, participation
         self.capacity, self.hold_rank, self.cloud_text = capacity, hold_rank, cloud_text
+        self.r_max = r_max
         self.base: BaseModel = down.base
         self.head: Head | None = down.head
         self.num_devices, self.num_rounds = down.num_devices, down.num_rounds
@@ -122,7 +125,7 @@ class FederatedService:
     def grant(self, round_index: int, requests: Mapping[int, Request]) -> dict[int, bytes]:
         """By device, the ranks (a byte each) of the update that it may send; who may not is left
         out."""
-        worth = np.zeros((len(self._asked), len(self.base.specs), self.down.r_max))
+        worth = np.zeros((len(self._asked), len(self.base.specs), self.r_max))
         for i, d in enumerate(self._asked):
             if d in requests:
                 worth[i] = self._worth_of(d, requests[d])
@@ -204,12 +207,12 @@ class FederatedService:
         if not held.any():  # no download came through yet: it starts where all started
             return everything
         # So does a projection in which nothing has been learned yet.
-        is_empty = ~self.master.adapter.energy(self.down.r_max).any(axis=1)
+        is_empty = ~self.master.adapter.energy(self.r_max).any(axis=1)
         return np.where(is_empty, everything, np.minimum(held, everything))
 
     def _worth_of(self, device: int, request: Request) -> NDArray[np.float64]:
         """[projections, r_max]; nothing for a device that sends no proper table."""
-        shape = (len(self.base.specs), self.down.r_max)
+        shape = (len(self.base.specs), self.r_max)
         try:
             found = unpack_worth(request.worth, shape[0])
         except ValueError as error:
@@ -254,7 +257,7 @@ class FederatedService:
             previous_ranks=self._previous[asked],
             bits_per_rank=self._bits,
             overhead_bits=float(overhead_bits(len(self.base.specs))),
-            r_max=self.down.r_max,
+            r_max=self.r_max,
             energy=np.abs(worth),
             worth=worth,
         )

@@ -10,6 +10,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from airllm.lora import Adapter
 from airllm.ranks import Ranks
 from airllm.report import DeviceReport
 from airllm.tuning import Head
@@ -60,6 +61,10 @@ class Service(Protocol):
         """Take in what came of it; rewards [devices]."""
         ...
 
+    def final(self) -> Adapter:
+        """The whole of what there was to send after the last round."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Transfers:
@@ -95,7 +100,7 @@ class RoundResult:
     """of the uplink: reports, requests and acknowledgements"""
     energy_j: NDArray[np.float64]
     compute_s: NDArray[np.float64]
-    """virtual time that a device trained"""
+    """virtual time that a device's training takes"""
     round_s: float
     """virtual time until the round was over"""
     is_answered: NDArray[np.bool_]
@@ -269,6 +274,10 @@ class Round:
             return np.array([air.deliveries[d].energy_j for d in range(len(compute_j))])
         found = compute_j.copy()
         for d in range(len(compute_j)):
+            if air.round_deadline_s is not None and d in self._compute and self._compute[d][0] > 0:
+                # Who is not ready by the deadline gives up there.
+                left_s = max(air.round_deadline_s - air.deliveries[d].delay_s, 0.0)
+                found[d] *= min(left_s / self._compute[d][0], 1.0)
             listened_s = air.deliveries[d].delay_s
             sent_s = air.uplinks[d].air_s if d in air.uplinks else 0.0
             found[d] += receive_energy_j(energy, listened_s) + transmit_energy_j(energy, sent_s)

@@ -219,4 +219,4 @@ def run_simulation(
             on_round=recorder.record,
             reply_timeout_s=config.runtime.reply_timeout_s,
         )
-        return recorder.finish(service.master.final())
+        return recorder.finish(service.final())
