@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 ACTIVATIONS = {"tanh": nn.Tanh, "mish": nn.Mish}
+# A policy's file says how wide its networks are: it must not take all memory before it is refused.
+MAX_WIDTH = 4096
 
 
 class RunningNorm:
@@ -38,7 +40,10 @@ class RunningNorm:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
-        self.mean, self.var = state["mean"].numpy().copy(), state["var"].numpy().copy()
+        mean, var = state["mean"].numpy().copy(), state["var"].numpy().copy()
+        if not mean.shape == var.shape == self.mean.shape:
+            raise ValueError(f"a state of {mean.shape} numbers is not one of {self.mean.shape}")
+        self.mean, self.var = mean, var
         self.count = float(state["count"])
 
 

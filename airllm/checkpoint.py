@@ -1,31 +1,65 @@
-"""Nested states of tensors and numbers as safetensors files, whole or not at all; no pickle."""
+"""Nested states of tensors and numbers as safetensors files, whole or not at all; no pickle.
+
+safetensors itself has no checksum. Here each tensor is named by the SHA-256 of what it is, so equal
+ones are stored once, and the nesting, which refers to these names, carries a SHA-256 of its own: no
+bit of a state can change unnoticed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-_TREE = "tree"  # key of the file's metadata under which the nesting stands, as JSON
+# Keys of the file's metadata: the nesting, as JSON, and its checksum.
+_TREE, _CHECKSUM = "tree", "sha256"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to that takes the place of ``path`` at the end, whole or not at all.
+
+    Written, synchronised, renamed, and the folder synchronised: at no moment, of a crash or of a
+    power failure, is there anything but the old file or the new one.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        _synchronise(part)
+        os.replace(part, path)
+        _synchronise(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def save_state(state: Any, path: Path) -> None:
-    """Write dicts, lists, tensors, numbers and strings, nested as they like, to one file.
+    """Write dicts, lists, tensors, bytes, numbers and strings, nested as they like, to one file.
 
     Raises TypeError for anything else.
     """
     tensors: dict[str, torch.Tensor] = {}
 
+    def stored(value: torch.Tensor) -> str:
+        own = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        name = _name(own)
+        tensors[name] = own
+        return name
+
     def plain(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            name = f"t{len(tensors)}"
-            tensors[name] = value.detach().cpu().contiguous().clone()
-            return {"tensor": name}
+            return {"tensor": stored(value)}
+        if isinstance(value, bytes):
+            octets = np.frombuffer(value, dtype=np.uint8).copy()
+            return {"bytes": stored(torch.from_numpy(octets))}
         if isinstance(value, dict):
             return {"dict": [[key, plain(v)] for key, v in value.items()]}
         if isinstance(value, list | tuple):
@@ -35,35 +69,57 @@ def save_state(state: Any, path: Path) -> None:
         raise TypeError(f"a state holds tensors, numbers and text, got {type(value).__name__}")
 
     tree = json.dumps(plain(state))
-    part = path.with_name(f".{path.name}.part")
-    try:
-        save_file(tensors, part, metadata={_TREE: tree})
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part:
+        save_file(tensors, part, metadata={_TREE: tree, _CHECKSUM: _sum(tree)})
 
 
 def load_state(path: Path) -> Any:
-    """What `save_state` wrote; raises ValueError that names the file if it is damaged."""
+    """What `save_state` wrote, to the bit; raises ValueError that names the file if it is not."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            tree = json.loads((file.metadata() or {})[_TREE])
+            metadata = file.metadata() or {}
+            tree = metadata[_TREE]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata[_CHECKSUM] != _sum(tree):
+            raise ValueError("its checksum does not match")
+        for name, tensor in tensors.items():
+            if name != _name(tensor):
+                raise ValueError("the checksum of a tensor does not match")
 
         def restored(value: Any) -> Any:
             if not isinstance(value, dict):
                 return value
             ((kind, inner),) = value.items()
             if kind == "tensor":
-                return tensors[inner]
+                return tensors[inner].clone()
+            if kind == "bytes":
+                return tensors[inner].numpy().tobytes()
             if kind == "list":
                 return [restored(v) for v in inner]
             return {key: restored(v) for key, v in inner}
 
-        return restored(tree)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        return restored(json.loads(tree))
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is damaged or no saved state: {error}") from None
+
+
+def _name(tensor: torch.Tensor) -> str:
+    """SHA-256 over type, shape and values."""
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+    digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _sum(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _synchronise(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -253,7 +253,7 @@ def _jsonl_rows(path: Path, encoding: str) -> list[dict[str, Any]]:
     for number, line in _lines(path, encoding):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"data file {path}, line {number}, is no JSON ({error}); mend or delete the line"
             ) from None

@@ -16,6 +16,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
+from airllm.actor_critic import MAX_WIDTH
+
 PREDICTIONS = ("sample", "epsilon", "v_prediction")
 
 
@@ -57,6 +59,9 @@ class DdimConfig:
         ):  # fmt: skip
             if getattr(self, key) < 1:
                 raise ValueError(f"policy.ddim.{key} must be >= 1, got {getattr(self, key)}")
+        for key, limit in (("hidden", MAX_WIDTH), ("num_blocks", 64), ("train_steps", 100_000)):
+            if getattr(self, key) > limit:
+                raise ValueError(f"policy.ddim.{key} must be <= {limit}, got {getattr(self, key)}")
         if self.sampling_steps > self.train_steps:
             raise ValueError(
                 f"policy.ddim.sampling_steps {self.sampling_steps} must not exceed train_steps "

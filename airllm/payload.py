@@ -115,6 +115,9 @@ def decode(
     """The update in ``data``; raises PayloadError unless every byte is as it was sent.
 
     ``shared_down`` are the frozen factors [rank, in] that a half payload leaves out.
+
+    No value in it is infinite or not a number: a peer that sends such a one, by a mistake in its
+    training or on purpose, would spoil whatever it is added to.
     """
     if len(data) < _FIXED_BYTES + len(specs):
         raise PayloadError(f"payload of {len(data)} bytes is cut off in its header")
@@ -156,7 +159,8 @@ def _write(rows: Tensor, number_format: str) -> bytes:
     if number_format == "bf16":
         return rows.bfloat16().view(torch.int16).numpy().astype("<i2").tobytes()
     # The scale is rounded up to fp16 before use, so that no value overflows 127.
-    scale = (rows.abs().amax(dim=1).double() / 127.0 * (1 + 2**-10)).numpy().astype("<f2")
+    top = rows.abs().amax(dim=1).double() / 127.0 * (1 + 2**-10)
+    scale = top.clamp(max=torch.finfo(torch.float16).max).numpy().astype("<f2")
     step = torch.from_numpy(scale.astype(np.float32))[:, None].clamp_min(2.0**-24)
     levels = (rows / step).round().clamp(-127, 127).to(torch.int8)
     return scale.tobytes() + levels.numpy().tobytes()
@@ -182,5 +186,8 @@ def _read(
         scale = np.frombuffer(chunk, "<f2", count=rank).astype(np.float32)
         step = np.maximum(scale, np.float32(2.0**-24))
         levels = np.frombuffer(chunk, np.int8, offset=2 * rank).astype(np.float32)
-        values = (levels.reshape(rank, features) * step[:, None]).astype(np.float32)
+        with np.errstate(invalid="ignore"):  # an infinite scale, refused below
+            values = (levels.reshape(rank, features) * step[:, None]).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise PayloadError("payload has values that are infinite or not a number")
     return torch.from_numpy(values.reshape(rank, features).copy()), offset + size

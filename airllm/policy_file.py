@@ -1,6 +1,7 @@
-"""A learned policy as a folder: ``policy.json`` says what it is, the networks are in safetensors.
+"""A learned policy as a folder: what it is and its networks, under one checksum, in safetensors.
 
-A name without a folder of that name stands for a policy that ships with the package.
+``policy.json`` beside it says the same and how the policy was learned, for people to read. A name
+without a folder of that name stands for a policy that ships with the package.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from airllm.airllm_policy import AirLlmPolicy
-from airllm.checkpoint import load_state, save_state
+from airllm.checkpoint import load_state, replacing, save_state
 from airllm.ddim import DdimConfig
 from airllm.ppo import PpoConfig
 
 BUNDLED = Path(__file__).parent / "learned"
-_FORMAT = 1
+_STATE = "policy.safetensors"
+_FORMAT = 2
 _SETTINGS = ("proposer", "refiner", "hide", "priority_scale", "refine_std")
 
 
@@ -31,7 +33,6 @@ def save_policy(
 ) -> None:
     """Write the policy into ``folder``; ``facts`` say how it was learned."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_state(policy.networks(), folder / "policy.safetensors")
     about = {
         "format": _FORMAT,
         "depths": list(depths),
@@ -39,11 +40,10 @@ def save_policy(
         "ppo": dataclasses.asdict(policy.ppo.config),
         "ddim": dataclasses.asdict(policy.config),
         **{key: getattr(policy, key) for key in _SETTINGS},
-        "learned": facts,
     }
-    part = folder / ".policy.json.part"
-    part.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    part.replace(folder / "policy.json")
+    save_state({"about": about, "networks": policy.networks()}, folder / _STATE)
+    with replacing(folder / "policy.json") as part:
+        part.write_text(json.dumps(about | {"learned": facts}, indent=1) + "\n", encoding="utf-8")
 
 
 def load_policy(
@@ -53,44 +53,48 @@ def load_policy(
 
     Raises ValueError that names the remedy where there is none, or one for another model.
     """
-    folder = find_policy(path)
+    file = find_policy(path) / _STATE
     try:
-        about = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
+        state = load_state(file)
+        about = state["about"]
         if about["format"] != _FORMAT:
             raise ValueError(f"format {about['format']} is not {_FORMAT}")
         ppo, ddim = PpoConfig(**about["ppo"]), DdimConfig(**about["ddim"])
         settings = {key: about[key] for key in _SETTINGS}
         known = (list(about["depths"]), list(about["kinds"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"policy.path {path}: {folder / 'policy.json'} is damaged or of another version "
-            f"({error}); learn the policy again with `airllm learn`"
-        ) from None
-    if known != (list(depths), list(kinds)):
+        if known != (list(depths), list(kinds)):
+            raise _OtherModel
+        policy = AirLlmPolicy(
+            depths=depths, kinds=kinds, ppo=ppo, ddim=ddim, is_exploring=is_exploring, seed=seed,
+            **settings,
+        )  # fmt: skip
+        policy.load_networks(state["networks"])
+    except _OtherModel:
         raise ValueError(
             f"policy.path {path} was learned for a model with {len(known[0])} projections "
             f"({', '.join(sorted(set(known[1])))}), this one has {len(depths)} "
             f"({', '.join(sorted(set(kinds)))}); learn one for it with `airllm learn`, or set "
             f"policy.path to nothing"
-        )
-    policy = AirLlmPolicy(
-        depths=depths, kinds=kinds, ppo=ppo, ddim=ddim, is_exploring=is_exploring, seed=seed,
-        **settings,
-    )  # fmt: skip
-    try:
-        policy.load_networks(load_state(folder / "policy.safetensors"))
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(f"policy.path {path}: {error}") from None
+        ) from None
+    except Exception as error:  # torch raises a dozen kinds for weights that do not fit
+        raise ValueError(
+            f"policy.path {path}: {file} is damaged or of another version ({error}); learn the "
+            f"policy again with `airllm learn`"
+        ) from None
     return policy
+
+
+class _OtherModel(Exception):
+    pass
 
 
 def find_policy(path: str) -> Path:
     """The folder of a policy, or of the bundled one of that name."""
     for folder in (Path(path), BUNDLED / path):
-        if (folder / "policy.json").is_file():
+        if (folder / _STATE).is_file():
             return folder
-    names = sorted(p.parent.name for p in BUNDLED.glob("*/policy.json"))
+    names = sorted(p.parent.name for p in BUNDLED.glob(f"*/{_STATE}"))
     raise ValueError(
-        f"policy.path {path!r} holds no policy.json; give a folder that `airllm learn` has "
+        f"policy.path {path!r} holds no {_STATE}; give a folder that `airllm learn` has "
         f"written, or a bundled policy ({', '.join(names) or 'there is none'})"
     )

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from airllm.actor_critic import ACTIVATIONS, ActorCritic, RunningNorm
+from airllm.actor_critic import ACTIVATIONS, MAX_WIDTH, ActorCritic, RunningNorm
 from airllm.rollout import Segment
 
 
@@ -63,6 +63,8 @@ class PpoConfig:
         for key in ("hidden", "num_epochs", "batch_size", "update_every"):
             if getattr(self, key) < 1:
                 raise ValueError(f"policy.ppo.{key} must be >= 1, got {getattr(self, key)}")
+        if self.hidden > MAX_WIDTH:
+            raise ValueError(f"policy.ppo.hidden must be <= {MAX_WIDTH}, got {self.hidden}")
         for key in ("gamma", "gae_lambda"):
             if not 0.0 <= getattr(self, key) <= 1.0:
                 raise ValueError(f"policy.ppo.{key} must be in [0, 1], got {getattr(self, key)}")

@@ -15,6 +15,8 @@ Array = NDArray[np.float64]
 
 KINDS = ("snr_db", "cqi", "throughput")
 MISSING = ("", "-", "nan", "na", "n/a", "null", "none")
+_MAX_SNR_DB = 300.0  # more is a mistake in the file
+_MAX_EFFICIENCY = 100.0  # bit/s/Hz, Shannon's at 300 dB
 _UNITS_BPS = {"bit/s": 1.0, "kbit/s": 1e3, "mbit/s": 1e6, "mbits/sec": 1e6, "gbit/s": 1e9}
 
 
@@ -100,14 +102,19 @@ class Trace:
         """The SNR that the recorded link amounts to.
 
         A CQI stands for the threshold it is chosen at; a throughput R for 2^(R/B) - 1, the SNR at
-        which a band of B carries it at Shannon's rate.
+        which a band of B carries it at Shannon's rate; ValueError where no link could.
         """
         values = self.at(time_s)
         if self.kind == "snr_db":
             return values
         if self.kind == "cqi":
-            index = np.clip(np.round(values).astype(int), 0, len(CQI_THRESHOLD_DB))
+            index = np.clip(np.round(values), 0, len(CQI_THRESHOLD_DB)).astype(int)
             return np.concatenate([[-np.inf], CQI_THRESHOLD_DB])[index]
+        if self.values.max() > _MAX_EFFICIENCY * bandwidth_hz:
+            raise ValueError(
+                f"a trace of up to {self.values.max():g} bit/s does not fit a band of "
+                f"{bandwidth_hz:g} Hz; make channel.bandwidth_hz wider or check the trace's unit"
+            )
         with np.errstate(divide="ignore"):
             return 10.0 * np.log10(np.expm1(values / bandwidth_hz * np.log(2.0)))
 
@@ -118,7 +125,10 @@ def read_trace(path: Path | str, form: TraceFormat) -> Trace:
     if not path.is_file():
         raise ValueError(f"trace {path} does not exist; give an existing file")
     text = path.read_bytes().decode("utf-8-sig", errors="replace")
-    rows = [row for row in csv.reader(text.splitlines(), delimiter=form.delimiter) if row]
+    try:
+        rows = [row for row in csv.reader(text.splitlines(), delimiter=form.delimiter) if row]
+    except csv.Error as error:
+        raise ValueError(f"trace {path} is no table of cells: {error}") from None
     header: list[str] = []
     if form.has_header and rows:
         header, rows = [name.strip() for name in rows[0]], rows[1:]
@@ -136,7 +146,8 @@ def read_trace(path: Path | str, form: TraceFormat) -> Trace:
             continue
         time_s = (number - 1) * form.step_s
         if time_at is not None:
-            time_s = _seconds(path, number, row[time_at].strip(), form.time_format)
+            stamp = row[time_at].strip() if time_at < len(row) else ""
+            time_s = _seconds(path, number, stamp, form.time_format)
         if times and time_s < times[-1]:
             backward += 1
             continue
@@ -172,7 +183,10 @@ def _seconds(path: Path, number: int, cell: str, time_format: str) -> float:
 
     try:
         if time_format == "seconds":
-            return float(cell)
+            # Beyond 1e12 s, 30,000 years, sums of times lose the steps between them.
+            if not abs(time_s := float(cell)) <= 1e12:
+                raise ValueError
+            return time_s
         return datetime.strptime(cell, time_format).replace(tzinfo=UTC).timestamp()
     except ValueError:
         raise ValueError(
@@ -191,8 +205,12 @@ def _value(
         ) from None
     if not np.isfinite(value):
         raise ValueError(f"trace {path}, row {number}: the value must be finite, got {cell}")
+    if form.kind == "snr_db" and abs(value) > _MAX_SNR_DB:
+        raise ValueError(f"trace {path}, row {number}: no link has an SNR of {cell} dB")
+    if form.kind == "throughput" and value < 0:
+        raise ValueError(f"trace {path}, row {number}: the throughput must be >= 0, got {cell}")
     if form.kind != "throughput":
         return value
     # A unit beside the number, as some files have, wins over the format's.
     beside = row[value_at + 1].strip().lower() if value_at + 1 < len(row) else ""
-    return value * _UNITS_BPS.get(beside, _UNITS_BPS[form.unit.lower()])
+    return min(value * _UNITS_BPS.get(beside, _UNITS_BPS[form.unit.lower()]), 1e300)

@@ -24,7 +24,7 @@ from cloud.inspection import Inspector
 from cloud.master import GlobalMaster
 from cloud.methods import FederatedConfig
 from cloud.participation import Dropout, Participation
-from cloud.service import CloudService, LinkReport, Outcome, Plan, Request
+from cloud.service import CloudService, LinkReport, Outcome, Plan, Request, checked
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class FederatedService:
         if self._awaited is not None:
             rewards, self._awaited = self._awaited, None
             self.up_policy.learn(RoundFeedback(rewards, False, observation))
-        ranks = self.up_policy.decide(observation)
+        ranks = checked(self.up_policy.decide(observation), observation, self.up_policy.name)
         for i, d in enumerate(self._asked):
             # Nothing is sent that training did not leave.
             limit = self._work[d] if self.config.is_absolute else (worth[i] != 0).sum(axis=1)

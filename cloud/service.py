@@ -198,7 +198,7 @@ class CloudService:
         if self._awaited is not None:
             rewards, self._awaited = self._awaited, None
             self.policy.learn(RoundFeedback(rewards, False, observation))
-        decided = _checked(self.policy.decide(observation), observation, self.policy.name)
+        decided = checked(self.policy.decide(observation), observation, self.policy.name)
         ranks = self._limit(devices, decided)
         sent_master, candidates = self.master.after(round_index, ranks), found.adapters
         if sent_master is not master:
@@ -298,10 +298,14 @@ class CloudService:
             energy=found.energy,
             worth=found.worth,
             trained_ranks=self.master.trained_ranks(round_index),
+            updates=found.adapters,
+            starts=[self._held[d] for d in self._devices]
+            if self.payload.coding == "residual"
+            else [Adapter.zero(self.base.specs)] * len(self._devices),
         )
 
 
-def _checked(ranks: Ranks, observation: RoundObservation, name: str) -> Ranks:
+def checked(ranks: Ranks, observation: RoundObservation, name: str) -> Ranks:
     """What a policy of anybody's has decided, if it is what a policy may decide."""
     ranks = np.asarray(ranks)
     shape = (observation.num_devices, observation.num_projections)

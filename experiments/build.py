@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -272,6 +273,11 @@ class Workbench:
             )
         return self._whole[id(adapter)][1:]
 
+    def losses(self, device: int, adapters: Sequence[Adapter]) -> NDArray[np.float64]:
+        """[adapters] mean losses on a device's own text."""
+        batches = list(self.profile(device, 1).batches)
+        return np.array([evaluate(self.base, self.head, a, batches).loss for a in adapters])
+
     def device(self, device: int, config: ExperimentConfig) -> DeviceProfile:
         """One device of a run."""
         if self._is_federated:
@@ -292,7 +298,7 @@ class Workbench:
             return own
         return make_policy(
             config.policy, num_projections=len(self.base.specs), depths=depths, kinds=kinds,
-            r_max=config.training.r_max, seed=seed,
+            r_max=config.training.r_max, seed=seed, losses=self.losses,
         )  # fmt: skip
 
     def service(self, config: ExperimentConfig) -> Service:

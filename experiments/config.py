@@ -173,6 +173,11 @@ class ExperimentConfig:
 
 def _check_federated(config: ExperimentConfig) -> None:
     federated = config.federated
+    if config.policy.name == "forward":
+        raise ValueError(
+            "policy.name 'forward' looks at the devices' losses with updates that the cloud has, "
+            "which it has not of what comes up; take another policy or mode = 'remote'"
+        )
     if config.policy.name.startswith("adalora"):
         raise ValueError(
             f"policy.name {config.policy.name!r} follows the cloud's own training, which federated "

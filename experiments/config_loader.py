@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
+import functools
 import inspect
 import textwrap
 import tomllib
@@ -144,6 +145,7 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
@@ -170,7 +172,8 @@ def type_at(cls: type, key: str) -> Any:
 
 def _unknown(root: type, key: str) -> str:
     known = list(_keys(root))
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    # Matching takes the square of a length: a key of a whole page is not compared.
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) if len(key) <= 100 else []
     if not near:
         last = key.rpartition(".")[2]
         near = [k for k in known if k.rpartition(".")[2] == last][:1]

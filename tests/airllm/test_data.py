@@ -159,6 +159,7 @@ def bad(folder, name, content):
             "has zero bytes, so it is UTF-16 or no text",
         ),
         ("a.jsonl", b"[1]\n", "line 1, is no JSON object"),
+        ("a.jsonl", b'{"text": ' + 100_000 * b"[", "line 1, is no JSON .maximum recursion"),
         ("a.label", b"no head here\n", "line 1, does not start with COARSE:fine"),
         ("a.parquet", b"nonsense", "is no readable parquet file"),
         ("a.xlsx", b"x", "has the ending .xlsx; it must be one of .csv"),

@@ -102,6 +102,29 @@ def test_int8_keeps_tiny_and_zero_components_finite():
         assert torch.isfinite(decode(data, SPECS).adapter.down[0]).all()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("number_format", ["fp32", "bf16", "int8"])
+def test_values_that_are_no_numbers_are_refused_by_the_receiver(value, number_format):
+    """Found by the fuzzer: a sender's diverged training would have spoilt what it is added to."""
+    adapter = adapter_of([2, 1, 1])
+    adapter.down[1][0, 3] = value
+    data = encode(adapter, number=1, number_format=number_format, coding="residual")
+    if number_format == "int8" and value == float("inf"):
+        assert torch.isfinite(decode(data, SPECS).adapter.down[1]).all()  # clamped, as in fp16
+        return
+    with pytest.raises(PayloadError, match="infinite or not a number"):
+        decode(data, SPECS)
+
+
+def test_int8_clamps_what_its_scale_cannot_say():
+    """Found by the fuzzer: a scale above 65504 was infinite, and the payload not a number."""
+    data = encode(
+        adapter_of([1, 1, 1], scale=1e9), number=1, number_format="int8", coding="absolute"
+    )
+    got = decode(data, SPECS).adapter.down[0]
+    assert got.abs().max() == pytest.approx(127 * 65504.0)
+
+
 def test_rank_above_one_byte_is_refused():
     with pytest.raises(ValueError, match="ranks up to 255, got 300"):
         encode(adapter_of([300, 0, 0]), number=1, number_format="fp16", coding="absolute")

@@ -104,11 +104,32 @@ def test_every_file_of_the_public_sets_is_read(folder, name):
         ("time_s,snr_db\nnoon,1\n", PLAIN, "row 1: 'noon' is no time of the format 'seconds'"),
         ("time_s,snr_db\n0,1\n0,2\n", PLAIN, "fewer than two times with a value"),
         ("time_s,snr_db\n0,inf\n", PLAIN, "row 1: the value must be finite"),
+        # Found by the fuzzer: tracebacks, clocks that stand still, links that are not a number.
+        ("snr_db,time_s\n1,0\n2\n", PLAIN, "row 2: '' is no time of the format 'seconds'"),
+        ("time_s,snr_db\n0," + 140_000 * "1", PLAIN, "t.csv is no table of cells: field larger"),
+        ("time_s,snr_db\nnan,1\n", PLAIN, "row 1: 'nan' is no time"),
+        ("time_s,snr_db\n0,1\n1e300,1\n", PLAIN, "row 2: '1e300' is no time"),
+        ("time_s,snr_db\n0,1e308\n", PLAIN, "row 1: no link has an SNR of 1e308 dB"),
+        ("1\n-2\n", FORMATS["nyu-mets"], "row 2: the throughput must be >= 0, got -2"),
     ],
 )
 def test_a_bad_file_is_named(text, form, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         read_trace(write(tmp_path, text), form)
+
+
+def test_a_throughput_that_no_band_carries_is_named(tmp_path):
+    trace = read_trace(write(tmp_path, "1\n1e300\n"), FORMATS["nyu-mets"])
+    with pytest.raises(ValueError, match=r"1e\+300 bit/s does not fit a band of 1e\+06 Hz; make"):
+        trace.snr_db(0.0, 1e6)
+
+
+def test_a_cqi_off_the_table_is_the_nearest_on_it(tmp_path):
+    trace = read_trace(
+        write(tmp_path, "Timestamp,CQI\n2020.01.02_03.04.05,1e308\n2020.01.02_03.04.06,-3\n"),
+        FORMATS["ucc-5g-cqi"],
+    )
+    np.testing.assert_array_equal(trace.snr_db(np.array([0.0, 1.0]), 1e6), [22.7, -np.inf])
 
 
 def test_absent_files_and_bad_formats_are_named(tmp_path):

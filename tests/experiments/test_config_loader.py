@@ -162,6 +162,9 @@ def test_defaults_are_described_exactly():
         (b"rounds = " + 5000 * b"[", "is not valid TOML"),
         (b"\xff\xfe", "is not UTF-8 text"),
         (b"channel = 3", "channel must be a table, got 3"),
+        # Looking for a key like this one would take minutes.
+        (b"a" * 50_000 + b" = 1", "unknown config key a+; `airllm config` lists all keys"),
+        (b"[policy.ppo]\nhidden = 1000000000", "policy.ppo.hidden must be <= 4096"),
         (b"[data]\nsorce = 'x'", "unknown config key data.sorce; did you mean data.source"),
     ],
 )

@@ -97,10 +97,10 @@ def test_a_policy_for_another_model_is_refused(config, tiny_toml, tmp_path):
     arguments = {"num_projections": 2, "r_max": 4, "seed": 0}
     with pytest.raises(ValueError, match=r"12 projections.* this one has 2 \(other\)"):
         make_policy(other.policy, depths=[0, 1], kinds=["other", "other"], **arguments)
-    (tmp_path / "out" / "policy.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"policy\.json is damaged"):
+    (tmp_path / "out" / "policy.safetensors").write_text("{}")
+    with pytest.raises(ValueError, match=r"policy\.safetensors is damaged"):
         make_policy(other.policy, depths=[0, 1], kinds=["q", "q"], **arguments)
-    with pytest.raises(ValueError, match=r"holds no policy\.json"):
+    with pytest.raises(ValueError, match=r"holds no policy\.safetensors"):
         make_policy(
             config_of(tiny_toml, "policy.path=nowhere").policy,
             depths=[0, 1], kinds=["q", "q"], **arguments,

@@ -136,6 +136,16 @@ def test_damaged_ranks_are_named(tmp_path):
     np.savez(path, ranks=np.zeros((2, 3), int), projections=np.array(["a"]))
     with pytest.raises(ValueError, match="is damaged: ranks of shape"):
         read_ranks(tmp_path)
+    np.savez(path, ranks=np.ones((2, 3, 1)), projections=np.array(["a"]))
+    with pytest.raises(ValueError, match="is damaged: .* type float64"):
+        read_ranks(tmp_path)
+    # Found by the fuzzer: an unknown compression, and a header that asks for all memory.
+    np.savez(path, ranks=np.ones((4, 3, 2), int), projections=np.array(["a", "b"]))
+    whole = path.read_bytes()
+    for part, other in ((b"\0\0\0\0\0\0!", b"\0\0c\0\0\0!"), (b"(4, 3, 2), }", b"(9999999999)}")):
+        path.write_bytes(whole.replace(part, other))
+        with pytest.raises(ValueError, match="ranks.npz is damaged"):
+            read_ranks(tmp_path)
     np.savez(path, ranks=np.ones((4, 3, 2), int), projections=np.array(["a", "b"]))
     ranks, names = read_ranks(tmp_path)
     assert ranks.shape == (4, 3, 2)
