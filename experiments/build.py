@@ -244,7 +244,7 @@ class Workbench:
 
     @cached_property
     def gain_batches(self) -> list[list[Batch]]:
-        """[rounds][batches] on which first-order gains are measured."""
+        """[rounds, batches] on which first-order gains are measured."""
         return [
             gain_batches(
                 self.base, self.cloud_set, self.key.training,
