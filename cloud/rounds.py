@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -228,7 +228,7 @@ class Round:
         devices = range(self.service.num_devices)
         asked = self.service.participants(self.round_index)
         acked = np.array([d in installed for d in devices])
-        reports = np.isin(devices, asked) * config.report_bits
+        reports = np.array([d in reported for d in devices]) * config.report_bits
         overhead = reports + acked * config.ack_bits
         overhead += np.array([8 * len(requests[d].worth) if d in requests else 0 for d in devices])
         lost = np.array([d in self._silent for d in devices])
@@ -244,7 +244,9 @@ class Round:
             requests=before,
             reports=[self.known[d] for d in devices],
             down=_transfers(
-                air.deliveries, plan.ranks, down_ok, self._planned(reported, len(asked))
+                {d: replace(of, delivered_bits=0) if lost[d] else of
+                 for d, of in air.deliveries.items()},
+                plan.ranks, down_ok, self._planned(reported, len(asked))
             ),
             up=_transfers(
                 air.uplinks, up_ranks, [d in self.service.merged for d in devices],
