@@ -43,7 +43,7 @@ def device_of(config: ExperimentConfig, context: Context) -> tuple[BaseModel, De
     if not 0 <= device < config.num_devices:
         raise ValueError(f"partition-id must be in 0..{config.num_devices - 1}, got {device}")
     workbench = workbench_for(config)
-    return workbench.base, workbench.profile(device, config.payload.hold_rank)
+    return workbench.base, workbench.device(device, config)
 
 
 def serve(grid: Grid, context: Context) -> None:
