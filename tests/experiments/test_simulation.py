@@ -17,7 +17,8 @@ FILES = ("rounds.csv", "config.toml", "summary.json")
 
 @pytest.fixture
 def config(tiny_toml):
-    sets = ["policy.name=airllm", "num_devices=3", "runtime.workers=1"]
+    # In federated mode the devices train as well: there is more in which runtimes could differ.
+    sets = ["mode=federated", "policy.name=uniform", "num_devices=3", "runtime.workers=1"]
     return load_config(ExperimentConfig, tiny_toml, sets, presets=PRESETS)
 
 
