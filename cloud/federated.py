@@ -94,6 +94,12 @@ class FederatedService:
         self.merged: Collection[int] = ()
         self.round_deadline_s = config.deadline_s or None
 
+    def welcome(self, reports: Mapping[int, DeviceReport]) -> None:
+        """Take note of the devices: who could change its weight later could take over the mean."""
+        self.down.welcome(reports)
+        self._examples = {d: max(r.num_examples, 0) for d, r in reports.items()}
+        self._first_loss = {d: r.loss for d, r in reports.items()}
+
     def participants(self, round_index: int) -> list[int]:
         """The devices sampled for a round."""
         return self.participation.chosen(round_index)
@@ -115,10 +121,7 @@ class FederatedService:
         """The global adapter's way down, and the ranks at which devices are to train."""
         plan = self.down.plan(round_index, reports, links)
         self._asked, self._granted, self._work = sorted(reports), {}, {}
-        for d, report in reports.items():
-            # As it was at first: who could change it later could take over the mean.
-            self._examples.setdefault(d, max(report.num_examples, 0))
-            self._first_loss.setdefault(d, report.loss)
+        for d in reports:
             self._work[d] = self._ranks_to_train(d, plan)
         return Plan(plan.ranks, plan.payloads, dict(self._work), self.up_policy.importance)
 

@@ -36,6 +36,10 @@ class Service(Protocol):
     merged: Collection[int]
     """devices whose own update the round before has merged"""
 
+    def welcome(self, reports: Mapping[int, DeviceReport]) -> None:
+        """Take note of the devices, before the first round."""
+        ...
+
     def participants(self, round_index: int) -> list[int]:
         """The devices that are asked in a round."""
         ...

@@ -40,6 +40,7 @@ def run_federation(
         is_stopped=is_stopped,
     )
     known = roster.assemble(wait_s=connect_timeout_s)
+    service.welcome(known)
     start_s = 0.0
     for round_index in range(service.num_rounds):
         air.begin_round(
