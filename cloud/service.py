@@ -187,7 +187,7 @@ class CloudService:
             if report.update_number != self._held_number[i]:
                 # The device is not where the books have it (a restart): start it afresh.
                 self._held[i], self._held_number[i] = Adapter.zero(self.base.specs), -1
-        self._reports = dict(reports)
+        self._reports |= reports
         master = self.master.before(round_index)
         found = candidates_of(
             self.base,
