@@ -172,7 +172,7 @@ def test_a_recorded_run_is_the_run_that_the_federation_makes(tiny_toml):
         class Spy(Recorder):
             def record(self, result, seen=seen):
                 super().record(result)
-                seen.append((result.ranks, [r.loss for r in result.requests]))
+                seen.append((result.down.ranks, [r.loss for r in result.requests]))
 
         import experiments.run as module
 
