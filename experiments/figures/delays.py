@@ -81,7 +81,7 @@ def timeline(axes: Axes, rounds: pd.DataFrame) -> None:
     starts = rounds.groupby("round")["time_s"].min()
     period = float(np.median(np.diff(starts))) if len(starts) > 1 else rounds["delay_s"].max()
     origin = float(starts.iloc[0])
-    phases = [p for p in PHASES if p[0] in rounds]
+    phases = _recorded(rounds)
     for row in rounds.itertuples():
         begin = starts[row.round] - origin
         axes.barh(row.device, period, left=begin, height=0.62, color="0.92", linewidth=0)
@@ -124,7 +124,7 @@ def timeline_figure(rounds: pd.DataFrame, cells: pd.DataFrame, *, num_rounds: in
             axes.set_title(run.label, loc="left", pad=2)
             if axes is not grid[-1]:
                 axes.set_xlabel("")
-        names = [p for p in PHASES if p[0] in rounds]
+        names = _recorded(rounds)
         handles = [Patch(facecolor=c, hatch=h, edgecolor="white", label=n) for _, n, c, h in names]
         handles.append(Patch(color="0.92", label="waiting"))
         snr = f"{decibel(snrs[len(snrs) // 2])}, " if snrs else ""
@@ -133,3 +133,8 @@ def timeline_figure(rounds: pd.DataFrame, cells: pd.DataFrame, *, num_rounds: in
             title=f"{snr}seed {chosen['seed'].iloc[0]}; crosses: not in by the deadline",
         )  # fmt: skip
         return figure
+
+
+def _recorded(rounds: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+    """The phases that there were: in remote mode devices neither compute nor send."""
+    return [phase for phase in PHASES if phase[0] in rounds and (rounds[phase[0]] > 0).any()]
