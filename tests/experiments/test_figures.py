@@ -51,7 +51,8 @@ def rounds_of(cells, *, num_rounds=3, num_devices=2):
                     {"cell": row.cell, "label": row.label, "seed": row.seed}
                     | dict.fromkeys(ROUND_COLUMNS, 1.0)
                     | {"round": r, "device": d, "time_s": r - 1.0, "delay_s": 0.2 * (d + 1),
-                       "compute_s": 0.0, "uplink_delay_s": 0.0, "accuracy": 0.5 + 0.1 * r, "delivered": float(not is_lost)}
+                       "compute_s": 0.0, "uplink_delay_s": 0.0, "accuracy": 0.5 + 0.1 * r,
+                       "delivered": float(not is_lost)}
                 )  # fmt: skip
     return pd.DataFrame(frames)
 
