@@ -249,6 +249,32 @@ def plot(
 
 
 @app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a sweep or of a run.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File [default: report.html in the folder].")
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="Only these policies or variants; may be repeated."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="Whom the others are compared with.")
+    ] = None,
+    best: Annotated[
+        str | None, typer.Option("--best", help="Whose gain over uniform is a score of 1.")
+    ] = None,
+) -> None:
+    """Write one HTML page with tables, statistics, figures and the configuration; no network."""
+    _setup_logging(False)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; name the --out of a sweep or a run")
+    from experiments.report import write_report
+
+    typer.echo(write_report(folder, out, labels=labels or (), reference=reference, best=best))
+
+
+@app.command()
 def info() -> None:
     """Versions, device, and which models and data there are here."""
     _setup_logging(False)
