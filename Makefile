@@ -2,7 +2,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test check docs slow clean
+.PHONY: setup run test check docs notebooks slow clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,9 @@ check: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+notebooks: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m notebooks tests/test_notebooks.py
 
 # The site, in site/; a warning is an error.
 docs: setup
