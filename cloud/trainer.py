@@ -102,6 +102,10 @@ class TrainingSet:
     ids: Sequence[list[int]]
     labels: Sequence[int]
 
+    def take(self, indices: NDArray[np.int64]) -> TrainingSet:
+        """Some of it."""
+        return TrainingSet([self.ids[i] for i in indices], [self.labels[i] for i in indices])
+
     def batch(self, base: BaseModel, indices: NDArray[np.int64]) -> Batch:
         return collate(base, [self.ids[i] for i in indices], [self.labels[i] for i in indices])
 
@@ -150,7 +154,10 @@ class _Stepper:
         self.base, self.head, self.data, self.config = base, head, data, config
         self.total_steps = num_rounds * config.steps_per_round
         self.step_index = 0
-        self.sampler = BatchSampler(len(data.ids), config.batch_size, seed, _BATCH_STREAM)
+        lengths = tuple(len(ids) for ids in data.ids)
+        self.sampler = BatchSampler(
+            len(data.ids), config.batch_size, seed, _BATCH_STREAM, lengths=lengths
+        )
         self.optimiser = torch.optim.AdamW(
             parameters,
             lr=config.learning_rate,

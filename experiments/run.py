@@ -10,7 +10,8 @@ import numpy as np
 
 from airllm.lora import Adapter
 from cloud.local_grid import LocalGrid
-from cloud.server_app import RoundResult, run_federation
+from cloud.rounds import RoundResult, Transfers
+from cloud.server_app import run_federation
 from experiments.build import Workbench, make_cell, workbench_for
 from experiments.config import ExperimentConfig
 from experiments.config_loader import dump_config
@@ -61,7 +62,7 @@ class Recorder:
             )
         rows = rows_of(result)
         self._rows.extend(rows)
-        self._ranks.append(result.ranks)
+        self._ranks.append(result.down.ranks)
         if self._writer is not None:
             self._writer.write(rows)
         if self._on_round is not None:
@@ -108,15 +109,12 @@ def rows_of(result: RoundResult) -> list[dict[str, Any]]:
                 "rate_bps": link.rate_bps,
                 "entropy": request.entropy,
                 "oov_rate": request.oov_rate,
-                "rank_sum": int(result.ranks[d].sum()),
-                "planned_bits": result.planned_bits[d],
-                "payload_bits": result.payload_bits[d],
-                "sent_bits": result.sent_bits[d],
-                "delivered_bits": result.delivered_bits[d],
+                **_transfer(result.down, d),
+                **{f"uplink_{key}": v for key, v in _transfer(result.up, d).items()},
                 "overhead_bits": result.overhead_bits[d],
-                "delay_s": result.delay_s[d],
                 "energy_j": result.energy_j[d],
-                "delivered": bool(result.is_delivered[d]),
+                "compute_s": result.compute_s[d],
+                "round_s": result.round_s,
                 "answered": bool(result.is_answered[d]),
                 "loss": report.loss,
                 "accuracy": report.accuracy,
@@ -124,6 +122,18 @@ def rows_of(result: RoundResult) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _transfer(transfers: Transfers, device: int) -> dict[str, Any]:
+    return {
+        "rank_sum": int(transfers.ranks[device].sum()),
+        "planned_bits": transfers.planned_bits[device],
+        "payload_bits": transfers.payload_bits[device],
+        "sent_bits": transfers.sent_bits[device],
+        "delivered_bits": transfers.delivered_bits[device],
+        "delay_s": transfers.delay_s[device],
+        "delivered": bool(transfers.is_delivered[device]),
+    }
 
 
 def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str, Any]:
@@ -150,6 +160,8 @@ def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str,
         "delivered_bits": mean("delivered_bits", rows),
         "total_delivered_bits": float(sum(row["delivered_bits"] for row in rows)),
         "overhead_bits": mean("overhead_bits", rows),
+        "uplink_sent_bits": mean("uplink_sent_bits", rows),
+        "uplink_delivered_bits": mean("uplink_delivered_bits", rows),
         # Of the updates that were sent.
         "delivered_rate": mean("delivered", sent) if sent else float("nan"),
         "reward": mean("reward", rows),
@@ -207,4 +219,4 @@ def run_simulation(
             on_round=recorder.record,
             reply_timeout_s=config.runtime.reply_timeout_s,
         )
-        return recorder.finish(service.master.final())
+        return recorder.finish(service.final())
