@@ -196,7 +196,7 @@ def sweep(
     axes = dict(map(parse_axis, sweeps or ()))
     experiments = load_sweep(find_config(config), sets or (), axes)
     prepare_sweep(folder)
-    from experiments.plots import plot_sweep
+    from experiments.figures import plot
     from experiments.sweep_view import SweepView, print_results
 
     try:
@@ -212,7 +212,7 @@ def sweep(
         results = read_results(folder)
         print_results(stdout, results)
         has_snr = results["channel.snr_db"].notna().any()
-        paths = plot_sweep(results, folder) if has_snr else []
+        paths = plot(folder) if has_snr else []
         typer.echo(f"written to {folder}: {', '.join(['results.csv', *(p.name for p in paths)])}")
     if errors:
         first, reason = next(iter(errors.items()))
@@ -240,8 +240,8 @@ def learn(
     """
     _setup_logging(verbose)
     experiment = _load(config, sets)
+    from experiments.figures import plot_learning
     from experiments.learn import make_learner
-    from experiments.plots import plot_learning
 
     try:
         with _progress() as progress:
@@ -262,23 +262,66 @@ def learn(
 @app.command()
 def plot(
     folder: Path,
+    figures: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--figure",
+            help="snr, pareto, time, ranks, delay, timeline, energy, aggregate, run or learning; "
+            "may be repeated.",
+        ),
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="Draw only these policies or variants; may be repeated."),
+    ] = None,
 ) -> None:
-    """Draw the figure of a sweep or of a run again, as PNG and PDF beside the numbers.
+    """Draw figures as PNG and PDF beside the numbers.
+
+    `airllm plot runs/quick`
+
+    `airllm plot runs/quick --figure pareto --figure ranks --label airllm --label uniform`
+
+    FOLDER is what a sweep, a run or `airllm learn` was given as --out. Without --figure it is
+    accuracy and bits against SNR for a sweep, the rounds of a run, the learning curve of a policy.
+    """
+    _setup_logging(False)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; name the --out of a sweep or a run")
+    from experiments import figures as drawing
+
+    for path in drawing.plot(folder, figures or (), labels or ()):
+        typer.echo(path)
+
+
+@app.command()
+def report(
+    folder: Path,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File [default: report.html in the folder].")
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="Only these policies or variants; may be repeated."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="Whom the others are compared with.")
+    ] = None,
+    best: Annotated[
+        str | None, typer.Option("--best", help="Whose gain over uniform is a score of 1.")
+    ] = None,
+) -> None:
+    """Write one HTML page with tables, statistics, figures and the configuration; no network.
+
+    `airllm report runs/quick --reference uniform`
 
     FOLDER is what a sweep or a run was given as --out.
     """
     _setup_logging(False)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; name the --out of a sweep or a run")
-    from experiments.plots import plot_run, plot_sweep
-    from experiments.results import read_results
+    from experiments.report import write_report
 
-    if (folder / "results.csv").exists() or not (folder / "rounds.csv").exists():
-        paths = plot_sweep(read_results(folder), folder)
-    else:
-        paths = plot_run(folder)
-    for path in paths:
-        typer.echo(path)
+    typer.echo(write_report(folder, out, labels=labels or (), reference=reference, best=best))
 
 
 @app.command()
@@ -359,7 +402,7 @@ def channel_show(
     _setup_logging(False)
     from experiments.config import PRESETS, ExperimentConfig
     from experiments.config_loader import load_config
-    from experiments.plots import plot_channel
+    from experiments.figures.channel import plot_channel
     from experiments.results import check_writable
 
     settings = [f"channel.preset={preset}", *(sets or ())]
