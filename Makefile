@@ -27,7 +27,7 @@ check: setup
 	$(VENV)/bin/mypy
 
 notebooks: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m notebooks tests/test_notebooks.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m notebooks tests/test_notebooks.py
 
 # The site, in site/; a warning is an error.
 docs: setup
