@@ -8,7 +8,10 @@ from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from channel.cell import Cell
+from channel.open_cell import OpenCell
 from cloud.air_grid import AirGrid
+from cloud.buffered import BufferedRun
+from cloud.federated import FederatedService
 from cloud.roster import Roster
 from cloud.rounds import Round, RoundResult, Service
 
@@ -28,18 +31,23 @@ def run_federation(
     Rounds of remote mode start by the cell's period, federated ones when the one before is over. A
     node that does not answer within ``reply_timeout_s`` of wall-clock time counts as having
     missed its deadline. Raises ValueError when devices are missing at the deployment,
-    RuntimeError when an app failed on a node, and `Stopped` when ``is_stopped`` says so while
+    `AppFailed` when an app failed on a node, and `Stopped` when ``is_stopped`` says so while
     answers are awaited.
     """
-    air = AirGrid(grid, cell, round_deadline_s=service.round_deadline_s)
+    buffered = service if isinstance(service, FederatedService) and service.config.buffer else None
+    air = AirGrid(grid, cell, round_deadline_s=service.round_deadline_s, is_timed=buffered is None)
     roster = Roster(
         air,
         service.num_devices,
-        _deployment(service),
+        deployment_of(service),
         reply_timeout_s=reply_timeout_s,
         is_stopped=is_stopped,
     )
     known = roster.assemble(wait_s=connect_timeout_s)
+    service.welcome(known)
+    if buffered is not None:
+        BufferedRun(roster, buffered, OpenCell(cell), known, on_round).run()
+        return
     start_s = 0.0
     for round_index in range(service.num_rounds):
         air.begin_round(
@@ -62,7 +70,7 @@ def make_server_app(serve: Callable[[Grid, Context], None]) -> ServerApp:
     return app
 
 
-def _deployment(service: Service) -> RecordDict:
+def deployment_of(service: Service) -> RecordDict:
     """What a device is given out of band, before its first round."""
     if service.head is None:
         return RecordDict()
