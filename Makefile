@@ -7,6 +7,7 @@ STAMP := $(VENV)/.installed
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo 'installing into $(VENV); torch and its relatives take some minutes'
 	python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[offline,hub,dev]'
 	touch $(STAMP)
