@@ -13,15 +13,40 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-# Keys of the file's metadata: the nesting, as JSON, and its checksum.
-_TREE, _CHECKSUM = "tree", "sha256"
+# Key of the file's metadata: the nesting, as JSON, behind its checksum. One key alone: safetensors
+# writes several in no certain order, and the same state is to give the same bytes.
+_STATE = "state"
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A part of a run that remembers something from round to round."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, in what `save_state` can write."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        ...
+
+
+def state_of(part: object) -> dict[str, Any]:
+    """The state of a part, nothing for one that has none."""
+    return part.state_dict() if isinstance(part, Stateful) else {}
+
+
+def restore(part: object, state: dict[str, Any]) -> None:
+    """Put back what `state_of` gave."""
+    if isinstance(part, Stateful):
+        part.load_state_dict(state)
 
 
 @contextmanager
@@ -70,7 +95,10 @@ def save_state(state: Any, path: Path) -> None:
 
     tree = json.dumps(plain(state))
     with replacing(path) as part:
-        save_file(tensors, part, metadata={_TREE: tree, _CHECKSUM: _sum(tree)})
+        try:
+            save_file(tensors, part, metadata={_STATE: _sum(tree) + tree})
+        except SafetensorError as error:  # a full disk, in words of its own
+            raise OSError(f"{path}: {error}") from None
 
 
 def load_state(path: Path) -> Any:
@@ -79,10 +107,10 @@ def load_state(path: Path) -> Any:
         raise ValueError(f"{path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tree = metadata[_TREE]
+            state = (file.metadata() or {})[_STATE]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata[_CHECKSUM] != _sum(tree):
+        checksum, tree = state[:64], state[64:]
+        if checksum != _sum(tree):
             raise ValueError("its checksum does not match")
         for name, tensor in tensors.items():
             if name != _name(tensor):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
@@ -47,6 +48,33 @@ class RoundResult:
     reward: NDArray[np.float64]
 
 
+@dataclass(slots=True)
+class Standing:
+    """Where a federation stands between two rounds, beside what service, cell and grid hold."""
+
+    num_done: int = 0
+    """rounds that are over"""
+    known: dict[int, DeviceReport] = field(default_factory=dict)
+    """the newest report of each device"""
+    device_of: dict[int, int] = field(default_factory=dict)
+    """device of each node"""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as plain values."""
+        return {
+            "num_done": self.num_done,
+            "known": [report.to_metrics() for report in self.known.values()],
+            "device_of": dict(self.device_of),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.num_done = int(state["num_done"])
+        reports = [DeviceReport.from_metrics(metrics) for metrics in state["known"]]
+        self.known = {report.device: report for report in reports}
+        self.device_of = dict(state["device_of"])
+
+
 def run_federation(
     grid: Grid,
     cell: Cell,
@@ -56,11 +84,14 @@ def run_federation(
     reply_timeout_s: float = 3600.0,
     connect_timeout_s: float = 60.0,
     is_stopped: Callable[[], bool] = lambda: False,
+    standing: Standing | None = None,
 ) -> None:
     """Deploy the head, then let every round happen; results go to ``on_round`` one by one.
 
     A node that does not answer within ``reply_timeout_s`` of wall-clock time counts as having
-    missed its deadline. Raises ValueError when devices are missing at the deployment,
+    missed its deadline. ``standing`` is kept up to date before every call of ``on_round``; given
+    that of a run which was stopped, with the states of its other parts restored, this goes on with
+    the round after it. Raises ValueError when devices are missing at the deployment,
     RuntimeError when an app failed on a node, and `Stopped` when ``is_stopped`` says so while
     answers are awaited.
     """
@@ -72,9 +103,13 @@ def run_federation(
         reply_timeout_s=reply_timeout_s,
         is_stopped=is_stopped,
     )
-    known = roster.assemble(wait_s=connect_timeout_s)
-    devices = range(service.num_devices)
-    for round_index in range(service.num_rounds):
+    standing = standing or Standing()
+    if standing.num_done:
+        air.device_of = standing.device_of
+    else:
+        standing.known = roster.assemble(wait_s=connect_timeout_s)
+    known, devices = standing.known, range(service.num_devices)
+    for round_index in range(standing.num_done, service.num_rounds):
         air.begin_round(round_index)
         links: dict[int, LinkReport] = {}
         queries = {d: RecordDict() for d in devices}
@@ -104,6 +139,7 @@ def run_federation(
             for d in devices
         ]
         reward = service.conclude(round_index, outcomes)
+        standing.num_done, standing.device_of = round_index + 1, air.device_of
         on_round(
             _result(
                 round_index, air, service, plan, true_links, requests,

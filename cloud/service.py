@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from airllm.checkpoint import restore, state_of
 from airllm.lora import Adapter, accumulate
 from airllm.models import BaseModel
 from airllm.observation import RoundObservation
@@ -180,7 +182,7 @@ class CloudService:
             )
         if round_index + 1 < self.num_rounds:
             # The policy learns once the next observation is there, which bootstrapping needs.
-            self._awaited = list(rewards)
+            self._awaited = rewards.tolist()
         else:
             self.policy.learn(RoundFeedback(rewards, True, None))
         return rewards
@@ -188,6 +190,30 @@ class CloudService:
     def held(self, device: int) -> Adapter:
         """What the cloud knows a device to hold."""
         return self._held[device]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next round depends on, between two rounds."""
+        first = self._first_loss
+        return {
+            "held": [[list(adapter.down), list(adapter.up)] for adapter in self._held],
+            "held_number": list(self._held_number),
+            "ranks": torch.from_numpy(self._ranks),
+            "awaited": self._awaited,
+            "first_loss": None if first is None else torch.from_numpy(first),
+            "policy": state_of(self.policy),
+            "master": state_of(self.master),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._held = [Adapter(tuple(down), tuple(up)) for down, up in state["held"]]
+        self._held_number = list(state["held_number"])
+        self._ranks = state["ranks"].numpy()
+        self._awaited = state["awaited"]
+        first = state["first_loss"]
+        self._first_loss = None if first is None else first.numpy()
+        restore(self.policy, state["policy"])
+        restore(self.master, state["master"])
 
     def _install(self, device: int, data: bytes) -> None:
         update = decode(data, self.base.specs)

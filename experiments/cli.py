@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -94,7 +94,10 @@ def run(
     sets: Sets = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/run"),
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a finished run in the folder.")
+        bool, typer.Option("--overwrite", help="Replace the run in the folder.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder where it stopped.")
     ] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -103,7 +106,29 @@ def run(
     experiment = _load(config, sets)
     from experiments.results import prepare_out
 
-    prepare_out(out, overwrite=overwrite)
+    if overwrite and resume:
+        raise ValueError("--resume keeps what --overwrite replaces; give one of them")
+    from experiments.sweep import finished_summary
+
+    summary = finished_summary(experiment, out) if resume else None
+    if summary is None:
+        prepare_out(out, overwrite=overwrite, resume=resume)
+        summary = _simulate(experiment, out, is_resuming=resume)
+    table = Table("", "value", title=f"{summary['policy']}, {experiment.rounds} rounds")
+    for key in (
+        "accuracy", "loss", "perplexity", "head_accuracy", "full_accuracy", "payload_bits",
+        "delivered_bits", "delivered_rate", "airtime_s", "energy_j", "reward",
+    ):  # fmt: skip
+        if key in summary:
+            table.add_row(
+                key, f"{summary[key]:,.4g}" if abs(summary[key]) < 1e4 else _count(summary[key])
+            )
+    stdout.print(table)
+    typer.echo(f"written to {out}")
+
+
+def _simulate(experiment: ExperimentConfig, out: Path, *, is_resuming: bool) -> dict[str, Any]:
+    from experiments.checkpoints import found
     from experiments.run import run_simulation
 
     num_done = 0
@@ -116,24 +141,14 @@ def run(
                 num_done = done
                 progress.update(task, completed=done, description="rounds")
 
-            summary = run_simulation(experiment, out, on_round=on_round)
+            return run_simulation(experiment, out, on_round=on_round, is_resuming=is_resuming)
     except KeyboardInterrupt:
         if not num_done:
             raise Interrupted("no round was finished yet") from None
+        how = "; the same command with --resume goes on" if found(out) else ""
         raise Interrupted(
-            f"finished rounds are in {out / 'rounds.csv'}; `airllm plot {out}` draws them"
+            f"finished rounds are in {out / 'rounds.csv'}; `airllm plot {out}` draws them{how}"
         ) from None
-    table = Table("", "value", title=f"{summary['policy']}, {experiment.rounds} rounds")
-    for key in (
-        "accuracy", "loss", "perplexity", "head_accuracy", "full_accuracy", "payload_bits",
-        "delivered_bits", "delivered_rate", "airtime_s", "energy_j", "reward",
-    ):  # fmt: skip
-        if key in summary:
-            table.add_row(
-                key, f"{summary[key]:,.4g}" if abs(summary[key]) < 1e4 else _count(summary[key])
-            )
-    stdout.print(table)
-    typer.echo(f"written to {out}")
 
 
 @app.command()
@@ -161,6 +176,7 @@ def sweep(
     _setup_logging(verbose)
     folder = out or Path("runs") / Path(config).stem
     from experiments.axes import parse_axis
+    from experiments.checkpoints import alone_in
     from experiments.paths import find_config
     from experiments.results import prepare_sweep, read_results
     from experiments.sweep import load_sweep, run_sweep
@@ -172,7 +188,7 @@ def sweep(
     from experiments.sweep_view import SweepView, print_results
 
     try:
-        with SweepView(stderr, experiments, jobs) as view:
+        with alone_in(folder), SweepView(stderr, experiments, jobs) as view:
             rows, errors = run_sweep(
                 experiments, folder, jobs=jobs, is_fresh=fresh, on_event=view.take
             )
