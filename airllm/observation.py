@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from airllm.lora import Adapter
 
 Array = NDArray[np.float64]
 
@@ -51,6 +54,11 @@ class RoundObservation:
     nats where that is a gain"""
     trained_ranks: NDArray[np.int64] | None = None
     """[projections] ranks the cloud trained under, for policies that follow it (AdaLoRA)"""
+    updates: Sequence[Adapter] = ()
+    """[devices] the updates that could be sent, for policies that look into them"""
+    starts: Sequence[Adapter] = ()
+    """[devices] what an update is added to on the device: what it holds (residual coding), or
+    nothing (absolute coding)"""
 
     @property
     def num_devices(self) -> int:

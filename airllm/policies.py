@@ -12,6 +12,7 @@ from airllm.airllm_policy import PROPOSERS, REFINERS, AirLlmPolicy
 from airllm.baselines import AdaLora, Fixed, Greedy, Knapsack, RandomFeasible, Uniform
 from airllm.ddim import DdimConfig
 from airllm.features import HIDEABLE
+from airllm.forward_selection import ForwardSelection, Losses
 from airllm.paper_policy import PaperPolicy
 from airllm.policy import Importance, RankPolicy
 from airllm.policy_file import load_policy
@@ -20,7 +21,7 @@ from airllm.ppo import PpoConfig
 NAMES = (
     "airllm", "paper", "uniform", "random", "adalora", "adalora:blind",
     "greedy:energy", "greedy:gain", "greedy:gain-at-start", "greedy:shrunk-gain", "greedy:fisher",
-    "knapsack:energy", "knapsack:gain",
+    "knapsack:energy", "knapsack:gain", "forward",
 )  # fmt: skip
 
 # arXiv 2507.11515 and the authors' public configuration.
@@ -63,7 +64,8 @@ class PolicyConfig:
     name: str = "airllm"
     """airllm, paper, uniform, random, fixed:<rank>, adalora, adalora:blind,
     greedy:<importance> and knapsack:<importance> with the importance energy or gain, greedy also
-    with gain-at-start, shrunk-gain and fisher; or one of your own, <module>:<class>"""
+    with gain-at-start, shrunk-gain and fisher; forward, which selects by the devices' own loss and
+    is dear; or one of your own, <module>:<class>"""
     ppo: PpoConfig = field(default_factory=PpoConfig)
     ddim: DdimConfig = field(default_factory=DdimConfig)
     r_min: int = 1
@@ -142,8 +144,12 @@ def make_policy(
     kinds: Sequence[str],
     r_max: int,
     seed: int,
+    losses: Losses | None = None,
 ) -> RankPolicy:
-    """The policy of a run; raises ValueError for a name that is none of the bundled ones'."""
+    """The policy of a run; ``losses`` are the devices' own, which policy forward alone looks at.
+
+    Raises ValueError for a name that is none of the bundled ones'.
+    """
     name = config.name
     check_name(name)
     if name == "airllm" and config.path:
@@ -176,6 +182,10 @@ def make_policy(
         )
     if name == "uniform":
         return Uniform(depths, kinds)
+    if name == "forward":
+        if losses is None:
+            raise ValueError("policy.name 'forward' needs the devices' losses, which are not here")
+        return ForwardSelection(losses)
     if name == "random":
         return RandomFeasible(seed)
     if name.startswith("adalora"):

@@ -16,6 +16,7 @@ from airllm.models import BaseModel
 
 # Lengths are padded to a multiple of this, so that a device meets few shapes.
 _PAD_MULTIPLE = 8
+_POOLED_BATCHES = 8  # batches whose examples are sorted by length among themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +122,18 @@ def evaluate(base: BaseModel, head: Head | None, adapter: Adapter, batches: list
 
 @dataclass(frozen=True, slots=True)
 class BatchSampler:
-    """Which examples step n trains on: a keyed permutation for each pass over the data."""
+    """Which examples step n trains on: a keyed permutation for each pass over the data.
+
+    With ``lengths`` [examples] the batches of a step are of texts of like length, which saves
+    padding: of every few batches' examples, which the permutation draws, the shortest make one
+    batch, the next ones another, and these come in an order drawn at random.
+    """
 
     num_examples: int
     batch_size: int
     seed: int
     stream: int
+    lengths: tuple[int, ...] = ()
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """[batch] example indices of one step."""
@@ -136,6 +143,15 @@ class BatchSampler:
         epoch, position = divmod(step, steps_per_pass)
         key = np.random.SeedSequence(self.seed, spawn_key=(self.stream, epoch))
         order = np.random.default_rng(key).permutation(self.num_examples)
+        if self.lengths:
+            window = position // _POOLED_BATCHES
+            first = window * _POOLED_BATCHES
+            count = min(_POOLED_BATCHES, steps_per_pass - first)
+            pool = order[first * self.batch_size : (first + count) * self.batch_size]
+            pool = pool[np.argsort(np.asarray(self.lengths)[pool], kind="stable")]
+            key = np.random.SeedSequence(self.seed, spawn_key=(self.stream, epoch, window))
+            turn = np.random.default_rng(key).permutation(count)[position - first]
+            return pool[turn * self.batch_size : (turn + 1) * self.batch_size]
         return order[position * self.batch_size : (position + 1) * self.batch_size]
 
 

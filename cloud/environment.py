@@ -58,7 +58,7 @@ class World:
     masters: tuple[Adapter, ...]
     """[rounds]"""
     probes: Sequence[Sequence[Batch]]
-    """[rounds][batches] the cloud's texts on which updates are probed"""
+    """[rounds, batches] the cloud's texts on which updates are probed"""
     texts: tuple[DeviceText, ...]
     """[devices]"""
     r_max: int

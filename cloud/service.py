@@ -256,6 +256,10 @@ class CloudService:
             energy=found.energy,
             worth=found.worth,
             trained_ranks=self.master.trained_ranks(round_index),
+            updates=found.adapters,
+            starts=self._held
+            if self.payload.coding == "residual"
+            else [Adapter.zero(self.base.specs)] * self.num_devices,
         )
 
 

@@ -150,7 +150,10 @@ class _Stepper:
         self.base, self.head, self.data, self.config = base, head, data, config
         self.total_steps = num_rounds * config.steps_per_round
         self.step_index = 0
-        self.sampler = BatchSampler(len(data.ids), config.batch_size, seed, _BATCH_STREAM)
+        lengths = tuple(len(ids) for ids in data.ids)
+        self.sampler = BatchSampler(
+            len(data.ids), config.batch_size, seed, _BATCH_STREAM, lengths=lengths
+        )
         self.optimiser = torch.optim.AdamW(
             parameters,
             lr=config.learning_rate,

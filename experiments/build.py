@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -213,7 +214,7 @@ class Workbench:
 
     @cached_property
     def gain_batches(self) -> list[list[Batch]]:
-        """[rounds][batches] on which first-order gains are measured."""
+        """[rounds, batches] on which first-order gains are measured."""
         return [
             gain_batches(
                 self.base, self.training_set, self.key.training,
@@ -240,6 +241,11 @@ class Workbench:
             )
         return self._whole[id(adapter)][1:]
 
+    def losses(self, device: int, adapters: Sequence[Adapter]) -> NDArray[np.float64]:
+        """[adapters] mean losses on a device's own text."""
+        batches = list(self.profile(device, 1).batches)
+        return np.array([evaluate(self.base, self.head, a, batches).loss for a in adapters])
+
     def service(self, config: ExperimentConfig) -> CloudService:
         """The cloud of one run."""
         base, name = self.base, config.policy.name
@@ -253,7 +259,7 @@ class Workbench:
         else:
             policy = make_policy(
                 config.policy, num_projections=len(base.specs), depths=depths, kinds=kinds,
-                r_max=config.training.r_max, seed=config.seed,
+                r_max=config.training.r_max, seed=config.seed, losses=self.losses,
             )  # fmt: skip
         master: Master
         if name == "paper":

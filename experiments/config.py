@@ -94,8 +94,8 @@ class RuntimeConfig:
 
     threads: int = 2
     """CPU threads of PyTorch; never more than there are free cores"""
-    eval_batch_size: int = 64
-    """examples a device evaluates at once"""
+    eval_batch_size: int = 16
+    """examples a device evaluates at once, of like length"""
     reply_timeout_s: float = 3600.0
     """wall-clock time within which a node has to answer; who does not has missed the round"""
     connect_timeout_s: float = 60.0

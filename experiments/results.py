@@ -60,19 +60,26 @@ def load(folder: Path | str) -> Results:
     return Results(cells, pd.concat(rounds, ignore_index=True))
 
 
+def condition_keys(cells: pd.DataFrame) -> list[str]:
+    """What is swept beside labels and seeds: the columns in which runs of one label differ."""
+    keys = list(cells.columns[2 : cells.columns.get_loc(RESULT_COLUMNS[0])])
+    # What differs within no label is part of what the label stands for.
+    within = cells.groupby("label")[keys].nunique(dropna=False).max()
+    return [key for key in keys if key != "seed" and within[key] > 1]
+
+
 def series_of(cells: pd.DataFrame) -> pd.Series:
     """A name for each run's line against the SNR: its label, and what else is swept but seeds."""
-    keys = cells.columns[: cells.columns.get_loc(RESULT_COLUMNS[0])]
     names = cells["label"].astype(str)
-    for key in keys.difference(KEY_COLUMNS, sort=False):
-        # What differs within no label is part of what the label stands for.
-        if cells.groupby("label")[key].nunique(dropna=False).max() > 1:
-            names = (
-                names
-                + ", "
-                + cells[key].map(lambda v: f"{v:g}" if isinstance(v, float) else str(v))
-            )
+    for key in condition_keys(cells):
+        if key != "channel.snr_db":
+            names = names + ", " + cells[key].map(short)
     return names
+
+
+def short(value: Any) -> str:
+    """A swept value as a figure's legend or a table's head has it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _single(folder: Path) -> pd.DataFrame:

@@ -30,7 +30,7 @@ class SweepView:
         self._failed: dict[str, str] = {}
         self._began = time.monotonic()
         self._live = Live(
-            get_renderable=self._render, console=console, refresh_per_second=2, transient=True
+            get_renderable=self._render, console=console, refresh_per_second=4, transient=True
         )
 
     def __enter__(self) -> SweepView:
@@ -79,9 +79,11 @@ class SweepView:
         room = max(self._console.height - 6, 6)
         for name, (since, share) in self._running.items():
             state = f"running {_time(time.monotonic() - since)}"
-            if not share:
-                state += ", training the master or measuring"
-            table.add_row(escape(name), state, ProgressBar(total=1.0, completed=share, width=20))
+            table.add_row(
+                escape(name),
+                state,
+                ProgressBar(total=1.0, completed=share, width=20, pulse=not share),
+            )
         failed = list(self._failed.items())[-max(room - len(self._running), 3) :]
         for name, reason in failed:
             table.add_row(escape(name), Text(f"failed: {reason}", style="red", overflow="ellipsis"))
@@ -93,7 +95,9 @@ class SweepView:
             f"{len(self._failed)} failed, {self._total - ended - len(self._running)} waiting; "
             f"{self._left()}"
         )
-        return Group(ProgressBar(total=self._total, completed=ended), Text(line), table)
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(total=self._total, completed=ended, width=30), line)
+        return Group(bar, table)
 
     def _left(self) -> str:
         now = len(self._done) + len(self._failed)

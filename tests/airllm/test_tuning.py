@@ -84,3 +84,24 @@ def test_a_pass_over_the_data_meets_every_example_once():
     assert list(sampler.indices(4)) != list(sampler.indices(0))
     other = BatchSampler(num_examples=20, batch_size=5, seed=4, stream=1)
     assert list(sampler.indices(0)) != list(other.indices(0))
+
+
+def test_batches_of_like_length_still_take_every_example_once_a_pass():
+    lengths = tuple(np.random.default_rng(0).integers(5, 33, 160).tolist())
+    plain, sorted_ = (
+        BatchSampler(num_examples=160, batch_size=8, seed=3, stream=1, lengths=known)
+        for known in ((), lengths)
+    )
+
+    def passes(sampler):
+        return [sampler.indices(step) for step in range(20)]
+
+    assert sorted(np.concatenate(passes(sorted_))) == list(range(160))
+    # The same few examples as without lengths, eight batches at a time.
+    for window in (slice(0, 8), slice(8, 16), slice(16, 20)):
+        ours, theirs = (set(np.concatenate(passes(s)[window]).tolist()) for s in (sorted_, plain))
+        assert ours == theirs
+    width = {s: np.mean([max(lengths[i] for i in b) for b in passes(s)]) for s in (plain, sorted_)}
+    assert width[sorted_] < 0.75 * width[plain]
+    # Short ones do not always come first.
+    assert np.argmin([np.mean([lengths[i] for i in b]) for b in passes(sorted_)[:8]]) != 0

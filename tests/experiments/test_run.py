@@ -16,7 +16,7 @@ from experiments.run import bits_until, run_simulation
 
 POLICIES = (
     "airllm", "paper", "adalora", "adalora:blind", "uniform", "random", "fixed:4",
-    "greedy:energy", "greedy:gain",
+    "greedy:energy", "greedy:gain", "forward",
 )  # fmt: skip
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -173,3 +173,13 @@ def test_sst2_over_a_wide_and_a_narrow_band(tmp_path):
     assert wide["accuracy"] > 0.80
     assert narrow["accuracy"] < wide["accuracy"] - 0.05
     assert narrow["delivered_bits"] < 0.05 * wide["delivered_bits"]
+
+
+def test_forward_selection_ends_below_what_a_formula_ends_at(tiny_toml):
+    """One round: it selects by the very loss that the summary reports."""
+    sets = ("rounds=1", "payload.coding=residual", "training.steps_per_round=12")
+    loss = {
+        policy: run_simulation(config_of(tiny_toml, *sets, f"policy.name={policy}"))["loss"]
+        for policy in ("forward", "greedy:gain", "uniform")
+    }
+    assert loss["forward"] < min(loss["greedy:gain"], loss["uniform"])

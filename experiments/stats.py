@@ -1,0 +1,233 @@
+"""Statistics over independent seeds, as arrays.
+
+The unit is a seed: it draws data, training, channel and policy at once, and methods that met the
+same seed are paired. Arrays of scores are [seeds, conditions], a condition being one value of what
+else was swept, such as the SNR. Aggregates follow Agarwal et al. 2021 (Deep Reinforcement Learning
+at the Edge of the Statistical Precipice; their package is rliable).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, special, stats
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How far one method is above another."""
+
+    difference: Estimate
+    """mean of the first less mean of the second, with its t-interval"""
+    p_value: float
+    """two-sided, not corrected"""
+    effect: Estimate
+    """the difference in standard deviations, Hedges-corrected"""
+    num_seeds: int
+
+
+def interquartile_mean(scores: ArrayLike) -> Array:
+    """Mean of the middle half over the last axis; a quarter is cut off at each end."""
+    ordered = np.sort(np.asarray(scores, dtype=np.float64), axis=-1)
+    cut = ordered.shape[-1] // 4
+    return ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1)
+
+
+def mean(scores: ArrayLike) -> Array:
+    """Mean over the last axis."""
+    return np.asarray(scores, dtype=np.float64).mean(axis=-1)
+
+
+def stratified_bootstrap(
+    scores: ArrayLike,
+    statistic: Callable[[Array], Array] = interquartile_mean,
+    *,
+    rng: np.random.Generator,
+    num_resamples: int = 2000,
+) -> Estimate:
+    """A statistic of all scores [seeds, conditions] with its percentile interval.
+
+    Seeds are drawn with replacement within each condition, independently of the others (Agarwal et
+    al. 2021, section 4.1), so that every resample has every condition as often as there are seeds.
+    An infinite score (a mark that was never reached) is larger than any other. ``statistic`` works
+    on the last axis.
+    """
+    scores = _matrix(scores)
+    num_seeds, num_conditions = scores.shape
+    drawn = rng.integers(num_seeds, size=(num_resamples, num_seeds, num_conditions))
+    resampled = scores[drawn, np.arange(num_conditions)].reshape(num_resamples, -1)
+    return _percentiles(float(statistic(scores.reshape(-1))), statistic(resampled))
+
+
+def probability_of_improvement(first: ArrayLike, second: ArrayLike) -> float:
+    """P(X > Y) + P(X = Y) / 2 for a seed of each, mean over conditions (Mann-Whitney's U)."""
+    x, y = _matrix(first), _matrix(second)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"both need the same conditions, got {x.shape[1]} and {y.shape[1]}")
+    above = (x[:, None] > y).mean(axis=(0, 1)) + 0.5 * (x[:, None] == y).mean(axis=(0, 1))
+    return float(above.mean())
+
+
+def performance_profile(scores: ArrayLike, marks: ArrayLike) -> Array:
+    """[marks] share of all runs whose score is above each mark (Dolan and More 2002)."""
+    return (_matrix(scores).reshape(1, -1) > np.asarray(marks).reshape(-1, 1)).mean(axis=1)
+
+
+def compare_paired(first: ArrayLike, second: ArrayLike) -> Comparison:
+    """Student's paired t on [seeds] that met the same random numbers.
+
+    The effect is d = mean / s of the differences, times J(n - 1), with the exact interval of the
+    noncentral t whose noncentrality is d sqrt(n) (Hedges and Olkin 1985).
+    """
+    x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if x.ndim != 1 or x.shape != y.shape or len(x) < 2:
+        raise ValueError(f"pairs need two seeds or more, got shapes {x.shape} and {y.shape}")
+    differences = x - y
+    n = len(differences)
+    return _compare(differences.mean(), differences.std(ddof=1), n**-0.5, n - 1, n)
+
+
+def compare_welch(first: ArrayLike, second: ArrayLike) -> Comparison:
+    """Welch's t on [seeds] of two methods that share none.
+
+    The effect is d = difference / s of both pooled, times J(n + m - 2).
+    """
+    x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if x.ndim != 1 or y.ndim != 1 or min(len(x), len(y)) < 2:
+        raise ValueError(f"each needs two seeds or more, got shapes {x.shape} and {y.shape}")
+    n, m = len(x), len(y)
+    difference = float(x.mean() - y.mean())
+    pooled = ((n - 1) * x.var(ddof=1) + (m - 1) * y.var(ddof=1)) / (n + m - 2)
+    effect = _compare(difference, pooled**0.5, (1 / n + 1 / m) ** 0.5, n + m - 2, n + m).effect
+    parts = x.var(ddof=1) / n, y.var(ddof=1) / m
+    if not sum(parts):
+        return _compare(difference, 0.0, 1.0, n + m - 2, n + m)
+    df = sum(parts) ** 2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1))
+    tested = _compare(difference, sum(parts) ** 0.5, 1.0, df, n + m)
+    return Comparison(tested.difference, tested.p_value, effect, n + m)
+
+
+def holm(p_values: Sequence[float]) -> Array:
+    """Holm's (1979) corrected p-values: the family-wise error of rejecting those below alpha."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p)
+    raised = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(raised, 1.0)
+    return corrected
+
+
+def normalised_score(
+    scores: ArrayLike,
+    uniform: ArrayLike,
+    best: ArrayLike,
+    *,
+    rng: np.random.Generator,
+    num_resamples: int = 2000,
+) -> Estimate:
+    """Mean gain over ``uniform`` as a share of that of ``best``: 0 is uniform, 1 the best.
+
+    A ratio of means over seeds and conditions, never a mean of ratios, since a single gain may be
+    nothing. All three are [seeds, conditions] of the same seeds, which are drawn together. Not a
+    number where best is not above uniform in 39 of 40 resamples: there only the points tell.
+    """
+    x, low, high = _matrix(scores), _matrix(uniform), _matrix(best)
+    if not x.shape == low.shape == high.shape:
+        raise ValueError(
+            f"scores, uniform and best need the same seeds and conditions, got shapes {x.shape}, "
+            f"{low.shape} and {high.shape}"
+        )
+    gain, most = (x - low).mean(axis=1), (high - low).mean(axis=1)  # [seeds]
+    drawn = rng.integers(len(x), size=(num_resamples, len(x)))
+    gains, mosts = gain[drawn].mean(axis=1), most[drawn].mean(axis=1)
+    if most.mean() <= 0 or np.quantile(mosts, 0.025) <= 0:
+        return Estimate(np.nan, np.nan, np.nan)
+    ratios = gains[mosts > 0] / mosts[mosts > 0]
+    return _percentiles(gain.mean() / most.mean(), ratios)
+
+
+def hedges_correction(df: float) -> float:
+    """J(df), which takes the bias off a standardised difference (Hedges 1981, equation 6e)."""
+    return float(np.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) / (df / 2) ** 0.5)
+
+
+def mean_interval(values: ArrayLike) -> Estimate:
+    """Mean and Student's t-interval of independent values; of one value no interval."""
+    x = np.asarray(values, dtype=np.float64)
+    if len(x) < 2:
+        return Estimate(float(x.mean()), np.nan, np.nan)
+    half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
+    return Estimate(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
+
+
+def _compare(difference: float, spread: float, factor: float, df: float, n: int) -> Comparison:
+    """Of a difference whose standard error is ``factor`` times ``spread``."""
+    difference, error = float(difference), float(spread * factor)
+    if error <= 1e-12 * abs(difference) or error == 0.0:
+        # Every pair differs by the same: there is nothing that chance could have done.
+        infinite = np.inf * np.sign(difference) if difference else 0.0
+        return Comparison(
+            Estimate(difference, difference, difference), float(difference == 0.0),
+            Estimate(infinite, infinite, infinite), n,
+        )  # fmt: skip
+    t = difference / error
+    half = stats.t.ppf(0.975, df) * error
+    scale = hedges_correction(df) * factor
+    low, high = (scale * _noncentrality(t, df, share) for share in (0.975, 0.025))
+    return Comparison(
+        Estimate(difference, difference - half, difference + half),
+        float(2 * stats.t.sf(abs(t), df)),
+        Estimate(scale * t, low, high),
+        n,
+    )
+
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(100)
+
+
+def _noncentrality(t: float, df: float, share: float) -> float:
+    """The noncentrality under which P(T <= t) is ``share``.
+
+    P(T <= t) = E[Phi(t s - nc)] with s^2 = chi^2 / df, by quadrature over the quantiles of s:
+    scipy's own nct.cdf gives no number far from its centre.
+    """
+    s = np.sqrt(stats.chi2.ppf((_NODES + 1.0) / 2.0, df) / df)
+
+    def miss(nc: float) -> float:
+        return float(0.5 * _WEIGHTS @ special.ndtr(t * s - nc) - share)
+
+    # T is about normal around nc with a spread of sqrt(1 + nc^2 / (2 df)).
+    reach = 8.0 * (1.0 + t * t / (2.0 * df)) ** 0.5
+    return float(optimize.brentq(miss, t - reach, t + reach))
+
+
+def _matrix(scores: ArrayLike) -> Array:
+    matrix = np.asarray(scores, dtype=np.float64)
+    if matrix.ndim == 1:
+        matrix = matrix[:, None]
+    if matrix.ndim != 2 or not matrix.size or np.isnan(matrix).any():
+        raise ValueError(
+            f"scores must be [seeds, conditions] with none missing, got shape {matrix.shape}"
+            f"{' with not-a-number' if matrix.size and np.isnan(matrix).any() else ''}"
+        )
+    return matrix
+
+
+def _percentiles(value: float, resampled: ArrayLike) -> Estimate:
+    # No interpolation: between a number and an infinite score there is none.
+    low, high = np.quantile(resampled, (0.025, 0.975), method="inverted_cdf")
+    return Estimate(float(value), float(low), float(high))
