@@ -67,7 +67,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save_state(state: Any, path: Path) -> None:
-    """Write dicts, lists, tensors, bytes, numbers and strings, nested as they like, to one file.
+    """Write dicts, lists, tensors, arrays, bytes, numbers and text, nested as they like, to a file.
 
     Raises TypeError for anything else.
     """
@@ -82,6 +82,8 @@ def save_state(state: Any, path: Path) -> None:
     def plain(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return {"tensor": stored(value)}
+        if isinstance(value, np.ndarray):
+            return {"array": stored(torch.from_numpy(value))}
         if isinstance(value, bytes):
             octets = np.frombuffer(value, dtype=np.uint8).copy()
             return {"bytes": stored(torch.from_numpy(octets))}
@@ -122,6 +124,8 @@ def load_state(path: Path) -> Any:
             ((kind, inner),) = value.items()
             if kind == "tensor":
                 return tensors[inner].clone()
+            if kind == "array":
+                return tensors[inner].clone().numpy()
             if kind == "bytes":
                 return tensors[inner].numpy().tobytes()
             if kind == "list":

@@ -38,7 +38,7 @@ def load_device(context: Context) -> tuple[BaseModel, DeviceProfile]:
     if not 0 <= device < config.num_devices:
         raise ValueError(f"partition-id must be in 0..{config.num_devices - 1}, got {device}")
     workbench = workbench_for(config)
-    return workbench.base, workbench.profile(device, config.payload.hold_rank)
+    return workbench.base, workbench.device(device, config)
 
 
 def serve(grid: Grid, context: Context) -> None:
@@ -57,7 +57,7 @@ def serve(grid: Grid, context: Context) -> None:
             reply_timeout_s=config.runtime.reply_timeout_s,
             connect_timeout_s=config.runtime.connect_timeout_s,
         )
-        recorder.finish(service.master.final())
+        recorder.finish(service.final())
 
 
 client_app = make_client_app(load_device)

@@ -21,14 +21,16 @@ from airllm.checkpoint import replacing
 ROUND_COLUMNS = (
     "round", "device", "time_s", "snr_db", "bandwidth_hz", "rate_bps", "entropy", "oov_rate",
     "rank_sum", "planned_bits", "payload_bits", "sent_bits", "delivered_bits", "overhead_bits",
-    "delay_s", "energy_j", "delivered", "answered", "loss", "accuracy", "reward",
+    "delay_s", "energy_j", "delivered", "answered", "loss", "accuracy", "reward", "compute_s",
+    "round_s", "uplink_rank_sum", "uplink_planned_bits", "uplink_payload_bits", "uplink_sent_bits",
+    "uplink_delivered_bits", "uplink_delay_s", "uplink_delivered",
 )  # fmt: skip
 KEY_COLUMNS = ("cell", "label", "policy.name", "channel.snr_db", "seed")
 """what tells the runs of every sweep apart; its other swept keys follow"""
 RESULT_COLUMNS = (
     "accuracy", "loss", "mean_accuracy", "mean_loss", "bits_to_95", "head_accuracy",
-    "full_accuracy", "payload_bits", "delivered_bits", "total_delivered_bits", "airtime_s",
-    "energy_j", "delivered_rate", "reward",
+    "full_accuracy", "payload_bits", "delivered_bits", "total_delivered_bits", "uplink_sent_bits",
+    "uplink_delivered_bits", "airtime_s", "energy_j", "delivered_rate", "reward",
 )  # fmt: skip
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from airllm.checkpoint import restore, state_of
 from airllm.lora import Adapter
 from cloud.local_grid import LocalGrid
-from cloud.server_app import RoundResult, Standing, run_federation
+from cloud.rounds import RoundResult, Transfers
+from cloud.server_app import Standing, run_federation
 from experiments.build import Workbench, make_cell, workbench_for
 from experiments.checkpoints import Checkpoints, alone_in
 from experiments.config import ExperimentConfig
@@ -81,7 +81,7 @@ class Recorder:
             return 0
         own = state["recorder"]
         self._rows = rows_until(path, own["mark"]) or []
-        self._ranks = list(own["ranks"].numpy().astype(np.int64))
+        self._ranks = list(own["ranks"].astype(np.int64))
         self._head = tuple(own["head"])
         for name, part in (self._parts or {}).items():
             restore(part, state[name])
@@ -96,7 +96,7 @@ class Recorder:
             return
         own = {
             "mark": self._writer.mark(),
-            "ranks": torch.from_numpy(np.stack(self._ranks).astype(np.uint8)),
+            "ranks": np.stack(self._ranks).astype(np.uint8),
             "head": list(self._head),
         }
         parts = {name: state_of(part) for name, part in self._parts.items()}
@@ -121,7 +121,7 @@ class Recorder:
             )
         rows = rows_of(result)
         self._rows.extend(rows)
-        self._ranks.append(result.ranks)
+        self._ranks.append(result.down.ranks)
         if self._writer is not None:
             self._writer.write(rows)
         self._checkpoint()
@@ -172,15 +172,12 @@ def rows_of(result: RoundResult) -> list[dict[str, Any]]:
                 "rate_bps": link.rate_bps,
                 "entropy": request.entropy,
                 "oov_rate": request.oov_rate,
-                "rank_sum": int(result.ranks[d].sum()),
-                "planned_bits": result.planned_bits[d],
-                "payload_bits": result.payload_bits[d],
-                "sent_bits": result.sent_bits[d],
-                "delivered_bits": result.delivered_bits[d],
+                **_transfer(result.down, d),
+                **{f"uplink_{key}": v for key, v in _transfer(result.up, d).items()},
                 "overhead_bits": result.overhead_bits[d],
-                "delay_s": result.delay_s[d],
                 "energy_j": result.energy_j[d],
-                "delivered": bool(result.is_delivered[d]),
+                "compute_s": result.compute_s[d],
+                "round_s": result.round_s,
                 "answered": bool(result.is_answered[d]),
                 "loss": report.loss,
                 "accuracy": report.accuracy,
@@ -188,6 +185,18 @@ def rows_of(result: RoundResult) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _transfer(transfers: Transfers, device: int) -> dict[str, Any]:
+    return {
+        "rank_sum": int(transfers.ranks[device].sum()),
+        "planned_bits": transfers.planned_bits[device],
+        "payload_bits": transfers.payload_bits[device],
+        "sent_bits": transfers.sent_bits[device],
+        "delivered_bits": transfers.delivered_bits[device],
+        "delay_s": transfers.delay_s[device],
+        "delivered": bool(transfers.is_delivered[device]),
+    }
 
 
 def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str, Any]:
@@ -214,6 +223,8 @@ def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str,
         "delivered_bits": mean("delivered_bits", rows),
         "total_delivered_bits": float(sum(row["delivered_bits"] for row in rows)),
         "overhead_bits": mean("overhead_bits", rows),
+        "uplink_sent_bits": mean("uplink_sent_bits", rows),
+        "uplink_delivered_bits": mean("uplink_delivered_bits", rows),
         # Of the updates that were sent.
         "delivered_rate": mean("delivered", sent) if sent else float("nan"),
         "reward": mean("reward", rows),
@@ -278,4 +289,4 @@ def run_simulation(
             reply_timeout_s=config.runtime.reply_timeout_s,
             standing=standing,
         )
-        return recorder.finish(service.master.final())
+        return recorder.finish(service.final())

@@ -53,7 +53,7 @@ FAULTS = {
     "out of memory": (Device, "install", 6, MemoryError(), MemoryError, None),
     "torch out of memory": (Device, "install", 6, RuntimeError("not enough memory"), RuntimeError,
                             "not enough memory"),
-    "interrupted": (Device, "report", 6, KeyboardInterrupt(), KeyboardInterrupt, None),
+    "interrupted": (Device, "install", 6, KeyboardInterrupt(), KeyboardInterrupt, None),
 }  # fmt: skip
 
 
@@ -78,6 +78,32 @@ def test_finished_rounds_stay_readable_and_a_resumed_run_repairs_all(
     run_simulation(config, out, is_resuming=True)
     assert files_of(out) == files_of(tmp_path / "whole")
     assert not found(out)
+
+
+FEDERATED = (
+    "mode=federated", "data.partition=dirichlet", "federated.dropout=0.2",
+    "federated.cloud_steps=1", "payload.coding=residual",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("policy.name=airllm", "policy.is_exploring=true", "policy.ppo.update_every=2"),
+        ("policy.name=paper", "policy.ppo.update_every=2", "training.dropout=0.1"),
+        ("policy.name=greedy:gain", "channel.preset=uma-vehicular", "channel.away_per_s=0.3"),
+        FEDERATED,
+    ],
+    ids=["learning", "paper", "moving", "federated"],
+)
+def test_whatever_a_run_remembers_is_in_its_checkpoint(sets, tiny_toml, tmp_path):
+    common = ("rounds=4", "runtime.checkpoint_s=0")
+    config = load_config(ExperimentConfig, tiny_toml, (*common, *sets), presets=PRESETS)
+    run_simulation(config, tmp_path / "whole")
+    for after in (1, 3):
+        stopped(config, tmp_path / f"out{after}", after)
+        run_simulation(config, tmp_path / f"out{after}", is_resuming=True)
+        assert files_of(tmp_path / f"out{after}") == files_of(tmp_path / "whole")
 
 
 def test_a_round_cut_short_on_the_disk_does_not_count(config, tmp_path):
