@@ -20,9 +20,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-# Key of the file's metadata: the nesting, as JSON, behind its checksum. One key alone: safetensors
-# writes several in no certain order, and the same state is to give the same bytes.
-_STATE = "state"
+# The file's only metadata: the checksum of the nesting and the nesting, as JSON. safetensors would
+# write several keys in an order of its own each time, and equal states would be unequal files.
+_TREE = "sha256 tree"
 
 
 @runtime_checkable
@@ -98,7 +98,7 @@ def save_state(state: Any, path: Path) -> None:
     tree = json.dumps(plain(state))
     with replacing(path) as part:
         try:
-            save_file(tensors, part, metadata={_STATE: _sum(tree) + tree})
+            save_file(tensors, part, metadata={_TREE: f"{_sum(tree)} {tree}"})
         except SafetensorError as error:  # a full disk, in words of its own
             raise OSError(f"{path}: {error}") from None
 
@@ -109,9 +109,8 @@ def load_state(path: Path) -> Any:
         raise ValueError(f"{path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            state = (file.metadata() or {})[_STATE]
+            checksum, _, tree = (file.metadata() or {})[_TREE].partition(" ")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        checksum, tree = state[:64], state[64:]
         if checksum != _sum(tree):
             raise ValueError("its checksum does not match")
         for name, tensor in tensors.items():

@@ -184,7 +184,7 @@ def sweep(
     axes = dict(map(parse_axis, sweeps or ()))
     experiments = load_sweep(find_config(config), sets or (), axes)
     prepare_sweep(folder)
-    from experiments.plots import plot_sweep
+    from experiments.figures import plot
     from experiments.sweep_view import SweepView, print_results
 
     try:
@@ -200,7 +200,7 @@ def sweep(
         results = read_results(folder)
         print_results(stdout, results)
         has_snr = results["channel.snr_db"].notna().any()
-        paths = plot_sweep(results, folder) if has_snr else []
+        paths = plot(folder) if has_snr else []
         typer.echo(f"written to {folder}: {', '.join(['results.csv', *(p.name for p in paths)])}")
     if errors:
         first, reason = next(iter(errors.items()))
@@ -219,8 +219,8 @@ def learn(
     """Learn a policy before it is used; goes on where it stopped. policy.path takes the folder."""
     _setup_logging(verbose)
     experiment = _load(config, sets)
+    from experiments.figures import plot_learning
     from experiments.learn import make_learner
-    from experiments.plots import plot_learning
 
     try:
         with _progress() as progress:
@@ -240,21 +240,54 @@ def learn(
 
 @app.command()
 def plot(
-    folder: Annotated[Path, typer.Argument(help="Folder of a sweep or of a run.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a sweep, a run or a learned policy.")],
+    figures: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--figure",
+            help="snr, pareto, time, ranks, delay, timeline, energy, aggregate, run or learning; "
+            "may be repeated.",
+        ),
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="Draw only these policies or variants; may be repeated."),
+    ] = None,
 ) -> None:
-    """Draw the figure of a sweep or of a run again, as PNG and PDF beside the numbers."""
+    """Draw figures as PNG and PDF beside the numbers."""
     _setup_logging(False)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; name the --out of a sweep or a run")
-    from experiments.plots import plot_run, plot_sweep
-    from experiments.results import read_results
+    from experiments import figures as drawing
 
-    if (folder / "results.csv").exists() or not (folder / "rounds.csv").exists():
-        paths = plot_sweep(read_results(folder), folder)
-    else:
-        paths = plot_run(folder)
-    for path in paths:
+    for path in drawing.plot(folder, figures or (), labels or ()):
         typer.echo(path)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a sweep or of a run.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File [default: report.html in the folder].")
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="Only these policies or variants; may be repeated."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="Whom the others are compared with.")
+    ] = None,
+    best: Annotated[
+        str | None, typer.Option("--best", help="Whose gain over uniform is a score of 1.")
+    ] = None,
+) -> None:
+    """Write one HTML page with tables, statistics, figures and the configuration; no network."""
+    _setup_logging(False)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; name the --out of a sweep or a run")
+    from experiments.report import write_report
+
+    typer.echo(write_report(folder, out, labels=labels or (), reference=reference, best=best))
 
 
 @app.command()
@@ -321,7 +354,7 @@ def channel_show(
     _setup_logging(False)
     from experiments.config import PRESETS, ExperimentConfig
     from experiments.config_loader import load_config
-    from experiments.plots import plot_channel
+    from experiments.figures.channel import plot_channel
     from experiments.results import check_writable
 
     settings = [f"channel.preset={preset}", *(sets or ())]

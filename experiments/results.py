@@ -9,6 +9,7 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,19 +48,32 @@ class Results(NamedTuple):
 def load(folder: Path | str) -> Results:
     """The frames of a sweep's folder, or of a single run's; ValueError for a damaged one."""
     folder = Path(folder)
-    if (folder / "results.csv").exists() or not (folder / "rounds.csv").exists():
-        cells = read_results(folder)
-        folders = [folder / cell for cell in cells["cell"]]
-    else:
-        cells, folders = _single(folder), [folder]
+    cells = read_cells(folder)
     keys = cells.columns[: cells.columns.get_loc(RESULT_COLUMNS[0])]
     rounds = []
-    for (_, row), where in zip(cells.iterrows(), folders, strict=True):
-        frame = read_rounds(where)
+    for _, row in cells.iterrows():
+        frame = read_rounds(run_folder(folder, row["cell"]))
         for i, key in enumerate(keys):
             frame.insert(i, key, row[key])
         rounds.append(frame)
     return Results(cells, pd.concat(rounds, ignore_index=True))
+
+
+def read_cells(folder: Path) -> pd.DataFrame:
+    """One row per run of a sweep's folder; of a single run's, its own."""
+    if (folder / "results.csv").exists() or not (folder / "rounds.csv").exists():
+        return read_results(folder)
+    summary = read_summary(folder)
+    keys = {
+        "cell": folder.name, "label": summary["policy"], "policy.name": summary["policy"],
+        "channel.snr_db": summary["snr_db"], "seed": summary["seed"],
+    }  # fmt: skip
+    return pd.DataFrame([{**keys, **{column: summary[column] for column in RESULT_COLUMNS}}])
+
+
+def run_folder(folder: Path, cell: str) -> Path:
+    """Where one of a sweep's runs lies; a single run's folder is its own."""
+    return folder / cell if (folder / "results.csv").exists() else folder
 
 
 def condition_keys(cells: pd.DataFrame) -> list[str]:
@@ -75,22 +89,21 @@ def series_of(cells: pd.DataFrame) -> pd.Series:
     names = cells["label"].astype(str)
     for key in condition_keys(cells):
         if key != "channel.snr_db":
-            names = names + ", " + cells[key].map(short)
+            names = names + ", " + cells[key].map(partial(spoken, key))
     return names
 
 
-def short(value: Any) -> str:
-    """A swept value as a figure's legend or a table's head has it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _single(folder: Path) -> pd.DataFrame:
-    summary = read_summary(folder)
-    keys = {
-        "cell": folder.name, "label": summary["policy"], "policy.name": summary["policy"],
-        "channel.snr_db": summary["snr_db"], "seed": summary["seed"],
-    }  # fmt: skip
-    return pd.DataFrame([{**keys, **{column: summary[column] for column in RESULT_COLUMNS}}])
+def spoken(key: str, value: Any) -> str:
+    """A swept value as a legend or a table's head has it: with its unit, or else with its name."""
+    name = key.rpartition(".")[2]
+    if not isinstance(value, int | float | np.number):
+        return str(value)
+    if name.endswith("_hz"):
+        return f"{value / 1e6:g} MHz" if value >= 1e6 else f"{value / 1e3:g} kHz"
+    for end, unit in (("_db", "dB"), ("_s", "s"), ("_bits", "bits"), ("_m", "m"), ("_mps", "m/s")):
+        if name.endswith(end):
+            return f"{value:g} {unit}".replace("-", "\N{MINUS SIGN}")
+    return f"{name} {value:g}"
 
 
 def prepare_out(out: Path, *, overwrite: bool = False, resume: bool = False) -> Path:

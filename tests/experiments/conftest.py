@@ -1,6 +1,10 @@
 """A world small enough for every test: a tiny random BERT on two words in two orders."""
 
+import numpy as np
+import pandas as pd
 import pytest
+
+from experiments.results import RESULT_COLUMNS
 
 ROWS = [(f"{a} {b} number {i}", str(int(a == b))) for i in range(30) for a in "ab" for b in "ab"]
 
@@ -54,3 +58,24 @@ def tiny_toml(tmp_path):
     path = tmp_path / "tiny.toml"
     path.write_text(TINY.format(source=source))
     return path
+
+
+def cells_of(effects, *, seeds=6, snrs=(0.0, 10.0), codings=("absolute",), noise=0.02):
+    """Runs whose accuracy is a seed's own level plus the label's effect plus noise."""
+    rng = np.random.default_rng(0)
+    level = {(k, s): rng.normal(0.7, 0.05) for k in range(seeds) for s in snrs}
+    rows = [
+        {"cell": f"{label}{snr}{coding}{seed}", "label": label, "policy.name": label,
+         "channel.snr_db": snr, "seed": seed, "payload.coding": coding}
+        | dict.fromkeys(RESULT_COLUMNS, 0.5)
+        | {"accuracy": level[seed, snr] + effect + rng.normal(0, noise)}
+        for label, effect in effects.items()
+        for snr in snrs for coding in codings for seed in range(seeds)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(name="cells_of", scope="session")
+def _cells_of():
+    """Make a sweep's frame of labels with effects of their own."""
+    return cells_of
