@@ -11,7 +11,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from airllm.report import DeviceReport
 from channel.cell import Cell
+from channel.open_cell import OpenCell
 from cloud.air_grid import AirGrid
+from cloud.buffered import BufferedRun
+from cloud.federated import FederatedService
 from cloud.roster import Roster
 from cloud.rounds import Round, RoundResult, Service
 
@@ -67,11 +70,12 @@ def run_federation(
     RuntimeError when an app failed on a node, and `Stopped` when ``is_stopped`` says so while
     answers are awaited.
     """
-    air = AirGrid(grid, cell, round_deadline_s=service.round_deadline_s)
+    buffered = service if isinstance(service, FederatedService) and service.config.buffer else None
+    air = AirGrid(grid, cell, round_deadline_s=service.round_deadline_s, is_timed=buffered is None)
     roster = Roster(
         air,
         service.num_devices,
-        _deployment(service),
+        deployment_of(service),
         reply_timeout_s=reply_timeout_s,
         is_stopped=is_stopped,
     )
@@ -80,6 +84,10 @@ def run_federation(
         air.device_of = standing.device_of
     else:
         standing.known = roster.assemble(wait_s=connect_timeout_s)
+        service.welcome(standing.known)
+    if buffered is not None:
+        BufferedRun(roster, buffered, OpenCell(cell), standing.known, on_round).run()
+        return
     for round_index in range(standing.num_done, service.num_rounds):
         air.begin_round(
             round_index,
@@ -103,7 +111,7 @@ def make_server_app(serve: Callable[[Grid, Context], None]) -> ServerApp:
     return app
 
 
-def _deployment(service: Service) -> RecordDict:
+def deployment_of(service: Service) -> RecordDict:
     """What a device is given out of band, before its first round."""
     if service.head is None:
         return RecordDict()

@@ -187,10 +187,10 @@ def _check_federated(config: ExperimentConfig) -> None:
             f"policy.name {config.policy.name!r} follows the cloud's own training, which federated "
             f"mode has none of; take another policy or mode = 'remote'"
         )
-    if config.policy.is_exploring and federated.participants:
+    if config.policy.is_exploring and (federated.participants or federated.buffer):
         raise ValueError(
             "policy.is_exploring needs the same devices in every round; set "
-            "federated.participants = 0 (all)"
+            "federated.participants = 0 (all) and federated.buffer = 0"
         )
     if not config.training.head_examples:
         raise ValueError(

@@ -277,7 +277,10 @@ def run_simulation(
     grid = LocalGrid(client_app, config.num_devices, {"config": dump_config(config)})
     cell = make_cell(config.channel, config.num_devices, seed=config.seed)
     service, standing = workbench.service(config), Standing()
-    parts = {"federation": standing, "service": service, "cell": cell, "grid": grid}
+    parts: dict[str, object] = {}
+    if not (config.mode == "federated" and config.federated.buffer):
+        # Buffered rounds have transfers under way at every moment: there is nothing to stand on.
+        parts = {"federation": standing, "service": service, "cell": cell, "grid": grid}
     with Recorder(
         config, workbench, out, on_round, parts=parts, is_resuming=is_resuming
     ) as recorder:
