@@ -67,7 +67,7 @@ def run_federation(
     missed its deadline. ``standing`` is kept up to date before every call of ``on_round``; given
     that of a run which was stopped, with the states of its other parts restored, this goes on with
     the round after it. Raises ValueError when devices are missing at the deployment,
-    RuntimeError when an app failed on a node, and `Stopped` when ``is_stopped`` says so while
+    `AppFailed` when an app failed on a node, and `Stopped` when ``is_stopped`` says so while
     answers are awaited.
     """
     buffered = service if isinstance(service, FederatedService) and service.config.buffer else None

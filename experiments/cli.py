@@ -6,6 +6,9 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +18,9 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+
+from experiments.federation_cli import DEFAULT_FOLDER, federation_app
+from experiments.flower_env import quieten
 
 if TYPE_CHECKING:
     from experiments.config import ExperimentConfig
@@ -34,6 +40,14 @@ Sets = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Set a value, such as channel.snr_db=10."),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens meanwhile.")]
+
+
+class Runtime(StrEnum):
+    """Where the devices of a run are; the numbers are the same."""
+
+    LOCAL = "local"
+    SIMULATION = "simulation"
+    DEPLOYMENT = "deployment"
 
 
 class Interrupted(Exception):
@@ -99,6 +113,18 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder where it stopped.")
     ] = False,
+    runtime: Annotated[
+        Runtime,
+        typer.Option("--runtime", help="Devices in this process, Ray's workers, or SuperNodes."),
+    ] = Runtime.LOCAL,
+    superlink: Annotated[
+        str,
+        typer.Option(
+            "--superlink",
+            help="For --runtime deployment: a folder of `airllm federation up`, or a connection of "
+            "Flower's configuration.",
+        ),
+    ] = str(DEFAULT_FOLDER),
     verbose: Verbose = False,
 ) -> None:
     """Run one simulation; writes config.toml, rounds.csv, ranks.npz and summary.json."""
@@ -108,12 +134,20 @@ def run(
 
     if overwrite and resume:
         raise ValueError("--resume keeps what --overwrite replaces; give one of them")
+    if resume and runtime is not Runtime.LOCAL:
+        raise ValueError(
+            f"--resume is for --runtime local, whose devices' states are in the checkpoint, got "
+            f"{runtime.value}"
+        )
     from experiments.sweep import finished_summary
 
     summary = finished_summary(experiment, out) if resume else None
     if summary is None:
         prepare_out(out, overwrite=overwrite, resume=resume)
-        summary = _simulate(experiment, out, is_resuming=resume)
+        simulate = _runner(runtime, superlink)
+        if resume:
+            simulate = partial(simulate, is_resuming=True)
+        summary = _simulate(simulate, experiment, out)
     table = Table("", "value", title=f"{summary['policy']}, {experiment.rounds} rounds")
     for key in (
         "accuracy", "loss", "perplexity", "head_accuracy", "full_accuracy", "payload_bits",
@@ -127,9 +161,10 @@ def run(
     typer.echo(f"written to {out}")
 
 
-def _simulate(experiment: ExperimentConfig, out: Path, *, is_resuming: bool) -> dict[str, Any]:
+def _simulate(
+    simulate: Callable[..., dict[str, Any]], experiment: ExperimentConfig, out: Path
+) -> dict[str, Any]:
     from experiments.checkpoints import found
-    from experiments.run import run_simulation
 
     num_done = 0
     try:
@@ -141,7 +176,7 @@ def _simulate(experiment: ExperimentConfig, out: Path, *, is_resuming: bool) -> 
                 num_done = done
                 progress.update(task, completed=done, description="rounds")
 
-            return run_simulation(experiment, out, on_round=on_round, is_resuming=is_resuming)
+            return simulate(experiment, out, on_round=on_round)
     except KeyboardInterrupt:
         if not num_done:
             raise Interrupted("no round was finished yet") from None
@@ -149,6 +184,20 @@ def _simulate(experiment: ExperimentConfig, out: Path, *, is_resuming: bool) -> 
         raise Interrupted(
             f"finished rounds are in {out / 'rounds.csv'}; `airllm plot {out}` draws them{how}"
         ) from None
+
+
+def _runner(runtime: Runtime, superlink: str) -> Callable[..., dict[str, Any]]:
+    if runtime is Runtime.SIMULATION:
+        from experiments.simulation import run_ray_simulation
+
+        return run_ray_simulation
+    if runtime is Runtime.DEPLOYMENT:
+        from experiments.deployment import run_deployment
+
+        return partial(run_deployment, superlink=superlink)
+    from experiments.run import run_simulation
+
+    return run_simulation
 
 
 @app.command()
@@ -324,6 +373,7 @@ def config_keys(
 
 channel_app = typer.Typer(no_args_is_help=True, help="List the channel's presets, or draw one.")
 app.add_typer(channel_app, name="channel")
+app.add_typer(federation_app, name="federation")
 
 
 @channel_app.command("list")
@@ -382,6 +432,7 @@ def _count(value: float) -> str:
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit code 2, Ctrl-C is 130, SIGTERM 143."""
+    quieten()
     is_terminated = False
 
     def on_sigterm(signum: int, frame: object) -> None:
@@ -411,6 +462,10 @@ def main() -> None:
             say = getattr(error, "format_message", None)
             message = say() if say else str(error)
             _say(f"error: {message}; see airllm --help")
+            code = 2
+        elif type(error).__name__ == "AppFailed":  # the cloud's, which is not imported here
+            _say(f"error: {_sentence(error)}")
+            _say_where()
             code = 2
         elif type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
             _say(f"error: {_sentence(MemoryError())}")

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.serverapp import Grid
 
-from airllm.checkpoint import restore, state_of
+from airllm.checkpoint import Stateful, restore, state_of
 from airllm.lora import Adapter
 from cloud.local_grid import LocalGrid
 from cloud.rounds import RoundResult, Transfers
@@ -19,6 +20,7 @@ from experiments.build import Workbench, make_cell, workbench_for
 from experiments.checkpoints import Checkpoints, alone_in
 from experiments.config import ExperimentConfig
 from experiments.config_loader import dump_config
+from experiments.flower_apps import client_app
 from experiments.results import RoundsWriter, rows_until, write_bytes, write_summary, write_text
 
 
@@ -256,29 +258,29 @@ def bits_until(rows: list[dict[str, Any]], accuracy: float) -> float:
     return float("nan")
 
 
-def run_simulation(
+def run_rounds(
+    grid: Grid,
     config: ExperimentConfig,
-    out: Path | None = None,
+    out: Path | None,
     *,
     on_round: Callable[[int, int], None] | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
     is_resuming: bool = False,
 ) -> dict[str, Any]:
-    """Run one simulation in this process; returns the summary.
+    """The cloud's side of one run over the grid of any runtime; returns the summary.
 
     With ``out``, writes config.toml, rounds.csv (flushed every round), ranks.npz and, once
     complete, summary.json there. Runs that share model, data, training and seed share what is
     dear. ``is_resuming`` goes on from the newest checkpoint in ``out``, to the very files that an
-    uninterrupted run leaves; where there is none it begins at the beginning. Raises ValueError for
-    what the configuration asks and this machine does not have.
+    uninterrupted run leaves; where there is none it begins at the beginning. Only a grid that can
+    say what its nodes keep has checkpoints.
     """
-    from experiments.flower_apps import client_app
-
     workbench = workbench_for(config)
-    grid = LocalGrid(client_app, config.num_devices, {"config": dump_config(config)})
     cell = make_cell(config.channel, config.num_devices, seed=config.seed)
     service, standing = workbench.service(config), Standing()
     parts: dict[str, object] = {}
-    if not (config.mode == "federated" and config.federated.buffer):
+    is_buffered = config.mode == "federated" and config.federated.buffer
+    if isinstance(grid, Stateful) and not is_buffered:
         # Buffered rounds have transfers under way at every moment: there is nothing to stand on.
         parts = {"federation": standing, "service": service, "cell": cell, "grid": grid}
     with Recorder(
@@ -290,6 +292,23 @@ def run_simulation(
             service,
             on_round=recorder.record,
             reply_timeout_s=config.runtime.reply_timeout_s,
+            connect_timeout_s=config.runtime.connect_timeout_s,
+            is_stopped=is_stopped,
             standing=standing,
         )
         return recorder.finish(service.final())
+
+
+def run_simulation(
+    config: ExperimentConfig,
+    out: Path | None = None,
+    *,
+    on_round: Callable[[int, int], None] | None = None,
+    is_resuming: bool = False,
+) -> dict[str, Any]:
+    """Run one simulation in this process; returns the summary and writes what `run_rounds` does.
+
+    Raises ValueError for what the configuration asks and this machine does not have.
+    """
+    grid = LocalGrid(client_app, config.num_devices, {"config": dump_config(config)})
+    return run_rounds(grid, config, out, on_round=on_round, is_resuming=is_resuming)
