@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm.checkpoint import restore, state_of
 from airllm.local import LocalTraining, train_local
 from airllm.lora import Adapter, accumulate
 from airllm.models import BaseModel
@@ -172,6 +175,26 @@ class FederatedService:
         self.merge(list(updates), list(updates.values()))
         self.refine(round_index)
         return rewards + self._reward_uplink(round_index, outcomes, before)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next round depends on, between two rounds."""
+        return {
+            "down": self.down.state_dict(),  # and the global adapter with it
+            "up_policy": state_of(self.up_policy),
+            "previous": self._previous,
+            "examples": dict(self._examples),
+            "first_loss": dict(self._first_loss),
+            "awaited": self._awaited,
+            "refused": dict(self.inspector.refused),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.down.load_state_dict(state["down"])
+        restore(self.up_policy, state["up_policy"])
+        self._previous, self._awaited = state["previous"], state["awaited"]
+        self._examples, self._first_loss = dict(state["examples"]), dict(state["first_loss"])
+        self.inspector.refused = Counter(state["refused"])
 
     def merge(
         self,

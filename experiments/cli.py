@@ -114,7 +114,10 @@ def run(
     sets: Sets = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/run"),
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a finished run in the folder.")
+        bool, typer.Option("--overwrite", help="Replace the run in the folder.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder where it stopped.")
     ] = False,
     runtime: Annotated[
         Runtime,
@@ -146,26 +149,22 @@ def run(
     experiment = _load(config, sets)
     from experiments.results import prepare_out
 
-    prepare_out(out, overwrite=overwrite)
-    simulate = _runner(runtime, superlink)
+    if overwrite and resume:
+        raise ValueError("--resume keeps what --overwrite replaces; give one of them")
+    if resume and runtime is not Runtime.LOCAL:
+        raise ValueError(
+            f"--resume is for --runtime local, whose devices' states are in the checkpoint, got "
+            f"{runtime.value}"
+        )
+    from experiments.sweep import finished_summary
 
-    num_done = 0
-    try:
-        with _progress() as progress:
-            task = progress.add_task("training the master", total=experiment.rounds)
-
-            def on_round(done: int, total: int) -> None:
-                nonlocal num_done
-                num_done = done
-                progress.update(task, completed=done, description="rounds")
-
-            summary = simulate(experiment, out, on_round=on_round)
-    except KeyboardInterrupt:
-        if not num_done:
-            raise Interrupted("no round was finished yet") from None
-        raise Interrupted(
-            f"finished rounds are in {out / 'rounds.csv'}; `airllm plot {out}` draws them"
-        ) from None
+    summary = finished_summary(experiment, out) if resume else None
+    if summary is None:
+        prepare_out(out, overwrite=overwrite, resume=resume)
+        simulate = _runner(runtime, superlink)
+        if resume:
+            simulate = partial(simulate, is_resuming=True)
+        summary = _simulate(simulate, experiment, out)
     table = Table("", "value", title=f"{summary['policy']}, {experiment.rounds} rounds")
     for key in (
         "accuracy", "loss", "perplexity", "head_accuracy", "full_accuracy", "payload_bits",
@@ -177,6 +176,31 @@ def run(
             )
     stdout.print(table)
     typer.echo(f"written to {out}")
+
+
+def _simulate(
+    simulate: Callable[..., dict[str, Any]], experiment: ExperimentConfig, out: Path
+) -> dict[str, Any]:
+    from experiments.checkpoints import found
+
+    num_done = 0
+    try:
+        with _progress() as progress:
+            task = progress.add_task("training the master", total=experiment.rounds)
+
+            def on_round(done: int, total: int) -> None:
+                nonlocal num_done
+                num_done = done
+                progress.update(task, completed=done, description="rounds")
+
+            return simulate(experiment, out, on_round=on_round)
+    except KeyboardInterrupt:
+        if not num_done:
+            raise Interrupted("no round was finished yet") from None
+        how = "; the same command with --resume goes on" if found(out) else ""
+        raise Interrupted(
+            f"finished rounds are in {out / 'rounds.csv'}; `airllm plot {out}` draws them{how}"
+        ) from None
 
 
 def _runner(runtime: Runtime, superlink: str) -> Callable[..., dict[str, Any]]:
@@ -229,6 +253,7 @@ def sweep(
     _setup_logging(verbose)
     folder = out or Path("runs") / Path(config).stem
     from experiments.axes import parse_axis
+    from experiments.checkpoints import alone_in
     from experiments.paths import find_config
     from experiments.results import prepare_sweep, read_results
     from experiments.sweep import load_sweep, run_sweep
@@ -240,7 +265,7 @@ def sweep(
     from experiments.sweep_view import SweepView, print_results
 
     try:
-        with SweepView(stderr, experiments, jobs) as view:
+        with alone_in(folder), SweepView(stderr, experiments, jobs) as view:
             rows, errors = run_sweep(
                 experiments, folder, jobs=jobs, is_fresh=fresh, on_event=view.take
             )
