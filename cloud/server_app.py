@@ -31,7 +31,7 @@ def run_federation(
     Rounds of remote mode start by the cell's period, federated ones when the one before is over. A
     node that does not answer within ``reply_timeout_s`` of wall-clock time counts as having
     missed its deadline. Raises ValueError when devices are missing at the deployment,
-    RuntimeError when an app failed on a node, and `Stopped` when ``is_stopped`` says so while
+    `AppFailed` when an app failed on a node, and `Stopped` when ``is_stopped`` says so while
     answers are awaited.
     """
     buffered = service if isinstance(service, FederatedService) and service.config.buffer else None

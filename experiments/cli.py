@@ -6,8 +6,11 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +18,9 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+
+from experiments.federation_cli import DEFAULT_FOLDER, federation_app
+from experiments.flower_env import quieten
 
 if TYPE_CHECKING:
     from experiments.config import ExperimentConfig
@@ -34,6 +40,14 @@ Sets = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Set a value, such as channel.snr_db=10."),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens meanwhile.")]
+
+
+class Runtime(StrEnum):
+    """Where the devices of a run are; the numbers are the same."""
+
+    LOCAL = "local"
+    SIMULATION = "simulation"
+    DEPLOYMENT = "deployment"
 
 
 class Interrupted(Exception):
@@ -96,6 +110,18 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a finished run in the folder.")
     ] = False,
+    runtime: Annotated[
+        Runtime,
+        typer.Option("--runtime", help="Devices in this process, Ray's workers, or SuperNodes."),
+    ] = Runtime.LOCAL,
+    superlink: Annotated[
+        str,
+        typer.Option(
+            "--superlink",
+            help="For --runtime deployment: a folder of `airllm federation up`, or a connection of "
+            "Flower's configuration.",
+        ),
+    ] = str(DEFAULT_FOLDER),
     verbose: Verbose = False,
 ) -> None:
     """Run one simulation; writes config.toml, rounds.csv, ranks.npz and summary.json."""
@@ -104,7 +130,7 @@ def run(
     from experiments.results import prepare_out
 
     prepare_out(out, overwrite=overwrite)
-    from experiments.run import run_simulation
+    simulate = _runner(runtime, superlink)
 
     num_done = 0
     try:
@@ -116,7 +142,7 @@ def run(
                 num_done = done
                 progress.update(task, completed=done, description="rounds")
 
-            summary = run_simulation(experiment, out, on_round=on_round)
+            summary = simulate(experiment, out, on_round=on_round)
     except KeyboardInterrupt:
         if not num_done:
             raise Interrupted("no round was finished yet") from None
@@ -134,6 +160,20 @@ def run(
             )
     stdout.print(table)
     typer.echo(f"written to {out}")
+
+
+def _runner(runtime: Runtime, superlink: str) -> Callable[..., dict[str, Any]]:
+    if runtime is Runtime.SIMULATION:
+        from experiments.simulation import run_ray_simulation
+
+        return run_ray_simulation
+    if runtime is Runtime.DEPLOYMENT:
+        from experiments.deployment import run_deployment
+
+        return partial(run_deployment, superlink=superlink)
+    from experiments.run import run_simulation
+
+    return run_simulation
 
 
 @app.command()
@@ -308,6 +348,7 @@ def config_keys(
 
 channel_app = typer.Typer(no_args_is_help=True, help="List the channel's presets, or draw one.")
 app.add_typer(channel_app, name="channel")
+app.add_typer(federation_app, name="federation")
 
 
 @channel_app.command("list")
@@ -366,6 +407,7 @@ def _count(value: float) -> str:
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit code 2, Ctrl-C is 130, SIGTERM 143."""
+    quieten()
     is_terminated = False
 
     def on_sigterm(signum: int, frame: object) -> None:
@@ -395,6 +437,10 @@ def main() -> None:
             say = getattr(error, "format_message", None)
             message = say() if say else str(error)
             _say(f"error: {message}; see airllm --help")
+            code = 2
+        elif type(error).__name__ == "AppFailed":  # the cloud's, which is not imported here
+            _say(f"error: {_sentence(error)}")
+            _say_where()
             code = 2
         elif type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
             _say(f"error: {_sentence(MemoryError())}")

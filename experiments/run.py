@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.serverapp import Grid
 
 from airllm.lora import Adapter
 from cloud.local_grid import LocalGrid
@@ -15,6 +16,7 @@ from cloud.server_app import run_federation
 from experiments.build import Workbench, make_cell, workbench_for
 from experiments.config import ExperimentConfig
 from experiments.config_loader import dump_config
+from experiments.flower_apps import client_app
 from experiments.results import RoundsWriter, write_summary, write_text
 
 
@@ -193,22 +195,21 @@ def bits_until(rows: list[dict[str, Any]], accuracy: float) -> float:
     return float("nan")
 
 
-def run_simulation(
+def run_rounds(
+    grid: Grid,
     config: ExperimentConfig,
-    out: Path | None = None,
+    out: Path | None,
     *,
     on_round: Callable[[int, int], None] | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Run one simulation in this process; returns the summary.
+    """The cloud's side of one run over the grid of any runtime; returns the summary.
 
     With ``out``, writes config.toml, rounds.csv (flushed every round), ranks.npz and, once
     complete, summary.json there. Runs that share model, data, training and seed share what is
-    dear. Raises ValueError for what the configuration asks and this machine does not have.
+    dear.
     """
-    from experiments.flower_apps import client_app
-
     workbench = workbench_for(config)
-    grid = LocalGrid(client_app, config.num_devices, {"config": dump_config(config)})
     cell = make_cell(config.channel, config.num_devices, seed=config.seed)
     service = workbench.service(config)
     with Recorder(config, workbench, out, on_round) as recorder:
@@ -218,5 +219,21 @@ def run_simulation(
             service,
             on_round=recorder.record,
             reply_timeout_s=config.runtime.reply_timeout_s,
+            connect_timeout_s=config.runtime.connect_timeout_s,
+            is_stopped=is_stopped,
         )
         return recorder.finish(service.final())
+
+
+def run_simulation(
+    config: ExperimentConfig,
+    out: Path | None = None,
+    *,
+    on_round: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Run one simulation in this process; returns the summary and writes what `run_rounds` does.
+
+    Raises ValueError for what the configuration asks and this machine does not have.
+    """
+    grid = LocalGrid(client_app, config.num_devices, {"config": dump_config(config)})
+    return run_rounds(grid, config, out, on_round=on_round)
