@@ -6,8 +6,10 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -32,6 +34,9 @@ stdout = Console()
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a value, such as channel.snr_db=10."),
+]
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard", help="Also write scalars for TensorBoard.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens meanwhile.")]
 
@@ -96,6 +101,7 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a finished run in the folder.")
     ] = False,
+    tensorboard: Tensorboard = False,
     verbose: Verbose = False,
 ) -> None:
     """Run one simulation; writes config.toml, rounds.csv, ranks.npz and summary.json."""
@@ -108,13 +114,14 @@ def run(
 
     num_done = 0
     try:
-        with _progress() as progress:
+        with _progress() as progress, _scalars(tensorboard, out / "rounds.csv", "round") as track:
             task = progress.add_task("training the master", total=experiment.rounds)
 
             def on_round(done: int, total: int) -> None:
                 nonlocal num_done
                 num_done = done
                 progress.update(task, completed=done, description="rounds")
+                track()
 
             summary = run_simulation(experiment, out, on_round=on_round)
     except KeyboardInterrupt:
@@ -155,6 +162,7 @@ def sweep(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Also run again what is finished already.")
     ] = False,
+    tensorboard: Tensorboard = False,
     verbose: Verbose = False,
 ) -> None:
     """Run every combination of what the table [sweep] lists; goes on where it stopped."""
@@ -173,8 +181,18 @@ def sweep(
 
     try:
         with SweepView(stderr, experiments, jobs) as view:
+            listeners = [view.take]
+            if tensorboard:
+                from experiments.tracking import SweepScalars
+
+                listeners.append(SweepScalars(folder).take)
+
+            def on_event(cell: Any, event: Any) -> None:
+                for listen in listeners:
+                    listen(cell, event)
+
             rows, errors = run_sweep(
-                experiments, folder, jobs=jobs, is_fresh=fresh, on_event=view.take
+                experiments, folder, jobs=jobs, is_fresh=fresh, on_event=on_event
             )
     except KeyboardInterrupt:
         raise Interrupted(
@@ -198,6 +216,7 @@ def learn(
     config: Annotated[str, typer.Argument(help="TOML file, or the name of a bundled one.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the policy.")],
     sets: Sets = None,
+    tensorboard: Tensorboard = False,
     verbose: Verbose = False,
 ) -> None:
     """Learn a policy before it is used; goes on where it stopped. policy.path takes the folder."""
@@ -207,11 +226,14 @@ def learn(
     from experiments.learn import make_learner
 
     try:
-        with _progress() as progress:
+        curve = out / "learning_curve.csv"
+        with _progress() as progress, _scalars(tensorboard, curve, "steps") as track:
             task = progress.add_task("training the master", total=None)
 
             def on_progress(what: str, done: int, total: int) -> None:
                 progress.update(task, description=what, completed=done, total=total)
+                if what == "updates":
+                    track()
 
             make_learner(experiment, on_progress).run(out, on_progress)
     except KeyboardInterrupt:
@@ -347,6 +369,18 @@ def channel_show(
     check_writable(folder)
     for path in plot_channel(config.channel, folder, seed=config.seed):
         typer.echo(path)
+
+
+@contextmanager
+def _scalars(is_wanted: bool, path: Path, step: str) -> Iterator[Callable[[], None]]:
+    """What sends a file's new rows to TensorBoard; nothing where that is not wanted."""
+    if not is_wanted:
+        yield lambda: None
+        return
+    from experiments.tracking import CsvScalars
+
+    with CsvScalars(path, step) as scalars:
+        yield scalars.update
 
 
 def _progress() -> Progress:

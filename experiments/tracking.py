@@ -52,8 +52,9 @@ class CsvScalars:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Send what is left, also of what was interrupted."""
-        self.update()
+        """Send what is left, also of what was interrupted; of what never began, nothing."""
+        if self._sent >= 0.0:
+            self.update()
         self._writer.close()
 
 
