@@ -34,10 +34,18 @@ class AirGrid(Grid):
     runtime carries the messages.
     """
 
-    def __init__(self, grid: Grid, cell: Cell, *, round_deadline_s: float | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        cell: Cell,
+        *,
+        round_deadline_s: float | None = None,
+        is_timed: bool = True,
+    ) -> None:
         """``round_deadline_s`` is from a round's start; what is not up by then is lost (None: all
-        are waited for)."""
+        are waited for). With ``is_timed`` False the caller times transfers, and all passes."""
         self._grid, self.cell, self.round_deadline_s = grid, cell, round_deadline_s
+        self._is_timed = is_timed
         self.device_of: dict[int, int] = {}
         """device index of each node, once its first report has come"""
         self.deliveries: dict[int, Delivery] = {}
@@ -122,6 +130,8 @@ class AirGrid(Grid):
 
     def _through_air(self, messages: list[Message]) -> tuple[list[Message], list[Message]]:
         """What reaches its node, and an Error in reply to what does not."""
+        if not self._is_timed:
+            return messages, []
         through, lost, payloads = [], [], {}
         for message in messages:
             device = self.device_of.get(message.metadata.dst_node_id, -1)
@@ -145,7 +155,7 @@ class AirGrid(Grid):
                 self.unreached.add(device)
                 continue
             if delivery.has_bit_error:
-                payload = _damaged(_payload(message))
+                payload = damaged(_payload(message))
                 message.content["update"] = ConfigRecord({"payload": payload})
             through.append(message)
         return through, lost
@@ -166,7 +176,7 @@ class AirGrid(Grid):
             if not delivery.is_delivered:
                 logger.info("up: %s", _missed(delivery))
             else:
-                arrived[device] = _damaged(data) if delivery.has_bit_error else data
+                arrived[device] = damaged(data) if delivery.has_bit_error else data
         return arrived
 
     def _received(self, replies: Iterable[Message]) -> list[Message]:
@@ -191,7 +201,8 @@ class AirGrid(Grid):
                 logger.info("device %d fell silent after its download", device)
                 self.unreached.add(device)
                 reply.content = RecordDict()
-        self._stamp([a for a in answers if a.has_content() and "report" in a.content])
+        if self._is_timed:
+            self._stamp([a for a in answers if a.has_content() and "report" in a.content])
         return answers
 
     def _stage(self, device: int) -> str:
@@ -265,7 +276,8 @@ def _payload(message: Message) -> bytes:
     return data
 
 
-def _damaged(payload: bytes) -> bytes:
+def damaged(payload: bytes) -> bytes:
+    """A payload with an error in it."""
     data = bytearray(payload)
     # Any bit will do: the checksum covers them all.
     data[len(data) // 2] ^= 1

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm.checkpoint import restore, state_of
 from airllm.local import LocalTraining, train_local
 from airllm.lora import Adapter, accumulate
 from airllm.models import BaseModel
@@ -94,6 +97,12 @@ class FederatedService:
         self.merged: Collection[int] = ()
         self.round_deadline_s = config.deadline_s or None
 
+    def welcome(self, reports: Mapping[int, DeviceReport]) -> None:
+        """Take note of the devices: who could change its weight later could take over the mean."""
+        self.down.welcome(reports)
+        self._examples = {d: max(r.num_examples, 0) for d, r in reports.items()}
+        self._first_loss = {d: r.loss for d, r in reports.items()}
+
     def participants(self, round_index: int) -> list[int]:
         """The devices sampled for a round."""
         return self.participation.chosen(round_index)
@@ -114,17 +123,21 @@ class FederatedService:
     ) -> Plan:
         """The global adapter's way down, and the ranks at which devices are to train."""
         plan = self.down.plan(round_index, reports, links)
-        self._asked, self._granted, self._work = sorted(reports), {}, {}
-        for d, report in reports.items():
-            # As it was at first: who could change it later could take over the mean.
-            self._examples.setdefault(d, max(report.num_examples, 0))
-            self._first_loss.setdefault(d, report.loss)
+        self._asked, self._granted = sorted(reports), {}
+        for d in reports:
             self._work[d] = self._ranks_to_train(d, plan)
         return Plan(plan.ranks, plan.payloads, dict(self._work), self.up_policy.importance)
 
-    def grant(self, round_index: int, requests: Mapping[int, Request]) -> dict[int, bytes]:
+    def grant(
+        self,
+        round_index: int,
+        requests: Mapping[int, Request],
+        *,
+        asked: Sequence[int] | None = None,
+    ) -> dict[int, bytes]:
         """By device, the ranks (a byte each) of the update that it may send; who may not is left
-        out."""
+        out. ``asked`` share the band: those of the last plan, unless given."""
+        self._asked = list(asked) if asked is not None else self._asked
         worth = np.zeros((len(self._asked), len(self.base.specs), self.r_max))
         for i, d in enumerate(self._asked):
             if d in requests:
@@ -157,30 +170,57 @@ class FederatedService:
             if update is not None:
                 updates[d] = update
         before, self.merged = self.master.adapter, frozenset(updates)
-        if updates:
-            self.merge(updates)
-        if self.cloud_text.steps:
-            self._refine(round_index)
+        self.merge(list(updates), list(updates.values()))
+        self.refine(round_index)
         return rewards + self._reward_uplink(round_index, outcomes, before)
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next round depends on, between two rounds."""
+        return {
+            "down": self.down.state_dict(),  # and the global adapter with it
+            "up_policy": state_of(self.up_policy),
+            "previous": self._previous,
+            "examples": dict(self._examples),
+            "first_loss": dict(self._first_loss),
+            "awaited": self._awaited,
+            "refused": dict(self.inspector.refused),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.down.load_state_dict(state["down"])
+        restore(self.up_policy, state["up_policy"])
+        self._previous, self._awaited = state["previous"], state["awaited"]
+        self._examples, self._first_loss = dict(state["examples"]), dict(state["first_loss"])
+        self.inspector.refused = Counter(state["refused"])
+
     def merge(
-        self, updates: Mapping[int, Adapter], discount: Mapping[int, float] | None = None
+        self,
+        devices: Sequence[int],
+        updates: Sequence[Adapter],
+        discounts: Sequence[float] = (),
     ) -> None:
-        """Take devices' updates into the global adapter by the configured aggregator; ``discount``
-        multiplies their weights."""
-        devices = sorted(updates)
-        each = [updates[d] for d in devices]
-        weights = self._weights(devices, each)
-        weights = weights * np.array([(discount or {}).get(d, 1.0) for d in devices])
-        merged = self.aggregator()(each, list(weights), self.hold_rank)
+        """Take devices' updates into the global adapter by the configured aggregator.
+
+        ``discounts`` [updates] multiply their weights, and the step as a whole by their mean: a
+        buffer of stale changes moves less (FedBuff, Nguyen et al. 2022).
+        """
+        if not updates:
+            return
+        weights = self._weights(devices, updates)
+        step = 1.0
+        if discounts:
+            step = float(weights @ np.array(discounts) / weights.sum())
+            weights = weights * np.array(discounts)
+        merged = self.aggregator()(updates, list(weights), self.hold_rank)
         if self.config.is_factored:
             self.master.replace(merged.completed(self.master.adapter))
         elif self.config.is_absolute:
             self.master.replace(merged)
         else:
-            rate = self.config.server_learning_rate
-            step = Adapter(merged.down, tuple(rate * u for u in merged.up))
-            self.master.replace(accumulate(self.master.adapter, step, self.hold_rank))
+            rate = self.config.server_learning_rate * step
+            change = Adapter(merged.down, tuple(rate * u for u in merged.up))
+            self.master.replace(accumulate(self.master.adapter, change, self.hold_rank))
 
     def aggregator(self) -> Aggregator:
         """The configured one."""
@@ -262,8 +302,10 @@ class FederatedService:
             worth=worth,
         )
 
-    def _refine(self, round_index: int) -> None:
-        """Go on from the merged adapter on the cloud's own text."""
+    def refine(self, round_index: int) -> None:
+        """Go on from the merged adapter on the cloud's own text, where it is asked to."""
+        if not self.cloud_text.steps:
+            return
         ranks = np.full(len(self.base.specs), int(self.capacity.max()))
         result = train_local(
             self.base, self.head, self.master.adapter, ranks,

@@ -71,7 +71,12 @@ class FederatedConfig:
     hardware: tuple[str, ...] = ("phone",)
     """what device d computes with: entry d modulo their number; a profile's name or a TOML file"""
     participants: int = 0
-    """devices sampled for a round; 0: all"""
+    """devices sampled for a round, or at work at a time (buffer > 0); 0: all"""
+    buffer: int = 0
+    """0: rounds are synchronous; else devices go on by themselves, and whenever so many updates
+    have come in they are merged, which counts as a round (FedBuff)"""
+    staleness_exponent: float = 0.5
+    """an update that is t merges old weighs (1 + t) to the minus this (buffer > 0)"""
     deadline_s: float = 0.0
     """virtual time from a round's start after which no update counts; 0: all are waited for"""
     dropout: float = 0.0
@@ -97,10 +102,18 @@ class FederatedConfig:
             value = getattr(self, key)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"federated.{key} must be > 0 and finite, got {value}")
-        for key in ("cloud_steps", "participants", "deadline_s"):
+        for key in (
+            "cloud_steps", "participants", "deadline_s", "buffer", "staleness_exponent",
+        ):  # fmt: skip
             value = getattr(self, key)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"federated.{key} must be >= 0 and finite, got {value}")
+        if self.buffer and (self.needs_equal_ranks or self.deadline_s):
+            raise ValueError(
+                f"federated.buffer {self.buffer} needs an aggregator of unequal ranks and "
+                f"deadline_s = 0, since there is no round to wait for; got {self.aggregator!r} and "
+                f"{self.deadline_s}"
+            )
         if not 0.0 <= self.dropout <= 1.0:
             raise ValueError(f"federated.dropout must be in [0, 1], got {self.dropout}")
         if any(r < 1 for r in self.ranks):

@@ -44,10 +44,15 @@ class Participation:
 
     def dropouts(self, round_index: int) -> dict[int, Dropout]:
         """Who drops out, and when; the four moments are equally likely."""
-        found: dict[int, Dropout] = {}
-        for device in self.chosen(round_index) if self.dropout else []:
-            key = np.random.SeedSequence(self.seed, spawn_key=(_DROP_STREAM, round_index, device))
-            draw = np.random.default_rng(key).uniform(size=3)
-            if draw[0] < self.dropout:
-                found[device] = Dropout(STAGES[int(draw[1] * len(STAGES))], float(draw[2]))
-        return found
+        drawn = {d: self.dropout_of(round_index, d) for d in self.chosen(round_index)}
+        return {device: drop for device, drop in drawn.items() if drop is not None}
+
+    def dropout_of(self, round_index: int, device: int) -> Dropout | None:
+        """Whether one device drops out, and when."""
+        if not self.dropout:
+            return None
+        key = np.random.SeedSequence(self.seed, spawn_key=(_DROP_STREAM, round_index, device))
+        draw = np.random.default_rng(key).uniform(size=3)
+        if draw[0] >= self.dropout:
+            return None
+        return Dropout(STAGES[int(draw[1] * len(STAGES))], float(draw[2]))

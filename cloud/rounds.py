@@ -36,6 +36,10 @@ class Service(Protocol):
     merged: Collection[int]
     """devices whose own update the round before has merged"""
 
+    def welcome(self, reports: Mapping[int, DeviceReport]) -> None:
+        """Take note of the devices, before the first round."""
+        ...
+
     def participants(self, round_index: int) -> list[int]:
         """The devices that are asked in a round."""
         ...
@@ -185,7 +189,7 @@ class Round:
                 installed[d] = self.known[d]
             if "work" in reply.content:
                 work = reply.content.config_records["work"]
-                self._compute[d] = (_number(work, "compute_s"), _number(work, "compute_j"))
+                self._compute[d] = (number_of(work, "compute_s"), number_of(work, "compute_j"))
                 worth = work.get("worth")
                 requests[d] = Request(
                     self.known[d],
@@ -314,7 +318,7 @@ def _link_of(record: MetricRecord) -> LinkReport:
     )
 
 
-def _number(record: ConfigRecord, key: str) -> float:
+def number_of(record: ConfigRecord, key: str) -> float:
     """A number >= 0 that a device sent; 0 for anything else."""
     value = record.get(key)
     is_good = isinstance(value, int | float) and np.isfinite(value)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from airllm.candidates import Candidates, candidates_of
+from airllm.checkpoint import restore, state_of
 from airllm.lora import Adapter, accumulate
 from airllm.models import BaseModel
 from airllm.observation import RoundObservation
@@ -154,6 +155,11 @@ class CloudService:
         self._awaited: NDArray[np.float64] | None = None
         self._first_loss = np.full(num_devices, np.nan)
 
+    def welcome(self, reports: Mapping[int, DeviceReport]) -> None:
+        """Take note of the devices: their first losses."""
+        for d, report in reports.items():
+            self._first_loss[d] = report.loss
+
     def participants(self, round_index: int) -> list[int]:
         """The devices that are asked in a round."""
         return list(range(self.num_devices))
@@ -182,7 +188,7 @@ class CloudService:
             if report.update_number != self._held_number[i]:
                 # The device is not where the books have it (a restart): start it afresh.
                 self._held[i], self._held_number[i] = Adapter.zero(self.base.specs), -1
-        self._reports = dict(reports)
+        self._reports |= reports
         master = self.master.before(round_index)
         found = candidates_of(
             self.base,
@@ -231,8 +237,7 @@ class CloudService:
             outcome, after = outcomes[i], self._reports[i]
             if outcome.report is not None:
                 after = outcome.report
-                if outcome.report.is_installed:
-                    self._install(i, self._plan.payloads[i])
+                self.confirm(i, outcome.report, self._plan.payloads[i])
             rewards[i] = reward_of(
                 self.reward,
                 loss_before=self._reports[i].loss,
@@ -257,7 +262,31 @@ class CloudService:
         """What a device said of itself before this round's plan."""
         return self._reports[device]
 
-    def _install(self, device: int, data: bytes) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next round depends on, between two rounds."""
+        return {
+            "held": [[list(adapter.down), list(adapter.up)] for adapter in self._held],
+            "held_number": list(self._held_number),
+            "ranks": self._ranks,
+            "awaited": self._awaited,
+            "first_loss": self._first_loss,
+            "policy": state_of(self.policy),
+            "master": state_of(self.master),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._held = [Adapter(tuple(down), tuple(up)) for down, up in state["held"]]
+        self._held_number = list(state["held_number"])
+        self._ranks, self._awaited = state["ranks"], state["awaited"]
+        self._first_loss = state["first_loss"]
+        restore(self.policy, state["policy"])
+        restore(self.master, state["master"])
+
+    def confirm(self, device: int, report: DeviceReport, data: bytes) -> None:
+        """Book a payload that a device says it has installed."""
+        if not report.is_installed:
+            return
         update = decode(data, self.base.specs, shared_down=self._shared_down)
         if update.coding == "residual":
             held = accumulate(self._held[device], update.adapter, self.payload.hold_rank)
@@ -273,8 +302,7 @@ class CloudService:
     ) -> RoundObservation:
         reports = [self._reports[d] for d in self._devices]
         loss = np.array([r.loss for r in reports])
-        known = self._first_loss[self._devices]
-        self._first_loss[self._devices] = first_loss = np.where(np.isnan(known), loss, known)
+        first_loss = self._first_loss[self._devices]
         stake = np.zeros(len(reports))
         if self.payload.coding == "absolute":
             stake = np.maximum(np.nan_to_num(first_loss - loss), 0.0)

@@ -8,6 +8,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +19,9 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+
+from experiments.federation_cli import DEFAULT_FOLDER, federation_app
+from experiments.flower_env import quieten
 
 if TYPE_CHECKING:
     from experiments.config import ExperimentConfig
@@ -39,6 +44,14 @@ Tensorboard = Annotated[
     bool, typer.Option("--tensorboard", help="Also write scalars for TensorBoard.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens meanwhile.")]
+
+
+class Runtime(StrEnum):
+    """Where the devices of a run are; the numbers are the same."""
+
+    LOCAL = "local"
+    SIMULATION = "simulation"
+    DEPLOYMENT = "deployment"
 
 
 class Interrupted(Exception):
@@ -99,8 +112,23 @@ def run(
     sets: Sets = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/run"),
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a finished run in the folder.")
+        bool, typer.Option("--overwrite", help="Replace the run in the folder.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder where it stopped.")
+    ] = False,
+    runtime: Annotated[
+        Runtime,
+        typer.Option("--runtime", help="Devices in this process, Ray's workers, or SuperNodes."),
+    ] = Runtime.LOCAL,
+    superlink: Annotated[
+        str,
+        typer.Option(
+            "--superlink",
+            help="For --runtime deployment: a folder of `airllm federation up`, or a connection of "
+            "Flower's configuration.",
+        ),
+    ] = str(DEFAULT_FOLDER),
     tensorboard: Tensorboard = False,
     verbose: Verbose = False,
 ) -> None:
@@ -109,8 +137,42 @@ def run(
     experiment = _load(config, sets)
     from experiments.results import prepare_out
 
-    prepare_out(out, overwrite=overwrite)
-    from experiments.run import run_simulation
+    if overwrite and resume:
+        raise ValueError("--resume keeps what --overwrite replaces; give one of them")
+    if resume and runtime is not Runtime.LOCAL:
+        raise ValueError(
+            f"--resume is for --runtime local, whose devices' states are in the checkpoint, got "
+            f"{runtime.value}"
+        )
+    from experiments.sweep import finished_summary
+
+    summary = finished_summary(experiment, out) if resume else None
+    if summary is None:
+        prepare_out(out, overwrite=overwrite, resume=resume)
+        simulate = _runner(runtime, superlink)
+        if resume:
+            simulate = partial(simulate, is_resuming=True)
+        summary = _simulate(simulate, experiment, out, tensorboard)
+    table = Table("", "value", title=f"{summary['policy']}, {experiment.rounds} rounds")
+    for key in (
+        "accuracy", "loss", "perplexity", "head_accuracy", "full_accuracy", "payload_bits",
+        "delivered_bits", "delivered_rate", "airtime_s", "energy_j", "reward",
+    ):  # fmt: skip
+        if key in summary:
+            table.add_row(
+                key, f"{summary[key]:,.4g}" if abs(summary[key]) < 1e4 else _count(summary[key])
+            )
+    stdout.print(table)
+    typer.echo(f"written to {out}")
+
+
+def _simulate(
+    simulate: Callable[..., dict[str, Any]],
+    experiment: ExperimentConfig,
+    out: Path,
+    tensorboard: bool,
+) -> dict[str, Any]:
+    from experiments.checkpoints import found
 
     num_done = 0
     try:
@@ -123,24 +185,28 @@ def run(
                 progress.update(task, completed=done, description="rounds")
                 track()
 
-            summary = run_simulation(experiment, out, on_round=on_round)
+            return simulate(experiment, out, on_round=on_round)
     except KeyboardInterrupt:
         if not num_done:
             raise Interrupted("no round was finished yet") from None
+        how = "; the same command with --resume goes on" if found(out) else ""
         raise Interrupted(
-            f"finished rounds are in {out / 'rounds.csv'}; `airllm plot {out}` draws them"
+            f"finished rounds are in {out / 'rounds.csv'}; `airllm plot {out}` draws them{how}"
         ) from None
-    table = Table("", "value", title=f"{summary['policy']}, {experiment.rounds} rounds")
-    for key in (
-        "accuracy", "loss", "perplexity", "head_accuracy", "full_accuracy", "payload_bits",
-        "delivered_bits", "delivered_rate", "airtime_s", "energy_j", "reward",
-    ):  # fmt: skip
-        if key in summary:
-            table.add_row(
-                key, f"{summary[key]:,.4g}" if abs(summary[key]) < 1e4 else _count(summary[key])
-            )
-    stdout.print(table)
-    typer.echo(f"written to {out}")
+
+
+def _runner(runtime: Runtime, superlink: str) -> Callable[..., dict[str, Any]]:
+    if runtime is Runtime.SIMULATION:
+        from experiments.simulation import run_ray_simulation
+
+        return run_ray_simulation
+    if runtime is Runtime.DEPLOYMENT:
+        from experiments.deployment import run_deployment
+
+        return partial(run_deployment, superlink=superlink)
+    from experiments.run import run_simulation
+
+    return run_simulation
 
 
 @app.command()
@@ -169,6 +235,7 @@ def sweep(
     _setup_logging(verbose)
     folder = out or Path("runs") / Path(config).stem
     from experiments.axes import parse_axis
+    from experiments.checkpoints import alone_in
     from experiments.paths import find_config
     from experiments.results import prepare_sweep, read_results
     from experiments.sweep import load_sweep, run_sweep
@@ -180,7 +247,7 @@ def sweep(
     from experiments.sweep_view import SweepView, print_results
 
     try:
-        with SweepView(stderr, experiments, jobs) as view:
+        with alone_in(folder), SweepView(stderr, experiments, jobs) as view:
             listeners = [view.take]
             if tensorboard:
                 from experiments.tracking import SweepScalars
@@ -330,6 +397,7 @@ def config_keys(
 
 channel_app = typer.Typer(no_args_is_help=True, help="List the channel's presets, or draw one.")
 app.add_typer(channel_app, name="channel")
+app.add_typer(federation_app, name="federation")
 
 
 @channel_app.command("list")
@@ -400,6 +468,7 @@ def _count(value: float) -> str:
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit code 2, Ctrl-C is 130, SIGTERM 143."""
+    quieten()
     is_terminated = False
 
     def on_sigterm(signum: int, frame: object) -> None:
@@ -429,6 +498,10 @@ def main() -> None:
             say = getattr(error, "format_message", None)
             message = say() if say else str(error)
             _say(f"error: {message}; see airllm --help")
+            code = 2
+        elif type(error).__name__ == "AppFailed":  # the cloud's, which is not imported here
+            _say(f"error: {_sentence(error)}")
+            _say_where()
             code = 2
         elif type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
             _say(f"error: {_sentence(MemoryError())}")

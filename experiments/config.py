@@ -106,6 +106,8 @@ class RuntimeConfig:
     """wall-clock time within which a node has to answer; who does not has missed the round"""
     connect_timeout_s: float = 60.0
     """wall-clock time within which the nodes of a deployment have to be there"""
+    checkpoint_s: float = 30.0
+    """wall-clock time between two checkpoints of a run; 0: one after every round"""
     workers: int = 2
     """worker processes of the simulation runtime, each with one base model for all its devices"""
 
@@ -113,6 +115,8 @@ class RuntimeConfig:
         for key in ("threads", "eval_batch_size", "workers"):
             if getattr(self, key) < 1:
                 raise ValueError(f"runtime.{key} must be >= 1, got {getattr(self, key)}")
+        if not self.checkpoint_s >= 0:
+            raise ValueError(f"runtime.checkpoint_s must be >= 0, got {self.checkpoint_s}")
         for key in ("reply_timeout_s", "connect_timeout_s"):
             if not 0 < getattr(self, key) < float("inf"):
                 raise ValueError(f"runtime.{key} must be > 0 and finite, got {getattr(self, key)}")
@@ -183,10 +187,10 @@ def _check_federated(config: ExperimentConfig) -> None:
             f"policy.name {config.policy.name!r} follows the cloud's own training, which federated "
             f"mode has none of; take another policy or mode = 'remote'"
         )
-    if config.policy.is_exploring and federated.participants:
+    if config.policy.is_exploring and (federated.participants or federated.buffer):
         raise ValueError(
             "policy.is_exploring needs the same devices in every round; set "
-            "federated.participants = 0 (all)"
+            "federated.participants = 0 (all) and federated.buffer = 0"
         )
     if not config.training.head_examples:
         raise ValueError(

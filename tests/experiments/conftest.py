@@ -53,9 +53,19 @@ threads = 1
 @pytest.fixture
 def tiny_toml(tmp_path):
     """Path of a configuration that a test can run in a second."""
-    source = tmp_path / "data.csv"
+    return write_tiny(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    """The same for all tests of a module: a folder with tiny.toml and its data."""
+    return write_tiny(tmp_path_factory.mktemp("tiny")).parent
+
+
+def write_tiny(folder):
+    source = folder / "data.csv"
     source.write_text("text,label\n" + "".join(f"{t},{y}\n" for t, y in ROWS))
-    path = tmp_path / "tiny.toml"
+    path = folder / "tiny.toml"
     path.write_text(TINY.format(source=source))
     return path
 

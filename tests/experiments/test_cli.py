@@ -201,7 +201,7 @@ def fake_run(monkeypatch):
 def test_ctrl_c_amid_a_sweep_keeps_its_results(call, fake_run, tiny_toml, tmp_path):
     calls = []
 
-    def run(config, folder, *, on_round):
+    def run(config, folder, *, on_round, is_resuming=False):
         calls.append(folder.name)
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -215,7 +215,7 @@ def test_ctrl_c_amid_a_sweep_keeps_its_results(call, fake_run, tiny_toml, tmp_pa
 
 
 def test_ctrl_c_before_the_first_round_promises_nothing(call, fake_run, tiny_toml, tmp_path):
-    def run(config, folder, *, on_round):
+    def run(config, folder, *, on_round, is_resuming=False):
         raise KeyboardInterrupt
 
     fake_run(run)
@@ -233,7 +233,7 @@ def test_ctrl_c_before_the_first_round_promises_nothing(call, fake_run, tiny_tom
     ],
 )
 def test_what_ends_a_run_is_one_line(error, message, call, fake_run, tiny_toml, tmp_path):
-    def run(config, folder, *, on_round):
+    def run(config, folder, *, on_round, is_resuming=False):
         raise error
 
     fake_run(run)
@@ -246,7 +246,7 @@ def test_what_ends_a_run_is_one_line(error, message, call, fake_run, tiny_toml, 
 def test_a_mistake_of_ours_is_not_passed_off_as_the_users(
     fake_run, tiny_toml, monkeypatch, tmp_path
 ):
-    def run(config, folder, *, on_round):
+    def run(config, folder, *, on_round, is_resuming=False):
         raise KeyError("bug")
 
     fake_run(run)
@@ -262,7 +262,7 @@ def test_a_run_that_cannot_start_does_not_cost_the_one_before_it(
 ):
     (tmp_path / "summary.json").write_text("{}")
 
-    def run(config, folder, *, on_round):
+    def run(config, folder, *, on_round, is_resuming=False):
         raise ValueError("model.name is not here")
 
     fake_run(run)
@@ -275,7 +275,7 @@ def test_a_run_that_cannot_start_does_not_cost_the_one_before_it(
 
 
 def test_a_sweep_with_failed_runs_says_so_and_shows_the_others(call, fake_run, tiny_toml, tmp_path):
-    def run(config, folder, *, on_round):
+    def run(config, folder, *, on_round, is_resuming=False):
         if folder.name.startswith("random"):
             raise RuntimeError("not enough memory")
         return dict.fromkeys(RESULT_COLUMNS, 0.5)
