@@ -364,6 +364,19 @@ def report(
 
 
 @app.command()
+def pack(
+    folder: Annotated[Path, typer.Argument(help="Folder of a sweep.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the four files.")],
+) -> None:
+    """Put a sweep into four small files to commit; plot and report work on their folder as well."""
+    _setup_logging(False)
+    from experiments.pack import pack as pack_sweep
+
+    for path in pack_sweep(folder, out):
+        typer.echo(path)
+
+
+@app.command()
 def info() -> None:
     """Versions, device, and which models and data there are here."""
     _setup_logging(False)
