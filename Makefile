@@ -2,7 +2,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test check docs slow clean
+.PHONY: setup run test flower check docs slow clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,10 @@ run: setup
 # Two processes of one thread each: more threads than cores would slow both down.
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+# Tests that start Flower's servers, one after another: each needs the cores for itself.
+flower: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m flower
 
 slow: setup
 	$(PY) -m pytest -m slow

@@ -50,8 +50,9 @@ class RunningNorm:
 class ActorCritic(nn.Module):
     """A Gaussian policy and a value function, two hidden layers each, orthogonally initialised.
 
-    The small last layers start every mean near 0 (Andrychowicz et al. 2021), and every value too:
-    where rewards are hundredths of a nat, a critic that starts at values of 1 drowns them. The
+    The actor's last layer starts at 0, and so does every mean: small ones are advised
+    (Andrychowicz et al. 2021), and at 0 a fresh policy is exactly the rule that it starts from. The
+    critic's starts small: where rewards are hundredths of a nat, values of 1 drown them. The
     standard deviation is a parameter of its own for each action and does not depend on the state.
     """
 
@@ -79,7 +80,7 @@ class ActorCritic(nn.Module):
                 layers += [layer, ACTIVATIONS[activation]()]
             return nn.Sequential(*layers[:-1])
 
-        self.actor, self.critic = network(num_actions, 0.01), network(1, 0.01)
+        self.actor, self.critic = network(num_actions, 0.0), network(1, 0.01)
         self.log_std = nn.Parameter(torch.full((num_actions,), log_std))
 
     def log_prob(self, states: Tensor, actions: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-# Keys of the file's metadata: the nesting, as JSON, and its checksum.
-_TREE, _CHECKSUM = "tree", "sha256"
+# The file's only metadata: the checksum of the nesting and the nesting, as JSON. safetensors would
+# write several keys in an order of its own each time, and equal states would be unequal files.
+_TREE = "sha256 tree"
 
 
 @contextmanager
@@ -70,7 +71,7 @@ def save_state(state: Any, path: Path) -> None:
 
     tree = json.dumps(plain(state))
     with replacing(path) as part:
-        save_file(tensors, part, metadata={_TREE: tree, _CHECKSUM: _sum(tree)})
+        save_file(tensors, part, metadata={_TREE: f"{_sum(tree)} {tree}"})
 
 
 def load_state(path: Path) -> Any:
@@ -79,10 +80,9 @@ def load_state(path: Path) -> Any:
         raise ValueError(f"{path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tree = metadata[_TREE]
+            checksum, _, tree = (file.metadata() or {})[_TREE].partition(" ")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata[_CHECKSUM] != _sum(tree):
+        if checksum != _sum(tree):
             raise ValueError("its checksum does not match")
         for name, tensor in tensors.items():
             if name != _name(tensor):

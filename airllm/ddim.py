@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
 from airllm.actor_critic import MAX_WIDTH
+
+if typing.TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 PREDICTIONS = ("sample", "epsilon", "v_prediction")
 
@@ -85,6 +87,9 @@ def make_scheduler(
     config: DdimConfig, *, beta_schedule: str = "scaled_linear", clip: bool = False
 ) -> DDIMScheduler:
     """diffusers' DDIM with betas 1e-4..2e-2 and ``trailing`` steps, which start at pure noise."""
+    # Its import takes seconds, in every process of a device too, which has no policy.
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
     return DDIMScheduler(
         num_train_timesteps=config.train_steps,
         beta_start=1e-4,

@@ -77,6 +77,14 @@ class Adapter:
         """The exact difference, by stacking factors: ranks add."""
         return self.plus(Adapter(other.down, tuple(-up for up in other.up)))
 
+    def completed(self, other: Adapter) -> Adapter:
+        """These components, and those of ``other`` that stand in places beyond them."""
+        pairs = list(zip(self.down, self.up, other.down, other.up, strict=True))
+        return Adapter(
+            tuple(torch.cat([d, od[len(d) :]]) for d, _, od, _ in pairs),
+            tuple(torch.cat([u, ou[:, u.shape[1] :]], dim=1) for _, u, _, ou in pairs),
+        )
+
     def energy(self, num_components: int) -> NDArray[np.float64]:
         """[projections, num_components] squared Frobenius norm of each component, zero-padded.
 
@@ -97,10 +105,7 @@ class Adapter:
 def svd_form(adapter: Adapter, max_rank: int | None = None) -> Adapter:
     """The same update with orthogonal components, strongest first, cut to ``max_rank``.
 
-    For U D with U [out, r] and D [r, in]: QR of U and of D^T, then the SVD X S Y^T of the small
-    core R_U R_D^T, gives U D = (Q_U X) S (Q_D Y)^T without ever forming an [out, in] matrix. Both
-    factors carry sqrt(S), so that they have the same scale on the air. By Eckart and Young (1936)
-    the first r components are then the best rank-r approximation.
+    By Eckart and Young (1936) the first r components are then the best rank-r approximation.
     """
     groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
     for p, (down, up) in enumerate(zip(adapter.down, adapter.up, strict=True)):
@@ -109,18 +114,30 @@ def svd_form(adapter: Adapter, max_rank: int | None = None) -> Adapter:
     for (_, _, rank), members in groups.items():
         if rank == 0:
             continue
-        up = torch.stack([adapter.up[p] for p in members]).double()  # [n, out, r]
         down = torch.stack([adapter.down[p] for p in members]).double()  # [n, r, in]
-        q_up, r_up = torch.linalg.qr(up)
-        q_down, r_down = torch.linalg.qr(down.transpose(1, 2))
-        x, sigma, y = torch.linalg.svd(r_up @ r_down.transpose(1, 2), full_matrices=False)
-        sigma = torch.where(sigma > _NOISE * sigma[:, :1], sigma, 0.0)[:, :max_rank]
-        root = sigma.sqrt()  # [n, r]
-        new_ups = (q_up @ x[:, :, :max_rank]) * root[:, None, :]
-        new_downs = (y[:, :max_rank] @ q_down.transpose(1, 2)) * root[:, :, None]
-        for p, u, d in zip(members, new_ups.float(), new_downs.float(), strict=True):
-            new_up[p], new_down[p] = u, d
+        up = torch.stack([adapter.up[p] for p in members]).double()  # [n, out, r]
+        down, up = svd_of_product(down, up, max_rank)
+        for p, d, u in zip(members, down.float(), up.float(), strict=True):
+            new_down[p], new_up[p] = d, u
     return Adapter(tuple(new_down), tuple(new_up))
+
+
+def svd_of_product(down: Tensor, up: Tensor, max_rank: int | None) -> tuple[Tensor, Tensor]:
+    """Factors of the product ``up @ down`` by its singular value decomposition, cut, in float64.
+
+    For U D with U [..., out, r] and D [..., r, in]: QR of U and of D^T, then the SVD X S Y^T of the
+    small core R_U R_D^T, gives U D = (Q_U X) S (Q_D Y)^T without ever forming an [out, in] matrix.
+    Both factors carry sqrt(S), so that they have the same scale on the air.
+    """
+    q_up, r_up = torch.linalg.qr(up)
+    q_down, r_down = torch.linalg.qr(down.mT)
+    x, sigma, y = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
+    sigma = torch.where(sigma > _NOISE * sigma[..., :1], sigma, 0.0)[..., :max_rank]
+    root = sigma.sqrt()  # [..., r]
+    return (
+        (y[..., :max_rank, :] @ q_down.mT) * root[..., :, None],
+        (q_up @ x[..., :max_rank]) * root[..., None, :],
+    )
 
 
 def accumulate(held: Adapter, update: Adapter, max_rank: int) -> Adapter:

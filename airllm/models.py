@@ -67,10 +67,13 @@ class BaseModel:
     """One frozen transformer shared by every adapter, its tokenizer and its projections.
 
     For ``classify`` the head is a linear layer on pooled features, held by the caller; for
-    ``causal`` it is the model's own language-model head, frozen with it.
+    ``causal`` it is the model's own language-model head, frozen with it. With ``num_classes`` the
+    head is the last projection, so that updates of it have ranks and travel like all others.
     """
 
-    def __init__(self, config: ModelConfig, network: nn.Module, tokenizer: Any) -> None:
+    def __init__(
+        self, config: ModelConfig, network: nn.Module, tokenizer: Any, *, num_classes: int = 0
+    ) -> None:
         self.config = config
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
@@ -82,7 +85,6 @@ class BaseModel:
         self.vocab_size = len(tokenizer)
         self.network = network.to(self.device, torch.float32).eval().requires_grad_(False)
         self.specs, self.modules = find_projections(self.network, config.targets)
-        self.bank = AdapterBank(self.modules)
         if self.precision == "bf16":
             # Weights that only feed matrix products are stored as they are multiplied;
             # embeddings and normalisation stay in fp32.
@@ -92,6 +94,13 @@ class BaseModel:
         with torch.no_grad():
             probe = torch.full((1, 2), self.pad_id, device=self.device)
             self.num_features = int(self.hidden(probe, torch.ones_like(probe)).shape[-1])
+        self._head_layer: HeadLayer | None = None
+        if num_classes:
+            self._head_layer = HeadLayer()
+            depth = max(spec.depth for spec in self.specs)
+            head = ProjectionSpec("head", self.num_features + 1, num_classes, depth, "head")
+            self.specs, self.modules = (*self.specs, head), (*self.modules, self._head_layer)
+        self.bank = AdapterBank(self.modules)
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
@@ -121,6 +130,21 @@ class BaseModel:
             last = attention_mask.sum(dim=1).long() - 1
             return hidden[torch.arange(len(hidden), device=hidden.device), last]
         return (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+    def logits(self, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Logits [batch, classes] of a head on features [batch, features], with its update."""
+        if self._head_layer is None:
+            return nn.functional.linear(features, weight, bias)
+        ones = features.new_ones(len(features), 1)
+        inputs = torch.cat([features, ones], dim=1)[:, None]  # [batch, 1, features + 1]
+        return self._head_layer(inputs, torch.cat([weight, bias[:, None]], dim=1))[:, 0]
+
+
+class HeadLayer(nn.Module):
+    """The head as a projection: the bias is the weight of a last feature that is always 1."""
+
+    def forward(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        return nn.functional.linear(inputs, weight)
 
 
 def find_projections(
@@ -228,8 +252,10 @@ def _check_reach(source: str) -> None:
         raise OSError(str(error)) from error
 
 
-def load_base(config: ModelConfig, *, seed: int = 0) -> BaseModel:
+def load_base(config: ModelConfig, *, seed: int = 0, num_classes: int = 0) -> BaseModel:
     """Load the frozen base model; ``seed`` matters for tiny random models alone.
+
+    ``num_classes`` makes the head a projection (see `BaseModel`).
 
     Raises ValueError with the remedy when the model is neither local nor within reach.
     """
@@ -237,7 +263,7 @@ def load_base(config: ModelConfig, *, seed: int = 0) -> BaseModel:
         family = config.name.removeprefix("tiny:")
         _one_of("model.name after 'tiny:'", family, TINY_FAMILIES)
         network, tokenizer = build_tiny(family, config.task, seed=seed)
-        return BaseModel(config, network, tokenizer)
+        return BaseModel(config, network, tokenizer, num_classes=num_classes)
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -271,4 +297,4 @@ def load_base(config: ModelConfig, *, seed: int = 0) -> BaseModel:
         raise ValueError(
             f"model.max_length {config.max_length} exceeds the {limit} positions of {config.name}"
         )
-    return BaseModel(config, network, tokenizer)
+    return BaseModel(config, network, tokenizer, num_classes=num_classes)

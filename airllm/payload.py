@@ -3,7 +3,7 @@
 Layout, little-endian: version (1 byte), number format and coding (1), update number (4), one byte
 of rank for each projection, then for each projection of rank > 0 its factors, down [rank, in]
 before up [out, rank], then the CRC-32 of all of it (4). Names and shapes are known to both sides
-from the start and cost nothing.
+from the start and cost nothing; so do down factors that are shared and frozen.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ VERSION = 1
 FORMATS = ("fp32", "fp16", "bf16", "int8")
 CODINGS = ("absolute", "residual")
 MAX_RANK = 255  # a rank is one byte
+_HALF = 0x80  # flag: the down factors are shared and not sent
 _BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8}
 _FIXED_BYTES = 1 + 1 + 4 + 4
 _SCALE_BYTES = 2 * 2  # int8: one fp16 scale for each row of A and each column of B
@@ -70,10 +71,16 @@ class Update:
     coding: str
 
 
-def bits_per_rank(specs: Sequence[ProjectionSpec], number_format: str) -> NDArray[np.float64]:
-    """[projections] bits that one component of each projection takes."""
+def bits_per_rank(
+    specs: Sequence[ProjectionSpec], number_format: str, *, is_half: bool = False
+) -> NDArray[np.float64]:
+    """[projections] bits that one component of each projection takes; half: of its up factor."""
     scales = 8 * _SCALE_BYTES if number_format == "int8" else 0
-    return np.array([s.params_per_rank * _BITS[number_format] + scales for s in specs], dtype=float)
+    if is_half:
+        size = [s.out_features * _BITS[number_format] + scales // 2 for s in specs]
+    else:
+        size = [s.params_per_rank * _BITS[number_format] + scales for s in specs]
+    return np.array(size, dtype=float)
 
 
 def overhead_bits(num_projections: int) -> int:
@@ -81,23 +88,33 @@ def overhead_bits(num_projections: int) -> int:
     return 8 * (_FIXED_BYTES + num_projections)
 
 
-def encode(adapter: Adapter, *, number: int, number_format: str, coding: str) -> bytes:
-    """The bytes of an update; 8 times their number is its ``payload_bits``."""
+def encode(
+    adapter: Adapter, *, number: int, number_format: str, coding: str, is_half: bool = False
+) -> bytes:
+    """The bytes of an update; 8 times their number is its ``payload_bits``.
+
+    ``is_half`` leaves out the down factors, which the receiver must have.
+    """
     ranks = adapter.ranks
     if ranks.max(initial=0) > MAX_RANK:
         raise ValueError(f"a payload holds ranks up to {MAX_RANK}, got {int(ranks.max())}")
-    flags = FORMATS.index(number_format) | CODINGS.index(coding) << 4
+    flags = FORMATS.index(number_format) | CODINGS.index(coding) << 4 | _HALF * is_half
     parts = [struct.pack("<BBI", VERSION, flags, number), bytes(ranks.astype(np.uint8))]
     for down, up in zip(adapter.down, adapter.up, strict=True):
         if len(down):
-            parts.append(_write(down, number_format))
+            if not is_half:
+                parts.append(_write(down, number_format))
             parts.append(_write(up.T, number_format))
     body = b"".join(parts)
     return body + struct.pack("<I", zlib.crc32(body))
 
 
-def decode(data: bytes, specs: Sequence[ProjectionSpec]) -> Update:
+def decode(
+    data: bytes, specs: Sequence[ProjectionSpec], *, shared_down: Sequence[Tensor] | None = None
+) -> Update:
     """The update in ``data``; raises PayloadError unless every byte is as it was sent.
+
+    ``shared_down`` are the frozen factors [rank, in] that a half payload leaves out.
 
     No value in it is infinite or not a number: a peer that sends such a one, by a mistake in its
     training or on purpose, would spoil whatever it is added to.
@@ -108,13 +125,21 @@ def decode(data: bytes, specs: Sequence[ProjectionSpec]) -> Update:
     if zlib.crc32(body) != checksum:
         raise PayloadError("checksum does not match: the payload was damaged on the way")
     version, flags, number = struct.unpack_from("<BBI", body)
-    if version != VERSION or flags & 0xF >= len(FORMATS) or flags >> 4 >= len(CODINGS):
+    is_half, kind = bool(flags & _HALF), flags >> 4 & 0x7
+    if version != VERSION or flags & 0xF >= len(FORMATS) or kind >= len(CODINGS):
         raise PayloadError(f"payload version {version} or flags {flags:#x} are not known here")
-    number_format, coding = FORMATS[flags & 0xF], CODINGS[flags >> 4]
+    number_format, coding = FORMATS[flags & 0xF], CODINGS[kind]
+    if is_half != (shared_down is not None):
+        raise PayloadError("payload and receiver do not agree on whether the down factors are sent")
     offset = 6 + len(specs)
     down, up = [], []
-    for spec, rank in zip(specs, body[6:offset], strict=True):
-        d, offset = _read(body, offset, rank, spec.in_features, number_format)
+    for p, (spec, rank) in enumerate(zip(specs, body[6:offset], strict=True)):
+        if shared_down is None:
+            d, offset = _read(body, offset, rank, spec.in_features, number_format)
+        elif rank <= len(shared_down[p]):
+            d = shared_down[p][:rank]
+        else:
+            raise PayloadError(f"payload has rank {rank} where {len(shared_down[p])} are shared")
         u, offset = _read(body, offset, rank, spec.out_features, number_format)
         down.append(d)
         up.append(u.T.contiguous())

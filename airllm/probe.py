@@ -56,6 +56,8 @@ def probe(
     shape = (len(held), len(base.specs), width)
     total, squares = np.zeros(shape), np.zeros(shape)
     for i, (have, candidate) in enumerate(zip(held, candidates, strict=True)):
+        if not candidate.ranks.any():
+            continue
         down, up = stack([have.plus(candidate)])
         known = [len(d) for d in have.down]
         for batch in batches:

@@ -97,7 +97,7 @@ def losses(base: BaseModel, head: Head | None, batch: Batch) -> tuple[Tensor, Te
         if head is None:
             raise ValueError("a model of task 'classify' needs a head")
         features = base.pooled(batch.input_ids, batch.attention_mask)
-        logits, target = F.linear(features, head.weight, head.bias), batch.labels
+        logits, target = base.logits(features, head.weight, head.bias), batch.labels
     loss = F.cross_entropy(logits, target, reduction="none")
     return loss, logits.argmax(dim=-1) == target
 

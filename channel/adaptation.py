@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from channel.units import db_to_linear
 
@@ -41,7 +41,7 @@ def finite_blocklength_rate(snr_db: ArrayLike, symbols: int, error_rate: ArrayLi
     (Polyanskiy, Poor and Verdu 2010, eq. 293 f.).
     """
     capacity, dispersion = _capacity_and_dispersion(snr_db)
-    q_inverse = norm.isf(np.asarray(error_rate, dtype=float))
+    q_inverse = -ndtri(np.asarray(error_rate, dtype=float))
     correction = np.log2(symbols) / (2.0 * symbols)
     return np.maximum(capacity - np.sqrt(dispersion / symbols) * q_inverse + correction, 0.0)
 
@@ -53,7 +53,7 @@ def block_error_rate(snr_db: ArrayLike, symbols: int, efficiency: ArrayLike) -> 
     with np.errstate(divide="ignore", invalid="ignore"):
         x = excess / np.sqrt(dispersion / symbols)
     # Without signal there is neither capacity nor dispersion: nothing but errors.
-    return np.where(dispersion > 0, norm.sf(np.nan_to_num(x, nan=0.0)), 1.0)
+    return np.where(dispersion > 0, ndtr(-np.nan_to_num(x, nan=0.0)), 1.0)
 
 
 def cqi_block_error_rate(snr_db: ArrayLike, cqi: ArrayLike, symbols: int = 1000) -> Array:

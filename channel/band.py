@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import simpy
 
@@ -23,8 +23,15 @@ class Band:
     ends.
     """
 
-    def __init__(self, env: simpy.Environment, *, is_shared: bool) -> None:
-        self.env, self.is_shared = env, is_shared
+    def __init__(
+        self,
+        env: simpy.Environment,
+        *,
+        is_shared: bool,
+        on_end: Callable[[int], None] = lambda device: None,
+    ) -> None:
+        """``on_end`` is called with each device whose transfer is through, at that time."""
+        self.env, self.is_shared, self._on_end = env, is_shared, on_end
         self.finished_s: dict[int, float] = {}
         """time at which each finished transfer ended"""
         self._active: dict[int, tuple[float, float, float]] = {}  # bits, rate, clock at the start
@@ -42,6 +49,15 @@ class Band:
             self._heap.append((end, device))
         heapq.heapify(self._heap)
         self._set_timer()
+
+    def cancel(self, device: int) -> float:
+        """Give up one transfer; the bits that it had got by now."""
+        self._advance()
+        bits, rate_bps, start = self._active.pop(device)
+        self._heap = [entry for entry in self._heap if entry[1] != device]
+        heapq.heapify(self._heap)
+        self._set_timer()
+        return min((self._clock - start) * rate_bps, bits)
 
     def stop(self) -> dict[int, float]:
         """Cut what is not through; the bits that each of these had got by now.
@@ -86,8 +102,12 @@ class Band:
         # The clock is put on the head's own end: adding up would leave it a rounding error
         # short, and no epsilon fits every virtual time.
         self._clock, self._clock_at = self._heap[0][0], self.env.now
+        ended = []
         while self._heap and self._heap[0][0] <= self._clock:
             _, device = heapq.heappop(self._heap)
             del self._active[device]
             self.finished_s[device] = self.env.now
+            ended.append(device)
         self._set_timer()
+        for device in ended:
+            self._on_end(device)

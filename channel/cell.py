@@ -78,9 +78,9 @@ class Delivery:
 class Cell:
     """Virtual time, links and sharing for a fixed set of devices.
 
-    Round r starts at r * round_period_s whatever was sent before, and every draw is keyed: all
-    policies meet the same channel, a device more changes nothing for the others, and a cell is
-    restored from the number of its round.
+    Round r starts at r * round_period_s whatever was sent before, unless its start is given, and
+    every draw is keyed: all policies meet the same channel, a device more changes nothing for the
+    others, and a cell is restored from the number of its round.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Cell:
         self.log: list[tuple[float, int, str]] = []
         """(time in s, device, event) of the present round: start, end, cut, lost"""
         self._env = simpy.Environment()
+        self._start_s = 0.0  # of the present round
         self._process = LinkProcess(config, num_devices, seed=seed, model=model)
         self._presence = [
             Presence(config.away_per_s, config.away_mean_s, seed=seed, device=d)
@@ -119,14 +120,22 @@ class Cell:
         """Virtual time in seconds."""
         return float(self._env.now)
 
-    def begin_round(self, round_index: int) -> None:
-        """Let virtual time pass until a round's start; rounds only go forward."""
-        start_s = round_index * self.config.round_period_s
+    def begin_round(self, round_index: int, start_s: float | None = None) -> None:
+        """Let virtual time pass until a round's start; rounds only go forward.
+
+        ``start_s`` is for rounds that last as long as they do: it replaces the fixed period.
+        """
+        is_free = start_s is not None
+        if start_s is None:
+            start_s = round_index * self.config.round_period_s
         if round_index <= self.round_index:
             raise ValueError(
                 f"round_index must be above {self.round_index}, the round begun last, "
                 f"got {round_index}"
             )
+        if is_free:
+            # The round before may have ended before its deadline, up to which the clock has run.
+            self._env = simpy.Environment(initial_time=start_s)
         if start_s < self._env.now - 1e-9 * start_s:
             raise ValueError(
                 f"round {round_index} starts at {start_s:g} s, but the transfers before it went on "
@@ -134,7 +143,7 @@ class Cell:
             )
         if start_s > self._env.now:
             self._env.run(until=start_s)
-        self.round_index = round_index
+        self.round_index, self._start_s = round_index, start_s
         self.log = []
 
     def true_links(self, direction: Direction = "down") -> Links:
@@ -160,15 +169,21 @@ class Cell:
         *,
         direction: Direction = "down",
         start_s: Mapping[int, float] | None = None,
+        begin_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> dict[int, Delivery]:
         """Send payloads of the given bits to (or from) their devices.
 
-        Transfers start now, or later by ``start_s``. What is not through ``deadline_s`` from now is
-        lost, and that is an outcome, not an error. Time stands at the deadline afterwards, or where
-        the last transfer ended if the channel was stepped in slots.
+        Transfers start now, or later by ``start_s``. What is not through ``deadline_s`` from now
+        (channel.deadline_s unless given) is lost, and that is an outcome, not an error. Time stands
+        at the deadline afterwards, or where the last transfer ended if the channel was stepped in
+        slots. ``begin_s`` takes the place of now: up and down have carriers of their own, so that
+        an uplink may begin while downlinks still went on.
         """
         offsets = self._checked(bits, start_s)
-        return self._send(bits, offsets, direction, worst_of=None)
+        if begin_s is not None:
+            self._env = simpy.Environment(initial_time=begin_s)
+        return self._send(bits, offsets, direction, worst_of=None, deadline_s=deadline_s)
 
     def broadcast(self, bits: int, devices: list[int]) -> dict[int, Delivery]:
         """Send one payload to all of ``devices`` at once, at the pace of the worst receiver."""
@@ -185,6 +200,7 @@ class Cell:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.round_index = int(state["round_index"])
+        self._start_s = self.round_index * self.config.round_period_s
         self._env = simpy.Environment(initial_time=float(state["now_s"]))
 
     @property
@@ -212,9 +228,11 @@ class Cell:
         offsets: Mapping[int, float],
         direction: Direction,
         worst_of: NDArray[np.int64] | None,
+        deadline_s: float | None = None,
     ) -> dict[int, Delivery]:
         config, begin_s = self.config, self.now_s
-        deadline_s = begin_s + config.deadline_s
+        window_s = config.deadline_s if deadline_s is None else deadline_s
+        deadline_s = begin_s + window_s
         size = np.zeros(self.num_devices)
         size[list(bits)] = list(bits.values())
         is_bad = self._in_burst()
@@ -240,7 +258,7 @@ class Cell:
         return {
             d: self._delivery(
                 d, bits[d], begin_s, offsets[d], float(end_s[d]), float(sent[d]),
-                float(air_s[d]), float(hazard[d]), direction,
+                float(air_s[d]), float(hazard[d]), direction, window_s,
             )
             for d in sorted(bits)
         }  # fmt: skip
@@ -330,9 +348,12 @@ class Cell:
         return goodput_bps(link, self.config.bandwidth_hz, snr_db, known_db)
 
     def _reported_snr_db(self, direction: Direction) -> Array:
-        config, time_s = self.config, self._round * self.config.round_period_s
-        seen_s = time_s - config.csi_delay_s
-        seen_round = max(int(np.floor(seen_s / config.round_period_s + 1e-9)), 0)
+        config = self.config
+        seen_s = self._start_s - config.csi_delay_s
+        if self._start_s == self._round * config.round_period_s:
+            seen_round = max(int(np.floor(seen_s / config.round_period_s + 1e-9)), 0)
+        else:  # rounds of any length: a report with an age is taken to be from the round before
+            seen_round = max(self._round - (config.csi_delay_s > 0), 0)
         snr_db = self._process.snr_db(seen_round, seen_s, direction)
         return self._estimate(snr_db)
 
@@ -367,11 +388,12 @@ class Cell:
         air_s: float,
         hazard: float,
         direction: Direction,
+        window_s: float,
     ) -> Delivery:
         config = self.config
-        start_s = min(begin_s + offset_s, begin_s + config.deadline_s)
+        start_s = min(begin_s + offset_s, begin_s + window_s)
         is_through = bool(np.isfinite(end_s))
-        delay_s = max(end_s - start_s, 0.0) if is_through else begin_s + config.deadline_s - start_s
+        delay_s = max(end_s - start_s, 0.0) if is_through else begin_s + window_s - start_s
         is_delivered, has_bit_error = is_through, False
         key = (device, self._round, int(direction == "up"))
         if is_through and size and hazard > 0:

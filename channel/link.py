@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import exp1
-from scipy.stats import ncx2
 
 from channel.units import db_to_linear
 
@@ -46,4 +45,6 @@ def rayleigh_outage(mean_snr_db: float, efficiency: float) -> float:
 def rician_outage(mean_snr_db: float, efficiency: float, k_db: float) -> float:
     """1 - Q1(sqrt(2K), sqrt(2 (K+1) (2^R - 1) / g)), as a noncentral chi-square distribution."""
     g, k = float(db_to_linear(mean_snr_db)), float(db_to_linear(k_db))
+    from scipy.stats import ncx2  # seconds to import, for a closed form that runs never need
+
     return float(ncx2.cdf(2.0 * (k + 1.0) * (2.0**efficiency - 1.0) / g, 2, 2.0 * k))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+import numpy as np
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from channel.cell import Cell, Delivery
+from airllm.report import DeviceReport
+from channel.cell import Cell, Delivery, Direction
+from cloud.participation import Dropout
 from cloud.service import LinkReport
 
+logger = logging.getLogger(__name__)
+
 # Flower's own error codes are below 100.
-MISSED_DEADLINE = 1000
+MISSED_DEADLINE, UNREACHABLE = 1000, 1001
 
 
 class AirGrid(Grid):
@@ -21,22 +27,63 @@ class AirGrid(Grid):
 
     A message with a record ``update`` is sent over the air: in time, its bytes go on to the node
     (with a bit flipped where the link let an error through); too late, the node never hears of it
-    and the reply is an Error. Everything else is control traffic, counted but not timed. The
-    channel lives here, at the server, whatever runtime carries the messages.
+    and the reply is an Error. A reply with such a record crosses the uplink, once its device's
+    download is through and the time that it took to compute (its record ``work``) is over; where it
+    is too late it is left out; since devices share the band, this waits for `carry_up`. Everything
+    else is control traffic, counted but not timed. The channel lives here, at the server, whatever
+    runtime carries the messages.
     """
 
-    def __init__(self, grid: Grid, cell: Cell) -> None:
-        self._grid, self.cell = grid, cell
+    def __init__(
+        self,
+        grid: Grid,
+        cell: Cell,
+        *,
+        round_deadline_s: float | None = None,
+        is_timed: bool = True,
+    ) -> None:
+        """``round_deadline_s`` is from a round's start; what is not up by then is lost (None: all
+        are waited for). With ``is_timed`` False the caller times transfers, and all passes."""
+        self._grid, self.cell, self.round_deadline_s = grid, cell, round_deadline_s
+        self._is_timed = is_timed
         self.device_of: dict[int, int] = {}
         """device index of each node, once its first report has come"""
         self.deliveries: dict[int, Delivery] = {}
         """what the air did to each device's update of this round, nothing where none was sent"""
+        self.uplinks: dict[int, Delivery] = {}
+        """the same of the updates that devices sent"""
+        self.ready_s: dict[int, float] = {}
+        """from the round's start until a device had its own update"""
+        self.unreached: set[int] = set()
+        """devices that a message of this round did not reach, or whose answer was lost"""
+        self.start_s = 0.0
+        """of the round, in virtual time"""
+        self._dropouts: Mapping[int, Dropout] = {}
         self._lost: dict[str, Message] = {}
 
-    def begin_round(self, round_index: int) -> None:
-        """Let virtual time go on to a round's begin."""
-        self.cell.begin_round(round_index)
+    def begin_round(
+        self,
+        round_index: int,
+        *,
+        start_s: float | None = None,
+        dropouts: Mapping[int, Dropout] | None = None,
+    ) -> None:
+        """Let virtual time go on to a round's begin; without ``start_s`` rounds have a period."""
+        self.cell.begin_round(round_index, start_s)
+        self.start_s = self.cell.now_s
         self.deliveries = self.cell.transfer(dict.fromkeys(range(self.cell.num_devices), 0))
+        self.uplinks, self.ready_s, self._dropouts = {}, {}, dropouts or {}
+        self.unreached = set()
+
+    def round_s(self) -> float:
+        """How long the round took: until the last transfer ended, or was given up."""
+        ends = [d.delay_s for d in self.deliveries.values()]
+        ends += list(self.ready_s.values())
+        ends += [self.ready_s[d] + up.delay_s for d, up in self.uplinks.items()]
+        longest = max(ends, default=0.0)
+        if self.round_deadline_s is not None:
+            longest = min(longest, self.round_deadline_s)
+        return longest
 
     def set_run(self, run: Run) -> None:
         self._grid.set_run(run)
@@ -72,59 +119,149 @@ class AirGrid(Grid):
         ids = list(message_ids)
         lost = [self._lost.pop(key) for key in ids if key in self._lost]
         others = [key for key in ids if not key.startswith("lost-")]
-        return [*self._stamped(self._grid.pull_messages(others)), *lost]
+        return [*self._received(self._grid.pull_messages(others)), *lost]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         through, lost = self._through_air(list(messages))
         replies = self._grid.send_and_receive(through, timeout=timeout) if through else []
-        return [*self._stamped(replies), *lost]
+        return [*self._received(replies), *lost]
 
     def _through_air(self, messages: list[Message]) -> tuple[list[Message], list[Message]]:
         """What reaches its node, and an Error in reply to what does not."""
-        payloads = {
-            self.device_of[m.metadata.dst_node_id]: m for m in messages if "update" in m.content
-        }
-        if not payloads:
+        if not self._is_timed:
             return messages, []
-        bits = {device: 8 * len(_payload(m)) for device, m in payloads.items()}
-        self.deliveries |= self.cell.transfer(bits)
-        through = [m for m in messages if "update" not in m.content]
-        lost = []
+        through, lost, payloads = [], [], {}
+        for message in messages:
+            device = self.device_of.get(message.metadata.dst_node_id, -1)
+            stage = self._stage(device)
+            is_query = message.metadata.message_type.startswith("query")
+            is_gone = stage == "download" and not is_query and "update" not in message.content
+            if stage == "before" or is_gone:
+                lost.append(_unreachable(message, device))
+                self.unreached.add(device)
+                continue
+            if "update" in message.content:
+                payloads[device] = message
+            else:
+                through.append(message)
+        deliveries = self._transfer({d: _payload(m) for d, m in payloads.items()}, "down")
+        self.deliveries |= deliveries
         for device, message in payloads.items():
-            delivery = self.deliveries[device]
+            delivery = deliveries[device]
             if not delivery.is_delivered:
-                reason = (
-                    f"device {device} missed its deadline: {delivery.sent_bits:.0f} of "
-                    f"{delivery.bits} bits after {delivery.delay_s:g} s"
-                )
-                lost.append(Message(Error(MISSED_DEADLINE, reason), reply_to=message))
+                lost.append(Message(Error(MISSED_DEADLINE, _missed(delivery)), reply_to=message))
+                self.unreached.add(device)
                 continue
             if delivery.has_bit_error:
-                data = bytearray(_payload(message))
-                # Any bit will do: the checksum covers them all.
-                data[len(data) // 2] ^= 1
-                message.content["update"] = ConfigRecord({"payload": bytes(data)})
+                payload = damaged(_payload(message))
+                message.content["update"] = ConfigRecord({"payload": payload})
             through.append(message)
         return through, lost
 
-    def _stamped(self, replies: Iterable[Message]) -> list[Message]:
-        """Put the link as reported onto each report; learn which node is which device."""
-        stamped = list(replies)
-        links: Mapping[int, LinkReport] | None = None
-        for reply in stamped:
+    def carry_up(self, replies: Mapping[int, Message]) -> dict[int, bytes]:
+        """Let the updates in ``replies`` [by device], all of a round, cross the uplink; what
+        arrives of them."""
+        payloads = {}
+        for device, reply in replies.items():
+            if "update" in reply.content:
+                # What is no string of bytes has no length on the air; the cloud will refuse it.
+                data = reply.content.config_records["update"].get("payload")
+                payloads[device] = data if isinstance(data, bytes) else b""
+        self.uplinks |= self._transfer(payloads, "up")
+        arrived = {}
+        for device, data in payloads.items():
+            delivery = self.uplinks[device]
+            if not delivery.is_delivered:
+                logger.info("up: %s", _missed(delivery))
+            else:
+                arrived[device] = damaged(data) if delivery.has_bit_error else data
+        return arrived
+
+    def _received(self, replies: Iterable[Message]) -> list[Message]:
+        """What gets through of answers: what makes no sense, and what a device that drops out
+        would have said, is emptied."""
+        answers = list(replies)
+        for reply in answers:
             if not reply.has_content() or "report" not in reply.content:
                 continue
-            device = int(reply.content.metric_records["report"]["device"])  # type: ignore[arg-type]
-            self.device_of[reply.metadata.src_node_id] = device
-            if reply.metadata.message_type == "query":
-                links = links or self._reported_links()
-                reply.content["link"] = MetricRecord(dict(asdict(links[device])))
-        return stamped
+            try:
+                device = DeviceReport.from_metrics(reply.content.metric_records["report"]).device
+            except (ValueError, TypeError, KeyError) as error:
+                logger.warning("answer of node %d left out: %s", reply.metadata.src_node_id, error)
+                reply.content = RecordDict()
+                continue
+            known = self.device_of.setdefault(reply.metadata.src_node_id, device)
+            is_query = reply.metadata.message_type.startswith("query")
+            if device != known:
+                logger.warning("node of device %d says it is device %d: left out", known, device)
+                reply.content = RecordDict()
+            elif self._stage(device) == "training" and not is_query:
+                logger.info("device %d fell silent after its download", device)
+                self.unreached.add(device)
+                reply.content = RecordDict()
+        if self._is_timed:
+            self._stamp([a for a in answers if a.has_content() and "report" in a.content])
+        return answers
 
-    def _reported_links(self) -> dict[int, LinkReport]:
-        links = self.cell.reported_links()
+    def _stage(self, device: int) -> str:
+        return self._dropouts[device].stage if device in self._dropouts else ""
+
+    def _stamp(self, replies: list[Message]) -> None:
+        """Put the link that a decision will need onto each report."""
+        links: dict[Direction, dict[int, LinkReport]] = {}
+        for reply in replies:
+            device = self.device_of[reply.metadata.src_node_id]
+            direction: Direction = "down"
+            if "work" in reply.content:
+                direction = "up"
+                took = reply.content.config_records["work"].get("compute_s")
+                is_time = isinstance(took, int | float) and 0 <= took < np.inf
+                took_s = float(took) if is_time else 0.0  # type: ignore[arg-type]
+                self.ready_s[device] = self.deliveries[device].delay_s + took_s
+            elif reply.metadata.message_type != "query":
+                continue
+            if direction not in links:
+                links[direction] = self._reported_links(direction)
+            reply.content["link"] = MetricRecord(dict(asdict(links[direction][device])))
+
+    def _transfer(self, payloads: Mapping[int, bytes], direction: Direction) -> dict[int, Delivery]:
+        """Through the cell; a device that drops out meanwhile has had a part on the air."""
+        if not payloads:
+            return {}
+        bits = {device: 8 * len(data) for device, data in payloads.items()}
+        stage = "download" if direction == "down" else "upload"
+        dropping = {
+            d: drop
+            for d in bits
+            if (drop := self._dropouts.get(d)) is not None and drop.stage == stage
+        }
+        on_air = {d: int(n * dropping[d].share) if d in dropping else n for d, n in bits.items()}
+        if direction == "down":
+            deliveries = self.cell.transfer(on_air)
+        else:
+            ready_s = {d: self.ready_s.get(d, 0.0) for d in bits}
+            deliveries = self.cell.transfer(
+                on_air,
+                direction="up",
+                start_s=ready_s,
+                begin_s=self.start_s,
+                deadline_s=self.uplink_end_s(),
+            )
+        for d in dropping:
+            deliveries[d] = replace(
+                deliveries[d], bits=bits[d], delivered_bits=0, is_delivered=False
+            )
+        return deliveries
+
+    def uplink_end_s(self) -> float:
+        """From the round's start until uplinks are given up."""
+        last = max(self.ready_s.values(), default=0.0) + self.cell.config.deadline_s
+        return last if self.round_deadline_s is None else min(last, self.round_deadline_s)
+
+    def _reported_links(self, direction: Direction) -> dict[int, LinkReport]:
+        links = self.cell.reported_links(direction)
         planned_bps = self.cell.planned_rate_bps(links)
         return {
             device: LinkReport(link.snr_db, link.bandwidth_hz, float(planned_bps[device]))
@@ -137,3 +274,22 @@ def _payload(message: Message) -> bytes:
     if not isinstance(data, bytes):
         raise TypeError(f"an update's payload must be bytes, got {type(data).__name__}")
     return data
+
+
+def damaged(payload: bytes) -> bytes:
+    """A payload with an error in it."""
+    data = bytearray(payload)
+    # Any bit will do: the checksum covers them all.
+    data[len(data) // 2] ^= 1
+    return bytes(data)
+
+
+def _missed(delivery: Delivery) -> str:
+    return (
+        f"device {delivery.device} missed its deadline: {delivery.sent_bits:.0f} of "
+        f"{delivery.bits} bits after {delivery.delay_s:g} s"
+    )
+
+
+def _unreachable(message: Message, device: int) -> Message:
+    return Message(Error(UNREACHABLE, f"device {device} is not there"), reply_to=message)

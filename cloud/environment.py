@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from airllm.airllm_policy import NUM_COARSE, decode
+from airllm.candidates import Candidates, candidates_of
 from airllm.lora import Adapter, accumulate
 from airllm.models import BaseModel
 from airllm.observation import RoundObservation
@@ -32,7 +33,6 @@ from airllm.ranks import Ranks
 from airllm.tuning import Batch, Head, collate, losses
 from channel.cell import Cell
 from channel.config import ChannelConfig
-from cloud.candidates import Candidates, candidates_of
 
 Array = NDArray[np.float64]
 

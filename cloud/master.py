@@ -46,3 +46,28 @@ class MaskedMaster:
 
     def final(self) -> Adapter:
         return self._trainer.snapshot()
+
+
+class GlobalMaster:
+    """Federated mode: what was merged of the devices' updates so far."""
+
+    def __init__(self, initial: Adapter) -> None:
+        self.adapter, self.num_merges = initial, 0
+        self._nothing = initial.truncate([0] * len(initial.up))
+
+    def replace(self, adapter: Adapter) -> None:
+        """Take in a merged adapter."""
+        self.adapter, self.num_merges = adapter, self.num_merges + 1
+
+    def before(self, round_index: int) -> Adapter:
+        # What everybody has from the deployment on is not sent.
+        return self.adapter if self.num_merges else self._nothing
+
+    def after(self, round_index: int, ranks: Ranks) -> Adapter:
+        return self.before(round_index)
+
+    def trained_ranks(self, round_index: int) -> NDArray[np.int64] | None:
+        return None
+
+    def final(self) -> Adapter:
+        return self.adapter

@@ -36,6 +36,10 @@ class Stopped(Exception):
     """The run was asked to end while it waited for answers."""
 
 
+class AppFailed(RuntimeError):
+    """The app of a device raised an exception, or could not be loaded."""
+
+
 class Roster:
     """Speaks to devices; ``deployment`` is what each is given before its first round."""
 
@@ -84,7 +88,7 @@ class Roster:
 
         A device that has come back without its state is deployed to anew: it answers a query then,
         and stays silent to an update, which was meant for the state it has lost. Raises
-        RuntimeError when an app failed.
+        `AppFailed`.
         """
         if message_type == "query":
             self._welcome(round_index)
@@ -146,7 +150,7 @@ class Roster:
                 waiting.discard(reply.metadata.reply_to_message_id)
                 if not reply.has_content():
                     if reply.error.code in _FAILED_APP:
-                        raise RuntimeError(f"the app of a device failed: {reply.error.reason}")
+                        raise AppFailed(f"the app of a device failed: {reply.error.reason}")
                     logger.info("%s", reply.error.reason)
                 elif "report" in reply.content:
                     answers[report_of(reply).device] = reply

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from airllm.candidates import Candidates, candidates_of
 from airllm.lora import Adapter, accumulate
 from airllm.models import BaseModel
 from airllm.observation import RoundObservation
@@ -18,7 +20,7 @@ from airllm.ranks import Ranks
 from airllm.report import DeviceReport
 from airllm.reward import RewardConfig, reward_of
 from airllm.tuning import Batch, Head
-from cloud.candidates import Candidates, candidates_of
+from cloud.participation import Dropout
 
 
 class Master(Protocol):
@@ -59,6 +61,24 @@ class Plan:
     """[devices, projections]"""
     payloads: tuple[bytes, ...]
     """[devices] empty where nothing is sent"""
+    work: Mapping[int, NDArray[np.int64]] = field(default_factory=dict)
+    """by device: the ranks [projections] at which it is to train (federated mode)"""
+    importance: Importance = "energy"
+    """by which devices are to order their own updates"""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A device's request to send an update of its own."""
+
+    report: DeviceReport
+    """measured after its download"""
+    worth: bytes
+    """of its update's components (`airllm.worth`)"""
+    link: LinkReport
+    """of the uplink, as it was reported"""
+    ready_s: float
+    """from the round's start"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +90,24 @@ class Outcome:
     payload_bits: int
     rate_bps: float
     """true rate alone on the band"""
+    update: bytes | None = None
+    """of its own, as it came up; None: none did"""
+    update_bits: int = 0
+    """of it as it was sent"""
+    update_rate_bps: float = 0.0
+    """true rate of the uplink"""
 
 
 class CloudService:
-    """Plans every round's updates and keeps the books on what each device holds."""
+    """Plans every round's updates and keeps the books on what each device holds.
+
+    By itself it is the cloud of remote mode; `cloud.federated.FederatedService` has one for its
+    downlink.
+    """
+
+    is_federated = False
+    merged: Collection[int] = ()
+    round_deadline_s: float | None = None
 
     def __init__(
         self,
@@ -90,7 +124,12 @@ class CloudService:
         payload: PayloadConfig,
         reward: RewardConfig,
         gain_batches: Sequence[Sequence[Batch]],
+        importance: Importance | None = None,
+        shared_down: Sequence[Tensor] | None = None,
+        limit: Callable[[Sequence[int], Ranks], Ranks] = lambda devices, ranks: ranks,
     ) -> None:
+        """``importance`` overrides the policy's, ``limit`` its ranks [devices, projections];
+        ``shared_down`` are frozen factors that all have, so that they need not be sent."""
         if policy.importance not in get_args(Importance):
             raise ValueError(
                 f"policy {policy.name} has the importance {policy.importance!r}; it must be one of "
@@ -101,59 +140,88 @@ class CloudService:
         self.deadline_s, self.is_shared_band = deadline_s, is_shared_band
         self.payload, self.reward = payload, reward
         self._gain_batches = gain_batches
-        self._bits_per_rank = bits_per_rank(base.specs, payload.number_format)
+        self._importance = importance or policy.importance
+        self._shared_down, self._limit = shared_down, limit
+        self._bits_per_rank = bits_per_rank(
+            base.specs, payload.number_format, is_half=shared_down is not None
+        )
         self._held = [Adapter.zero(base.specs) for _ in range(num_devices)]
         self._held_number = [0] * num_devices
         self._ranks = np.zeros((num_devices, len(base.specs)), dtype=np.int64)
-        self._reports: list[DeviceReport] = []
+        self._devices: list[int] = []
+        self._reports: dict[int, DeviceReport] = {}
         self._plan: Plan | None = None
-        self._awaited: list[float] | None = None
-        self._first_loss: NDArray[np.float64] | None = None
+        self._awaited: NDArray[np.float64] | None = None
+        self._first_loss = np.full(num_devices, np.nan)
+
+    def welcome(self, reports: Mapping[int, DeviceReport]) -> None:
+        """Take note of the devices: their first losses."""
+        for d, report in reports.items():
+            self._first_loss[d] = report.loss
+
+    def participants(self, round_index: int) -> list[int]:
+        """The devices that are asked in a round."""
+        return list(range(self.num_devices))
+
+    def dropouts(self, round_index: int) -> dict[int, Dropout]:
+        """Who falls silent in the middle of a round: nobody, in this mode."""
+        return {}
+
+    def grant(self, round_index: int, requests: Mapping[int, Request]) -> dict[int, bytes]:
+        """The devices that may send an update of their own: none, in this mode."""
+        return {}
+
+    def final(self) -> Adapter:
+        """The whole of what there was to send after the last round."""
+        return self.master.final()
 
     def plan(
-        self, round_index: int, reports: Sequence[DeviceReport], links: Sequence[LinkReport]
+        self,
+        round_index: int,
+        reports: Mapping[int, DeviceReport],
+        links: Mapping[int, LinkReport],
     ) -> Plan:
-        """Decide the ranks of one round and write its payloads; both inputs are [devices]."""
-        for i, report in enumerate(reports):
+        """Decide the ranks of one round and write its payloads, for the devices reported on."""
+        self._devices = devices = sorted(reports)
+        for i, report in reports.items():
             if report.update_number != self._held_number[i]:
                 # The device is not where the books have it (a restart): start it afresh.
                 self._held[i], self._held_number[i] = Adapter.zero(self.base.specs), -1
-        self._reports = list(reports)
+        self._reports |= reports
         master = self.master.before(round_index)
         found = candidates_of(
             self.base,
             self.head,
             master,
-            self._held,
-            importance=self.policy.importance,
+            [self._held[d] for d in devices],
+            importance=self._importance,
             is_residual=self.payload.coding == "residual",
             r_max=self.r_max,
             batches=self._gain_batches[round_index] if self._gain_batches else (),
         )
-        observation = self._observe(round_index, links, found)
+        observation = self._observe(round_index, [links[d] for d in devices], found)
         if self._awaited is not None:
-            rewards, self._awaited = np.array(self._awaited), None
+            rewards, self._awaited = self._awaited, None
             self.policy.learn(RoundFeedback(rewards, False, observation))
-        ranks = _checked(self.policy.decide(observation), observation, self.policy.name)
+        decided = checked(self.policy.decide(observation), observation, self.policy.name)
+        ranks = self._limit(devices, decided)
         sent_master, candidates = self.master.after(round_index, ranks), found.adapters
         if sent_master is not master:
-            candidates = [sent_master] * self.num_devices
-        # A rank beyond what a candidate has (a rank-deficient update) sends what there is.
-        updates = [c.truncate(r) for c, r in zip(candidates, ranks, strict=True)]
-        self._ranks = np.stack([u.ranks for u in updates])
-        payloads = []
-        for i, update in enumerate(updates):
-            fresh = self._held_number[i] < 0
+            candidates = [sent_master] * len(devices)
+        self._ranks = np.zeros_like(self._ranks)
+        payloads = [b""] * self.num_devices
+        for d, candidate, of_device in zip(devices, candidates, ranks, strict=True):
+            # A rank beyond what a candidate has (a rank-deficient update) sends what there is.
+            update, fresh = candidate.truncate(of_device), self._held_number[d] < 0
+            self._ranks[d] = update.ranks
             if not update.ranks.any() and not fresh:
-                payloads.append(b"")  # rank 0 everywhere: the device keeps what it has
-                continue
-            payloads.append(
-                encode(
-                    update,
-                    number=round_index + 1,
-                    number_format=self.payload.number_format,
-                    coding="absolute" if fresh else self.payload.coding,
-                )
+                continue  # rank 0 everywhere: the device keeps what it has
+            payloads[d] = encode(
+                update,
+                number=round_index + 1,
+                number_format=self.payload.number_format,
+                coding="absolute" if fresh else self.payload.coding,
+                is_half=self._shared_down is not None,
             )
         self._plan = Plan(self._ranks, tuple(payloads))
         return self._plan
@@ -163,13 +231,12 @@ class CloudService:
         if self._plan is None:
             raise RuntimeError("conclude() needs a plan() of the same round before it")
         rewards = np.zeros(self.num_devices)
-        share_s = self.deadline_s / (self.num_devices if self.is_shared_band else 1)
-        for i, outcome in enumerate(outcomes):
-            after = self._reports[i]
+        share_s = self.deadline_s / (len(self._devices) if self.is_shared_band else 1)
+        for i in self._devices:
+            outcome, after = outcomes[i], self._reports[i]
             if outcome.report is not None:
                 after = outcome.report
-                if outcome.report.is_installed:
-                    self._install(i, self._plan.payloads[i])
+                self.confirm(i, outcome.report, self._plan.payloads[i])
             rewards[i] = reward_of(
                 self.reward,
                 loss_before=self._reports[i].loss,
@@ -178,19 +245,27 @@ class CloudService:
                 rate_bps=outcome.rate_bps,
                 budget_s=share_s,
             )
+        of_planned = rewards[self._devices]
         if round_index + 1 < self.num_rounds:
             # The policy learns once the next observation is there, which bootstrapping needs.
-            self._awaited = list(rewards)
+            self._awaited = of_planned
         else:
-            self.policy.learn(RoundFeedback(rewards, True, None))
+            self.policy.learn(RoundFeedback(of_planned, True, None))
         return rewards
 
     def held(self, device: int) -> Adapter:
         """What the cloud knows a device to hold."""
         return self._held[device]
 
-    def _install(self, device: int, data: bytes) -> None:
-        update = decode(data, self.base.specs)
+    def report(self, device: int) -> DeviceReport:
+        """What a device said of itself before this round's plan."""
+        return self._reports[device]
+
+    def confirm(self, device: int, report: DeviceReport, data: bytes) -> None:
+        """Book a payload that a device says it has installed."""
+        if not report.is_installed:
+            return
+        update = decode(data, self.base.specs, shared_down=self._shared_down)
         if update.coding == "residual":
             held = accumulate(self._held[device], update.adapter, self.payload.hold_rank)
         else:
@@ -203,13 +278,12 @@ class CloudService:
         links: Sequence[LinkReport],
         found: Candidates,
     ) -> RoundObservation:
-        reports = self._reports
-        if self._first_loss is None:
-            self._first_loss = np.array([r.loss for r in reports])
+        reports = [self._reports[d] for d in self._devices]
         loss = np.array([r.loss for r in reports])
-        stake = np.zeros(self.num_devices)
+        first_loss = self._first_loss[self._devices]
+        stake = np.zeros(len(reports))
         if self.payload.coding == "absolute":
-            stake = np.maximum(np.nan_to_num(self._first_loss - loss), 0.0)
+            stake = np.maximum(np.nan_to_num(first_loss - loss), 0.0)
         return RoundObservation(
             round_index=round_index,
             num_rounds=self.num_rounds,
@@ -221,9 +295,9 @@ class CloudService:
             entropy=np.array([r.entropy for r in reports]),
             oov_rate=np.array([r.oov_rate for r in reports]),
             loss=loss,
-            first_loss=self._first_loss,
+            first_loss=first_loss,
             stake=stake,
-            previous_ranks=self._ranks,
+            previous_ranks=self._ranks[self._devices],
             bits_per_rank=self._bits_per_rank,
             overhead_bits=float(overhead_bits(len(self.base.specs))),
             r_max=self.r_max,
@@ -231,13 +305,13 @@ class CloudService:
             worth=found.worth,
             trained_ranks=self.master.trained_ranks(round_index),
             updates=found.adapters,
-            starts=self._held
+            starts=[self._held[d] for d in self._devices]
             if self.payload.coding == "residual"
-            else [Adapter.zero(self.base.specs)] * self.num_devices,
+            else [Adapter.zero(self.base.specs)] * len(self._devices),
         )
 
 
-def _checked(ranks: Ranks, observation: RoundObservation, name: str) -> Ranks:
+def checked(ranks: Ranks, observation: RoundObservation, name: str) -> Ranks:
     """What a policy of anybody's has decided, if it is what a policy may decide."""
     ranks = np.asarray(ranks)
     shape = (observation.num_devices, observation.num_projections)

@@ -102,6 +102,10 @@ class TrainingSet:
     ids: Sequence[list[int]]
     labels: Sequence[int]
 
+    def take(self, indices: NDArray[np.int64]) -> TrainingSet:
+        """Some of it."""
+        return TrainingSet([self.ids[i] for i in indices], [self.labels[i] for i in indices])
+
     def batch(self, base: BaseModel, indices: NDArray[np.int64]) -> Batch:
         return collate(base, [self.ids[i] for i in indices], [self.labels[i] for i in indices])
 

@@ -1,13 +1,15 @@
 """A Flower ClientApp around a Device: messages in, reports out, state in Flower's Context.
 
 Messages: ``query.deploy`` brings the head (out of band, before round 1), ``query`` asks for the
-report, ``train`` brings an update's bytes. The device's state lives in ``context.state``, so that
-any worker process can answer for any device.
+report, ``train`` brings an update's bytes, or the ranks to train at, or both, and ``train.send``
+the ranks at which the device's own update is to go up. The device's state lives in
+``context.state``, so that any worker process can answer for any device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,8 +18,10 @@ from flwr.clientapp import ClientApp
 
 from airllm.lora import Adapter
 from airllm.models import BaseModel
+from airllm.policy import Importance
 from airllm.report import DeviceReport
 from airllm.tuning import Head, Metrics
+from airllm.worth import pack_worth
 from edge.device import Device, DeviceProfile, DeviceState
 
 
@@ -55,19 +59,58 @@ def make_client_app(
         return answer(message, context, Device.report)
 
     @app.train()
-    def install(message: Message, context: Context) -> Message:
-        data = message.content.config_records["update"]["payload"]
-        if not isinstance(data, bytes):
-            raise TypeError(f"an update's payload must be bytes, got {type(data).__name__}")
-        return answer(message, context, lambda device: device.install(data))
+    def train(message: Message, context: Context) -> Message:
+        records, work = message.content.config_records, ConfigRecord()
+
+        def act(device: Device) -> DeviceReport:
+            report = device.report()
+            if "update" in records:
+                report = device.install(_bytes(records["update"], "payload"))
+            if "work" in records:
+                asked = records["work"]
+                trained = device.train(
+                    np.frombuffer(_bytes(asked, "ranks"), np.uint8).astype(np.int64),
+                    cast(Importance, asked["importance"]),
+                    int(asked["round"]),  # type: ignore[arg-type]
+                )
+                hardware = device.work.hardware
+                work["worth"] = pack_worth(trained.worth)
+                work["loss"] = trained.loss
+                work["compute_s"] = hardware.compute_s(trained.flops)
+                work["compute_j"] = hardware.compute_j(trained.flops)
+            return report
+
+        reply = answer(message, context, act)
+        if work:
+            reply.content["work"] = work
+        return reply
+
+    @app.train("send")
+    def send(message: Message, context: Context) -> Message:
+        grant, update = message.content.config_records["grant"], ConfigRecord()
+
+        def act(device: Device) -> DeviceReport:
+            ranks = np.frombuffer(_bytes(grant, "ranks"), np.uint8).astype(np.int64)
+            update["payload"] = device.send(ranks, int(grant["number"]))  # type: ignore[arg-type]
+            return device.report()
+
+        reply = answer(message, context, act)
+        reply.content["update"] = update
+        return reply
 
     return app
 
 
+def _bytes(record: ConfigRecord, key: str) -> bytes:
+    data = record[key]
+    if not isinstance(data, bytes):
+        raise TypeError(f"{key} of a message must be bytes, got {type(data).__name__}")
+    return data
+
+
 def write_state(store: RecordDict, state: DeviceState) -> None:
     """Put a device's state into the records that Flower keeps between messages."""
-    arrays = [f.numpy() for pair in zip(state.held.down, state.held.up, strict=True) for f in pair]
-    store["held"] = ArrayRecord(arrays)
+    store["held"] = _pack(state.held)
     numbers: dict[str, int | float] = {"update_number": state.update_number}
     if state.metrics is not None:
         numbers |= {
@@ -79,15 +122,26 @@ def write_state(store: RecordDict, state: DeviceState) -> None:
     if state.head is not None:
         head = [state.head.weight.cpu().numpy(), state.head.bias.cpu().numpy()]
         store["head"] = ArrayRecord(head)
+    store.pop("trained", None)
+    if state.trained is not None:
+        store["trained"] = _pack(state.trained)
+
+
+def _pack(adapter: Adapter) -> ArrayRecord:
+    return ArrayRecord(
+        [f.numpy() for pair in zip(adapter.down, adapter.up, strict=True) for f in pair]
+    )
+
+
+def _unpack(record: ArrayRecord) -> Adapter:
+    arrays = [torch.from_numpy(np.array(a)) for a in record.to_numpy_ndarrays()]
+    return Adapter(tuple(arrays[0::2]), tuple(arrays[1::2]))
 
 
 def read_state(store: RecordDict, base: BaseModel) -> DeviceState:
     """The inverse of `write_state`; a device that has no state yet holds nothing."""
     if "held" not in store:
         return DeviceState(Adapter.zero(base.specs))
-    arrays = [
-        torch.from_numpy(np.array(a)) for a in store.array_records["held"].to_numpy_ndarrays()
-    ]
     numbers = store.config_records["numbers"]
     metrics = None
     if "loss" in numbers:
@@ -102,5 +156,10 @@ def read_state(store: RecordDict, base: BaseModel) -> DeviceState:
             torch.from_numpy(np.array(a)) for a in store.array_records["head"].to_numpy_ndarrays()
         )
         head = Head(weight, bias).to(base.device)
-    held = Adapter(tuple(arrays[0::2]), tuple(arrays[1::2]))
-    return DeviceState(held, int(numbers["update_number"]), metrics, head)  # type: ignore[arg-type]
+    return DeviceState(
+        _unpack(store.array_records["held"]),
+        int(numbers["update_number"]),  # type: ignore[arg-type]
+        metrics,
+        head,
+        _unpack(store.array_records["trained"]) if "trained" in store else None,
+    )

@@ -1,4 +1,4 @@
-"""An edge device: it holds an adapter, installs what arrives intact, and measures."""
+"""An edge device: it holds an adapter, installs what arrives intact, measures, and trains."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from airllm.lora import Adapter, accumulate
 from airllm.models import BaseModel
-from airllm.payload import PayloadError, decode
+from airllm.payload import PayloadError, decode, encode
+from airllm.policy import Importance
 from airllm.report import DeviceReport
 from airllm.tuning import Batch, Head, Metrics, evaluate
+from edge.training import LocalWork, Trained, train
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +30,11 @@ class DeviceProfile:
     oov_rate: float
     num_examples: int
     batches: Sequence[Batch]
-    """its own labelled text, on which everything it reports is measured"""
+    """labelled text on which everything it reports is measured"""
     hold_rank: int
     """rank to which accumulated residual updates are recompressed"""
+    work: LocalWork | None = None
+    """what it trains on, and how (federated mode)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,8 @@ class DeviceState:
     """measured with ``held``; None: not measured yet"""
     head: Head | None = None
     """preloaded with the base model"""
+    trained: Adapter | None = None
+    """its own update, from training until it is sent"""
 
 
 class Device:
@@ -49,9 +58,18 @@ class Device:
     def __init__(self, base: BaseModel, profile: DeviceProfile, state: DeviceState) -> None:
         self.base, self.profile, self.state = base, profile, state
 
+    @property
+    def work(self) -> LocalWork:
+        """What it trains on; only a device of federated mode has any."""
+        if self.profile.work is None:
+            raise ValueError(f"device {self.profile.device} was asked to train in remote mode")
+        return self.profile.work
+
     def deploy(self, head: Head | None) -> DeviceReport:
         """Take the head that comes with the base model, before the first round."""
-        self.state = DeviceState(Adapter.zero(self.base.specs), head=head)
+        work = self.profile.work
+        held = Adapter.zero(self.base.specs) if work is None else work.initial
+        self.state = DeviceState(held, head=head)
         return self.report()
 
     def report(self) -> DeviceReport:
@@ -60,8 +78,9 @@ class Device:
 
     def install(self, data: bytes) -> DeviceReport:
         """Install a payload and measure; a damaged one leaves everything as it was."""
+        shared = None if self.profile.work is None else self.profile.work.shared_down
         try:
-            update = decode(data, self.base.specs)
+            update = decode(data, self.base.specs, shared_down=shared)
         except PayloadError as error:
             logger.info("device %d keeps its adapter: %s", self.profile.device, error)
             return self._report(is_installed=False)
@@ -77,6 +96,29 @@ class Device:
             metrics=self.state.metrics if is_same else None,
         )
         return self._report(is_installed=True)
+
+    def train(self, ranks: NDArray[np.int64], importance: Importance, round_index: int) -> Trained:
+        """Train at these ranks, and keep the update until it is granted its way (`send`)."""
+        trained = train(
+            self.base, self.state.head, self.state.held, self.work,
+            ranks=ranks, importance=importance, device=self.profile.device, round_index=round_index,
+        )  # fmt: skip
+        self.state = replace(self.state, trained=trained.adapter)
+        return trained
+
+    def send(self, ranks: NDArray[np.int64], number: int) -> bytes:
+        """The update's bytes at the ranks that were granted; what was cut is gone."""
+        work, trained = self.work, self.state.trained
+        if trained is None:
+            raise ValueError(f"device {self.profile.device} has no update to send")
+        self.state = replace(self.state, trained=None)
+        return encode(
+            trained.truncate(ranks),
+            number=number,
+            number_format=work.number_format,
+            coding="residual" if work.sends == "change" else "absolute",
+            is_half=work.shared_down is not None,
+        )
 
     def _report(self, *, is_installed: bool) -> DeviceReport:
         metrics = self.state.metrics

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from airllm.complexity import oov_rate, reference_vocabulary, token_entropy
-from airllm.data import DataConfig, TextSplits, load_splits
+from airllm.data import DataConfig, TextDataset, TextSplits, load_splits
 from airllm.lora import Adapter
 from airllm.models import BaseModel, ModelConfig, load_base
 from airllm.partition import partition
@@ -22,6 +22,7 @@ from airllm.tuning import Batch, Head, bucket, evaluate, tokenize, train_head
 from channel.cell import Cell
 from channel.config import ChannelConfig
 from cloud.master import MaskedMaster, TrajectoryMaster
+from cloud.rounds import Service
 from cloud.service import CloudService, Master
 from cloud.trainer import (
     MaskedTrainer,
@@ -41,8 +42,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Key:
-    """What a workbench depends on: everything but channel, policy, payload and reward."""
+    """What a workbench depends on: everything but channel, policy, payload, reward, federated."""
 
+    mode: str
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig
@@ -54,8 +56,8 @@ class _Key:
 
 
 @lru_cache(maxsize=1)
-def _base(model: ModelConfig, seed: int) -> BaseModel:
-    return load_base(model, seed=seed)
+def _base(model: ModelConfig, seed: int, num_classes: int) -> BaseModel:
+    return load_base(model, seed=seed, num_classes=num_classes)
 
 
 @lru_cache(maxsize=2)
@@ -66,7 +68,7 @@ def _workbench(key: _Key) -> Workbench:
 def workbench_key(config: ExperimentConfig) -> _Key:
     """Runs of which this is equal share a workbench, and so a trained master."""
     return _Key(
-        config.model, config.data, config.training, config.seed, config.rounds,
+        config.mode, config.model, config.data, config.training, config.seed, config.rounds,
         config.num_devices, config.examples_per_device, config.runtime.eval_batch_size,
     )  # fmt: skip
 
@@ -95,7 +97,10 @@ class Workbench:
     def base(self) -> BaseModel:
         # A pretrained model does not depend on the seed: one copy serves them all.
         is_tiny = self.key.model.name.startswith("tiny:")
-        return _base(self.key.model, self.key.seed if is_tiny else 0)
+        # Where devices train it, the head is one more projection.
+        is_trained = self.key.mode == "federated" and self.key.model.task == "classify"
+        num_classes = len(self.splits.train.label_names) if is_trained else 0
+        return _base(self.key.model, self.key.seed if is_tiny else 0, num_classes)
 
     @cached_property
     def splits(self) -> TextSplits:
@@ -110,17 +115,34 @@ class Workbench:
         return TrainingSet(tokenize(self.base, train.texts), train.labels.tolist())
 
     @cached_property
+    def _head_index(self) -> NDArray[np.int64]:
+        """What labelled text there was at deployment."""
+        count = len(self.splits.train)
+        if not self.key.training.head_examples:
+            return np.arange(count)
+        key = np.random.SeedSequence(self.key.seed, spawn_key=(40,))
+        return np.random.default_rng(key).permutation(count)[: self.key.training.head_examples]
+
+    @cached_property
+    def cloud_set(self) -> TrainingSet:
+        """The cloud's own text: all of it in remote mode, that of the head in federated mode."""
+        if self.key.mode == "remote":
+            return self.training_set
+        return self.training_set.take(self._head_index)
+
+    @cached_property
+    def training_shares(self) -> list[NDArray[np.int64]]:
+        """[devices] indices of the text that each device trains on (federated mode)."""
+        rest = np.setdiff1d(np.arange(len(self.splits.train)), self._head_index)
+        return [rest[share] for share in self._partition(self.splits.train.take(rest), "")]
+
+    @cached_property
     def head(self) -> Head | None:
         """Trained once on the frozen base, before round 1, on what was there at deployment."""
         if self.key.model.task == "causal":
             return None
         training, data = self.key.training, self.training_set
-        index = np.arange(len(data.ids))
-        if training.head_examples:
-            order = np.random.default_rng(
-                np.random.SeedSequence(self.key.seed, spawn_key=(40,))
-            ).permutation(len(index))
-            index = order[: training.head_examples]
+        index = self._head_index
         return train_head(
             self.base,
             [data.ids[i] for i in index],
@@ -136,23 +158,9 @@ class Workbench:
     @cached_property
     def shares(self) -> list[NDArray[np.int64]]:
         """[devices] indices of each device's examples in the evaluation text."""
-        evaluation, data = self.splits.evaluation, self.key.data
-        complexity = None
-        if data.partition == "complexity":
-            complexity = [
-                oov_rate([text], self._vocabulary) + token_entropy([ids])
-                for text, ids in zip(
-                    evaluation.texts, tokenize(self.base, evaluation.texts), strict=True
-                )
-            ]
-        shares = partition(
-            evaluation.labels,
-            num_devices=self.key.num_devices,
-            kind=data.partition,
-            alpha=data.dirichlet_alpha,
-            complexity=complexity,
-            seed=self.key.seed,
-        )
+        # Devices of federated mode are measured on the same mix, whatever they train on: what
+        # counts is what all of them have learned together.
+        shares = self._partition(self.splits.evaluation, "iid" if self._is_federated else "")
         limit = self.key.examples_per_device
         if not limit:
             return shares
@@ -163,8 +171,30 @@ class Workbench:
             for c, share in zip(children, shares, strict=True)
         ]
 
+    def _partition(self, text: TextDataset, kind: str) -> list[NDArray[np.int64]]:
+        """[devices] indices of each device's part, by the configured kind unless one is given."""
+        data, complexity = self.key.data, None
+        kind = kind or data.partition
+        if kind == "complexity":
+            complexity = [
+                oov_rate([words], self.vocabulary) + token_entropy([ids])
+                for words, ids in zip(text.texts, tokenize(self.base, text.texts), strict=True)
+            ]
+        return partition(
+            text.labels,
+            num_devices=self.key.num_devices,
+            kind=kind,
+            alpha=data.dirichlet_alpha,
+            complexity=complexity,
+            seed=self.key.seed,
+        )
+
+    @property
+    def _is_federated(self) -> bool:
+        return self.key.mode == "federated"
+
     @cached_property
-    def _vocabulary(self) -> frozenset[str]:
+    def vocabulary(self) -> frozenset[str]:
         return reference_vocabulary(self.splits.train.texts)
 
     def text_of(self, device: int) -> tuple[list[list[int]], list[int]]:
@@ -184,7 +214,7 @@ class Workbench:
             self._batches[device] = (
                 bucket(self.base, ids, own.labels.tolist(), self.key.eval_batch_size),
                 token_entropy(ids),
-                oov_rate(own.texts, self._vocabulary),
+                oov_rate(own.texts, self.vocabulary),
             )
         batches, entropy, oov = self._batches[device]
         return DeviceProfile(
@@ -217,7 +247,7 @@ class Workbench:
         """[rounds, batches] on which first-order gains are measured."""
         return [
             gain_batches(
-                self.base, self.training_set, self.key.training,
+                self.base, self.cloud_set, self.key.training,
                 seed=self.key.seed, round_index=r,
             )
             for r in range(self.key.rounds)
@@ -234,6 +264,8 @@ class Workbench:
                 evaluate(self.base, self.head, adapter, list(self.profile(d, 1).batches))
                 for d in range(self.key.num_devices)
             ]
+            if self._is_federated:
+                self._whole.clear()  # every run has a global adapter of its own
             self._whole[id(adapter)] = (
                 adapter,  # kept, so that its id stays its own
                 float(np.mean([m.loss for m in each])),
@@ -246,21 +278,37 @@ class Workbench:
         batches = list(self.profile(device, 1).batches)
         return np.array([evaluate(self.base, self.head, a, batches).loss for a in adapters])
 
-    def service(self, config: ExperimentConfig) -> CloudService:
+    def device(self, device: int, config: ExperimentConfig) -> DeviceProfile:
+        """One device of a run."""
+        if self._is_federated:
+            from experiments.build_federated import federated_profile
+
+            return federated_profile(self, device, config)
+        return self.profile(device, config.payload.hold_rank)
+
+    def policy(self, config: ExperimentConfig, *, seed: int) -> RankPolicy:
+        """The policy that the configuration names, the project's or one's own."""
+        depths, kinds = [s.depth for s in self.base.specs], [s.kind for s in self.base.specs]
+        if is_own("policy", config.policy.name):
+            own: RankPolicy = make_own(
+                "policy", config.policy.name, depths=depths, kinds=kinds,
+                r_max=config.training.r_max, num_devices=config.num_devices,
+                num_rounds=config.rounds, seed=seed,
+            )  # fmt: skip
+            return own
+        return make_policy(
+            config.policy, num_projections=len(self.base.specs), depths=depths, kinds=kinds,
+            r_max=config.training.r_max, seed=seed, losses=self.losses,
+        )  # fmt: skip
+
+    def service(self, config: ExperimentConfig) -> Service:
         """The cloud of one run."""
+        if self._is_federated:
+            from experiments.build_federated import federated_service
+
+            return federated_service(self, config)
         base, name = self.base, config.policy.name
-        depths, kinds = [s.depth for s in base.specs], [s.kind for s in base.specs]
-        policy: RankPolicy
-        if is_own("policy", name):
-            policy = make_own(
-                "policy", name, depths=depths, kinds=kinds, r_max=config.training.r_max,
-                num_devices=config.num_devices, num_rounds=config.rounds, seed=config.seed,
-            )  # fmt: skip
-        else:
-            policy = make_policy(
-                config.policy, num_projections=len(base.specs), depths=depths, kinds=kinds,
-                r_max=config.training.r_max, seed=config.seed, losses=self.losses,
-            )  # fmt: skip
+        policy = self.policy(config, seed=config.seed)
         master: Master
         if name == "paper":
             master = MaskedMaster(

@@ -6,8 +6,11 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +18,9 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+
+from experiments.federation_cli import DEFAULT_FOLDER, federation_app
+from experiments.flower_env import quieten
 
 if TYPE_CHECKING:
     from experiments.config import ExperimentConfig
@@ -34,6 +40,14 @@ Sets = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Set a value, such as channel.snr_db=10."),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens meanwhile.")]
+
+
+class Runtime(StrEnum):
+    """Where the devices of a run are; the numbers are the same."""
+
+    LOCAL = "local"
+    SIMULATION = "simulation"
+    DEPLOYMENT = "deployment"
 
 
 class Interrupted(Exception):
@@ -96,6 +110,18 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a finished run in the folder.")
     ] = False,
+    runtime: Annotated[
+        Runtime,
+        typer.Option("--runtime", help="Devices in this process, Ray's workers, or SuperNodes."),
+    ] = Runtime.LOCAL,
+    superlink: Annotated[
+        str,
+        typer.Option(
+            "--superlink",
+            help="For --runtime deployment: a folder of `airllm federation up`, or a connection of "
+            "Flower's configuration.",
+        ),
+    ] = str(DEFAULT_FOLDER),
     verbose: Verbose = False,
 ) -> None:
     """Run one simulation; writes config.toml, rounds.csv, ranks.npz and summary.json."""
@@ -104,7 +130,7 @@ def run(
     from experiments.results import prepare_out
 
     prepare_out(out, overwrite=overwrite)
-    from experiments.run import run_simulation
+    simulate = _runner(runtime, superlink)
 
     num_done = 0
     try:
@@ -116,7 +142,7 @@ def run(
                 num_done = done
                 progress.update(task, completed=done, description="rounds")
 
-            summary = run_simulation(experiment, out, on_round=on_round)
+            summary = simulate(experiment, out, on_round=on_round)
     except KeyboardInterrupt:
         if not num_done:
             raise Interrupted("no round was finished yet") from None
@@ -134,6 +160,20 @@ def run(
             )
     stdout.print(table)
     typer.echo(f"written to {out}")
+
+
+def _runner(runtime: Runtime, superlink: str) -> Callable[..., dict[str, Any]]:
+    if runtime is Runtime.SIMULATION:
+        from experiments.simulation import run_ray_simulation
+
+        return run_ray_simulation
+    if runtime is Runtime.DEPLOYMENT:
+        from experiments.deployment import run_deployment
+
+        return partial(run_deployment, superlink=superlink)
+    from experiments.run import run_simulation
+
+    return run_simulation
 
 
 @app.command()
@@ -168,7 +208,7 @@ def sweep(
     axes = dict(map(parse_axis, sweeps or ()))
     experiments = load_sweep(find_config(config), sets or (), axes)
     prepare_sweep(folder)
-    from experiments.plots import plot_sweep
+    from experiments.figures import plot
     from experiments.sweep_view import SweepView, print_results
 
     try:
@@ -184,7 +224,7 @@ def sweep(
         results = read_results(folder)
         print_results(stdout, results)
         has_snr = results["channel.snr_db"].notna().any()
-        paths = plot_sweep(results, folder) if has_snr else []
+        paths = plot(folder) if has_snr else []
         typer.echo(f"written to {folder}: {', '.join(['results.csv', *(p.name for p in paths)])}")
     if errors:
         first, reason = next(iter(errors.items()))
@@ -203,8 +243,8 @@ def learn(
     """Learn a policy before it is used; goes on where it stopped. policy.path takes the folder."""
     _setup_logging(verbose)
     experiment = _load(config, sets)
+    from experiments.figures import plot_learning
     from experiments.learn import make_learner
-    from experiments.plots import plot_learning
 
     try:
         with _progress() as progress:
@@ -224,21 +264,54 @@ def learn(
 
 @app.command()
 def plot(
-    folder: Annotated[Path, typer.Argument(help="Folder of a sweep or of a run.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a sweep, a run or a learned policy.")],
+    figures: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--figure",
+            help="snr, pareto, time, ranks, delay, timeline, energy, aggregate, run or learning; "
+            "may be repeated.",
+        ),
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="Draw only these policies or variants; may be repeated."),
+    ] = None,
 ) -> None:
-    """Draw the figure of a sweep or of a run again, as PNG and PDF beside the numbers."""
+    """Draw figures as PNG and PDF beside the numbers."""
     _setup_logging(False)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; name the --out of a sweep or a run")
-    from experiments.plots import plot_run, plot_sweep
-    from experiments.results import read_results
+    from experiments import figures as drawing
 
-    if (folder / "results.csv").exists() or not (folder / "rounds.csv").exists():
-        paths = plot_sweep(read_results(folder), folder)
-    else:
-        paths = plot_run(folder)
-    for path in paths:
+    for path in drawing.plot(folder, figures or (), labels or ()):
         typer.echo(path)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a sweep or of a run.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File [default: report.html in the folder].")
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="Only these policies or variants; may be repeated."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="Whom the others are compared with.")
+    ] = None,
+    best: Annotated[
+        str | None, typer.Option("--best", help="Whose gain over uniform is a score of 1.")
+    ] = None,
+) -> None:
+    """Write one HTML page with tables, statistics, figures and the configuration; no network."""
+    _setup_logging(False)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; name the --out of a sweep or a run")
+    from experiments.report import write_report
+
+    typer.echo(write_report(folder, out, labels=labels or (), reference=reference, best=best))
 
 
 @app.command()
@@ -275,6 +348,7 @@ def config_keys(
 
 channel_app = typer.Typer(no_args_is_help=True, help="List the channel's presets, or draw one.")
 app.add_typer(channel_app, name="channel")
+app.add_typer(federation_app, name="federation")
 
 
 @channel_app.command("list")
@@ -305,7 +379,7 @@ def channel_show(
     _setup_logging(False)
     from experiments.config import PRESETS, ExperimentConfig
     from experiments.config_loader import load_config
-    from experiments.plots import plot_channel
+    from experiments.figures.channel import plot_channel
     from experiments.results import check_writable
 
     settings = [f"channel.preset={preset}", *(sets or ())]
@@ -333,6 +407,7 @@ def _count(value: float) -> str:
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit code 2, Ctrl-C is 130, SIGTERM 143."""
+    quieten()
     is_terminated = False
 
     def on_sigterm(signum: int, frame: object) -> None:
@@ -362,6 +437,10 @@ def main() -> None:
             say = getattr(error, "format_message", None)
             message = say() if say else str(error)
             _say(f"error: {message}; see airllm --help")
+            code = 2
+        elif type(error).__name__ == "AppFailed":  # the cloud's, which is not imported here
+            _say(f"error: {_sentence(error)}")
+            _say_where()
             code = 2
         elif type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
             _say(f"error: {_sentence(MemoryError())}")

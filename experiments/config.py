@@ -11,12 +11,18 @@ from airllm.policies import PolicyConfig
 from airllm.reward import RewardConfig
 from channel.config import ChannelConfig
 from channel.config import preset_values as channel_preset
+from cloud.methods import FederatedConfig, method_values
 from cloud.trainer import TrainingConfig
 from experiments.axes import parse_sweep
 from experiments.extensions import check_policy_name, policy_preset
 
 # Sections whose values start from a preset, by the key that names it.
-PRESETS = {"channel.preset": channel_preset, "policy.name": policy_preset}
+PRESETS = {
+    "channel.preset": channel_preset,
+    "policy.name": policy_preset,
+    "federated.method": method_values,
+}
+MODES = ("remote", "federated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,8 @@ class ExperimentConfig:
 
     seed: int = 0
     """of everything random"""
+    mode: str = "remote"
+    """'remote': the cloud trains, devices receive; 'federated': devices train too"""
     rounds: int = 6
     """updates offered to each device"""
     num_devices: int = 4
@@ -127,6 +135,7 @@ class ExperimentConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    federated: FederatedConfig = field(default_factory=FederatedConfig)
     channel: ChannelConfig = field(default_factory=ChannelConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     payload: PayloadConfig = field(default_factory=PayloadConfig)
@@ -151,11 +160,49 @@ class ExperimentConfig:
                 f"payload.hold_rank {self.payload.hold_rank} must be at least training.r_max "
                 f"{self.training.r_max}, or a device could not hold a whole update"
             )
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        if self.mode == "federated":
+            _check_federated(self)
         if self.model.task == "classify" and not self.data.label_column:
             raise ValueError(
                 "model.task 'classify' needs data.label_column; set model.task = 'causal' for "
                 "text without labels"
             )
+
+
+def _check_federated(config: ExperimentConfig) -> None:
+    federated = config.federated
+    if config.policy.name == "forward":
+        raise ValueError(
+            "policy.name 'forward' looks at the devices' losses with updates that the cloud has, "
+            "which it has not of what comes up; take another policy or mode = 'remote'"
+        )
+    if config.policy.name.startswith("adalora"):
+        raise ValueError(
+            f"policy.name {config.policy.name!r} follows the cloud's own training, which federated "
+            f"mode has none of; take another policy or mode = 'remote'"
+        )
+    if config.policy.is_exploring and (federated.participants or federated.buffer):
+        raise ValueError(
+            "policy.is_exploring needs the same devices in every round; set "
+            "federated.participants = 0 (all) and federated.buffer = 0"
+        )
+    if not config.training.head_examples:
+        raise ValueError(
+            "training.head_examples must be > 0 in federated mode: they are the cloud's own text, "
+            "and the devices share the rest"
+        )
+    if max(federated.ranks, default=0) > config.training.r_max:
+        raise ValueError(
+            f"federated.ranks must be at most training.r_max {config.training.r_max}, got "
+            f"{max(federated.ranks)}"
+        )
+    if federated.deadline_s and federated.deadline_s <= config.channel.deadline_s:
+        raise ValueError(
+            f"federated.deadline_s {federated.deadline_s} must be above channel.deadline_s "
+            f"{config.channel.deadline_s}, which the download alone may take"
+        )
 
 
 def _check_seed(key: str, seed: int) -> None:

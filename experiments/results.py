@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +19,16 @@ from numpy.typing import NDArray
 ROUND_COLUMNS = (
     "round", "device", "time_s", "snr_db", "bandwidth_hz", "rate_bps", "entropy", "oov_rate",
     "rank_sum", "planned_bits", "payload_bits", "sent_bits", "delivered_bits", "overhead_bits",
-    "delay_s", "energy_j", "delivered", "answered", "loss", "accuracy", "reward",
+    "delay_s", "energy_j", "delivered", "answered", "loss", "accuracy", "reward", "compute_s",
+    "round_s", "uplink_rank_sum", "uplink_planned_bits", "uplink_payload_bits", "uplink_sent_bits",
+    "uplink_delivered_bits", "uplink_delay_s", "uplink_delivered",
 )  # fmt: skip
 KEY_COLUMNS = ("cell", "label", "policy.name", "channel.snr_db", "seed")
 """what tells the runs of every sweep apart; its other swept keys follow"""
 RESULT_COLUMNS = (
     "accuracy", "loss", "mean_accuracy", "mean_loss", "bits_to_95", "head_accuracy",
-    "full_accuracy", "payload_bits", "delivered_bits", "total_delivered_bits", "airtime_s",
-    "energy_j", "delivered_rate", "reward",
+    "full_accuracy", "payload_bits", "delivered_bits", "total_delivered_bits", "uplink_sent_bits",
+    "uplink_delivered_bits", "airtime_s", "energy_j", "delivered_rate", "reward",
 )  # fmt: skip
 
 
@@ -42,19 +45,32 @@ class Results(NamedTuple):
 def load(folder: Path | str) -> Results:
     """The frames of a sweep's folder, or of a single run's; ValueError for a damaged one."""
     folder = Path(folder)
-    if (folder / "results.csv").exists() or not (folder / "rounds.csv").exists():
-        cells = read_results(folder)
-        folders = [folder / cell for cell in cells["cell"]]
-    else:
-        cells, folders = _single(folder), [folder]
+    cells = read_cells(folder)
     keys = cells.columns[: cells.columns.get_loc(RESULT_COLUMNS[0])]
     rounds = []
-    for (_, row), where in zip(cells.iterrows(), folders, strict=True):
-        frame = read_rounds(where)
+    for _, row in cells.iterrows():
+        frame = read_rounds(run_folder(folder, row["cell"]))
         for i, key in enumerate(keys):
             frame.insert(i, key, row[key])
         rounds.append(frame)
     return Results(cells, pd.concat(rounds, ignore_index=True))
+
+
+def read_cells(folder: Path) -> pd.DataFrame:
+    """One row per run of a sweep's folder; of a single run's, its own."""
+    if (folder / "results.csv").exists() or not (folder / "rounds.csv").exists():
+        return read_results(folder)
+    summary = read_summary(folder)
+    keys = {
+        "cell": folder.name, "label": summary["policy"], "policy.name": summary["policy"],
+        "channel.snr_db": summary["snr_db"], "seed": summary["seed"],
+    }  # fmt: skip
+    return pd.DataFrame([{**keys, **{column: summary[column] for column in RESULT_COLUMNS}}])
+
+
+def run_folder(folder: Path, cell: str) -> Path:
+    """Where one of a sweep's runs lies; a single run's folder is its own."""
+    return folder / cell if (folder / "results.csv").exists() else folder
 
 
 def condition_keys(cells: pd.DataFrame) -> list[str]:
@@ -70,22 +86,21 @@ def series_of(cells: pd.DataFrame) -> pd.Series:
     names = cells["label"].astype(str)
     for key in condition_keys(cells):
         if key != "channel.snr_db":
-            names = names + ", " + cells[key].map(short)
+            names = names + ", " + cells[key].map(partial(spoken, key))
     return names
 
 
-def short(value: Any) -> str:
-    """A swept value as a figure's legend or a table's head has it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _single(folder: Path) -> pd.DataFrame:
-    summary = read_summary(folder)
-    keys = {
-        "cell": folder.name, "label": summary["policy"], "policy.name": summary["policy"],
-        "channel.snr_db": summary["snr_db"], "seed": summary["seed"],
-    }  # fmt: skip
-    return pd.DataFrame([{**keys, **{column: summary[column] for column in RESULT_COLUMNS}}])
+def spoken(key: str, value: Any) -> str:
+    """A swept value as a legend or a table's head has it: with its unit, or else with its name."""
+    name = key.rpartition(".")[2]
+    if not isinstance(value, int | float | np.number):
+        return str(value)
+    if name.endswith("_hz"):
+        return f"{value / 1e6:g} MHz" if value >= 1e6 else f"{value / 1e3:g} kHz"
+    for end, unit in (("_db", "dB"), ("_s", "s"), ("_bits", "bits"), ("_m", "m"), ("_mps", "m/s")):
+        if name.endswith(end):
+            return f"{value:g} {unit}".replace("-", "\N{MINUS SIGN}")
+    return f"{name} {value:g}"
 
 
 def prepare_out(out: Path, *, overwrite: bool = False) -> Path:

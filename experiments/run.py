@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.serverapp import Grid
 
 from airllm.lora import Adapter
 from cloud.local_grid import LocalGrid
-from cloud.server_app import RoundResult, run_federation
+from cloud.rounds import RoundResult, Transfers
+from cloud.server_app import run_federation
 from experiments.build import Workbench, make_cell, workbench_for
 from experiments.config import ExperimentConfig
 from experiments.config_loader import dump_config
+from experiments.flower_apps import client_app
 from experiments.results import RoundsWriter, write_summary, write_text
 
 
@@ -61,7 +64,7 @@ class Recorder:
             )
         rows = rows_of(result)
         self._rows.extend(rows)
-        self._ranks.append(result.ranks)
+        self._ranks.append(result.down.ranks)
         if self._writer is not None:
             self._writer.write(rows)
         if self._on_round is not None:
@@ -108,15 +111,12 @@ def rows_of(result: RoundResult) -> list[dict[str, Any]]:
                 "rate_bps": link.rate_bps,
                 "entropy": request.entropy,
                 "oov_rate": request.oov_rate,
-                "rank_sum": int(result.ranks[d].sum()),
-                "planned_bits": result.planned_bits[d],
-                "payload_bits": result.payload_bits[d],
-                "sent_bits": result.sent_bits[d],
-                "delivered_bits": result.delivered_bits[d],
+                **_transfer(result.down, d),
+                **{f"uplink_{key}": v for key, v in _transfer(result.up, d).items()},
                 "overhead_bits": result.overhead_bits[d],
-                "delay_s": result.delay_s[d],
                 "energy_j": result.energy_j[d],
-                "delivered": bool(result.is_delivered[d]),
+                "compute_s": result.compute_s[d],
+                "round_s": result.round_s,
                 "answered": bool(result.is_answered[d]),
                 "loss": report.loss,
                 "accuracy": report.accuracy,
@@ -124,6 +124,18 @@ def rows_of(result: RoundResult) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _transfer(transfers: Transfers, device: int) -> dict[str, Any]:
+    return {
+        "rank_sum": int(transfers.ranks[device].sum()),
+        "planned_bits": transfers.planned_bits[device],
+        "payload_bits": transfers.payload_bits[device],
+        "sent_bits": transfers.sent_bits[device],
+        "delivered_bits": transfers.delivered_bits[device],
+        "delay_s": transfers.delay_s[device],
+        "delivered": bool(transfers.is_delivered[device]),
+    }
 
 
 def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str, Any]:
@@ -150,6 +162,8 @@ def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str,
         "delivered_bits": mean("delivered_bits", rows),
         "total_delivered_bits": float(sum(row["delivered_bits"] for row in rows)),
         "overhead_bits": mean("overhead_bits", rows),
+        "uplink_sent_bits": mean("uplink_sent_bits", rows),
+        "uplink_delivered_bits": mean("uplink_delivered_bits", rows),
         # Of the updates that were sent.
         "delivered_rate": mean("delivered", sent) if sent else float("nan"),
         "reward": mean("reward", rows),
@@ -181,22 +195,21 @@ def bits_until(rows: list[dict[str, Any]], accuracy: float) -> float:
     return float("nan")
 
 
-def run_simulation(
+def run_rounds(
+    grid: Grid,
     config: ExperimentConfig,
-    out: Path | None = None,
+    out: Path | None,
     *,
     on_round: Callable[[int, int], None] | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Run one simulation in this process; returns the summary.
+    """The cloud's side of one run over the grid of any runtime; returns the summary.
 
     With ``out``, writes config.toml, rounds.csv (flushed every round), ranks.npz and, once
     complete, summary.json there. Runs that share model, data, training and seed share what is
-    dear. Raises ValueError for what the configuration asks and this machine does not have.
+    dear.
     """
-    from experiments.flower_apps import client_app
-
     workbench = workbench_for(config)
-    grid = LocalGrid(client_app, config.num_devices, {"config": dump_config(config)})
     cell = make_cell(config.channel, config.num_devices, seed=config.seed)
     service = workbench.service(config)
     with Recorder(config, workbench, out, on_round) as recorder:
@@ -206,5 +219,21 @@ def run_simulation(
             service,
             on_round=recorder.record,
             reply_timeout_s=config.runtime.reply_timeout_s,
+            connect_timeout_s=config.runtime.connect_timeout_s,
+            is_stopped=is_stopped,
         )
-        return recorder.finish(service.master.final())
+        return recorder.finish(service.final())
+
+
+def run_simulation(
+    config: ExperimentConfig,
+    out: Path | None = None,
+    *,
+    on_round: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Run one simulation in this process; returns the summary and writes what `run_rounds` does.
+
+    Raises ValueError for what the configuration asks and this machine does not have.
+    """
+    grid = LocalGrid(client_app, config.num_devices, {"config": dump_config(config)})
+    return run_rounds(grid, config, out, on_round=on_round)

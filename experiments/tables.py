@@ -62,7 +62,11 @@ def interval_table(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def aggregate_table(
-    cells: pd.DataFrame, metric: str, *, rng: np.random.Generator | None = None
+    cells: pd.DataFrame,
+    metric: str,
+    *,
+    rng: np.random.Generator | None = None,
+    num_resamples: int = 2000,
 ) -> pd.DataFrame:
     """Interquartile mean over seeds and conditions, with its stratified bootstrap interval.
 
@@ -77,7 +81,7 @@ def aggregate_table(
         if not len(values):
             continue
         if len(values) > 1:
-            estimate = stratified_bootstrap(values, rng=rng)
+            estimate = stratified_bootstrap(values, rng=rng, num_resamples=num_resamples)
         else:  # of one seed there is nothing to draw from
             estimate = Estimate(float(interquartile_mean(values.reshape(-1))), np.nan, np.nan)
         rows.append((label, estimate.value, estimate.low, estimate.high, *values.shape))

@@ -95,3 +95,9 @@ def test_a_state_takes_its_place_only_once_it_is_on_the_disk(tmp_path, monkeypat
         save_state({"a": 3}, path)
     assert load_state(path) == {"a": 2}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_equal_states_are_equal_files(tmp_path):
+    for attempt in range(20):
+        save_state({"a": torch.ones(3), "b": torch.zeros(2, 2), "c": 1.5}, tmp_path / f"{attempt}")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1

@@ -4,6 +4,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from airllm.report import DeviceReport
 from channel import Cell, ChannelConfig
 from cloud.air_grid import MISSED_DEADLINE, AirGrid
 from cloud.local_grid import LocalGrid
@@ -23,7 +24,8 @@ def make_air(seen):
 
         def report(context):
             device = context.node_config["partition-id"]
-            return RecordDict({"report": MetricRecord({"device": device})})
+            report = DeviceReport(device, 0.5, 0.0, 8, 0.7, 0.5, 0)
+            return RecordDict({"report": MetricRecord(report.to_metrics())})
 
         @app.query()
         def query(message, context):

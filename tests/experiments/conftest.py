@@ -1,6 +1,10 @@
 """A world small enough for every test: a tiny random BERT on two words in two orders."""
 
+import numpy as np
+import pandas as pd
 import pytest
+
+from experiments.results import RESULT_COLUMNS
 
 ROWS = [(f"{a} {b} number {i}", str(int(a == b))) for i in range(30) for a in "ab" for b in "ab"]
 
@@ -49,8 +53,39 @@ threads = 1
 @pytest.fixture
 def tiny_toml(tmp_path):
     """Path of a configuration that a test can run in a second."""
-    source = tmp_path / "data.csv"
+    return write_tiny(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    """The same for all tests of a module: a folder with tiny.toml and its data."""
+    return write_tiny(tmp_path_factory.mktemp("tiny")).parent
+
+
+def write_tiny(folder):
+    source = folder / "data.csv"
     source.write_text("text,label\n" + "".join(f"{t},{y}\n" for t, y in ROWS))
-    path = tmp_path / "tiny.toml"
+    path = folder / "tiny.toml"
     path.write_text(TINY.format(source=source))
     return path
+
+
+def cells_of(effects, *, seeds=6, snrs=(0.0, 10.0), codings=("absolute",), noise=0.02):
+    """Runs whose accuracy is a seed's own level plus the label's effect plus noise."""
+    rng = np.random.default_rng(0)
+    level = {(k, s): rng.normal(0.7, 0.05) for k in range(seeds) for s in snrs}
+    rows = [
+        {"cell": f"{label}{snr}{coding}{seed}", "label": label, "policy.name": label,
+         "channel.snr_db": snr, "seed": seed, "payload.coding": coding}
+        | dict.fromkeys(RESULT_COLUMNS, 0.5)
+        | {"accuracy": level[seed, snr] + effect + rng.normal(0, noise)}
+        for label, effect in effects.items()
+        for snr in snrs for coding in codings for seed in range(seeds)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(name="cells_of", scope="session")
+def _cells_of():
+    """Make a sweep's frame of labels with effects of their own."""
+    return cells_of

@@ -66,9 +66,9 @@ def test_sweep_and_plot_again(call, tiny_toml, tmp_path):
     assert "uniform" in text
     assert "4/4 random_snr_db=10_seed=0" in err
     assert len(pd.read_csv(out / "results.csv")) == 4
-    figures = [(out / f"sweep.{end}").read_bytes() for end in ("png", "pdf")]
+    figures = [(out / f"snr.{end}").read_bytes() for end in ("png", "pdf")]
     assert call("plot", out)[0] == 0
-    assert figures == [(out / f"sweep.{end}").read_bytes() for end in ("png", "pdf")]
+    assert figures == [(out / f"snr.{end}").read_bytes() for end in ("png", "pdf")]
 
 
 def test_every_preset_is_listed_and_drawn(call, tmp_path):
@@ -285,7 +285,7 @@ def test_a_sweep_with_failed_runs_says_so_and_shows_the_others(call, fake_run, t
     assert code == 2
     assert "2 of 4 runs failed; random_snr_db=0_seed=0: not enough memory" in err
     assert "uniform" in out
-    assert (tmp_path / "out" / "sweep.pdf").exists()
+    assert (tmp_path / "out" / "snr.pdf").exists()
 
 
 def test_help_is_quick_and_a_reader_who_leaves_is_no_error():

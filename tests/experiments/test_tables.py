@@ -5,26 +5,11 @@ import pandas as pd
 import pytest
 
 from experiments import tables
-from experiments.results import RESULT_COLUMNS, condition_keys, series_of
+from experiments.results import condition_keys, series_of
 from experiments.stats import compare_paired, holm
 
 
-def cells_of(effects, *, seeds=6, snrs=(0.0, 10.0), codings=("absolute",), noise=0.02):
-    """Runs whose accuracy is a seed's own level plus the label's effect plus noise."""
-    rng = np.random.default_rng(0)
-    level = {(k, s): rng.normal(0.7, 0.05) for k in range(seeds) for s in snrs}
-    rows = [
-        {"cell": f"{label}{snr}{coding}{seed}", "label": label, "policy.name": label,
-         "channel.snr_db": snr, "seed": seed, "payload.coding": coding}
-        | dict.fromkeys(RESULT_COLUMNS, 0.5)
-        | {"accuracy": level[seed, snr] + effect + rng.normal(0, noise)}
-        for label, effect in effects.items()
-        for snr in snrs for coding in codings for seed in range(seeds)
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def test_conditions_are_what_differs_within_a_label():
+def test_conditions_are_what_differs_within_a_label(cells_of):
     cells = cells_of({"a": 0.0, "b": 0.1}, codings=("absolute", "residual"))
     assert condition_keys(cells) == ["channel.snr_db", "payload.coding"]
     assert set(series_of(cells)) == {"a, absolute", "a, residual", "b, absolute", "b, residual"}
@@ -34,7 +19,7 @@ def test_conditions_are_what_differs_within_a_label():
     assert set(series_of(own)) == {"a", "b"}
 
 
-def test_labels_are_compared_in_pairs_of_seeds_and_corrected_together():
+def test_labels_are_compared_in_pairs_of_seeds_and_corrected_together(cells_of):
     cells = cells_of({"a": 0.05, "b": 0.0, "c": 0.05}, seeds=10)
     table = tables.comparison_table(cells, "accuracy", "a")
     assert list(table["label"]) == ["b", "b", "c", "c"]
@@ -51,7 +36,7 @@ def test_labels_are_compared_in_pairs_of_seeds_and_corrected_together():
         tables.comparison_table(cells, "accuracy", "d")
 
 
-def test_ratios_are_of_geometric_means():
+def test_ratios_are_of_geometric_means(cells_of):
     cells = cells_of({"a": 0.0, "b": 0.0})
     cells["total_delivered_bits"] = np.where(cells["label"] == "a", 1e5, 3e5) * (1 + cells["seed"])
     table = tables.comparison_table(cells, "total_delivered_bits", "b", is_ratio=True)
@@ -59,7 +44,7 @@ def test_ratios_are_of_geometric_means():
     assert (table["p"] == 0.0).all()
 
 
-def test_bits_that_never_sufficed_are_more_than_any_and_in_no_pair():
+def test_bits_that_never_sufficed_are_more_than_any_and_in_no_pair(cells_of):
     cells = cells_of({"a": 0.0, "b": 0.0}, seeds=4, snrs=(0.0,))
     cells["bits_to_95"] = [1e5, 2e5, 3e5, np.nan, 2e5, 4e5, np.nan, np.nan]
     found = tables.aggregate_table(cells, "bits_to_95")
@@ -70,7 +55,7 @@ def test_bits_that_never_sufficed_are_more_than_any_and_in_no_pair():
     assert tables.improvement_table(cells, "bits_to_95").loc["a", "b"] > 0.5
 
 
-def test_a_label_with_fewer_conditions_is_compared_where_it_is():
+def test_a_label_with_fewer_conditions_is_compared_where_it_is(cells_of):
     cells = pd.concat(
         [cells_of({"a": 0.1, "b": 0.0}), cells_of({"dear": 0.2}, seeds=3, snrs=(0.0,))]
     )
@@ -85,7 +70,7 @@ def test_a_label_with_fewer_conditions_is_compared_where_it_is():
     assert scores["seeds"].eq(3).all()
 
 
-def test_intervals_are_of_each_label_and_condition():
+def test_intervals_are_of_each_label_and_condition(cells_of):
     cells = cells_of({"a": 0.0}, seeds=1)
     assert np.isnan(tables.interval_table(cells, "accuracy")["low"]).all()
     table = tables.interval_table(cells_of({"a": 0.0, "b": 0.0}), "accuracy")
@@ -94,7 +79,7 @@ def test_intervals_are_of_each_label_and_condition():
     assert (table["seeds"] == 6).all()
 
 
-def test_a_sweep_of_seeds_alone_has_one_condition():
+def test_a_sweep_of_seeds_alone_has_one_condition(cells_of):
     cells = cells_of({"a": 0.05, "b": 0.0}, snrs=(5.0,))
     assert len(tables.comparison_table(cells, "accuracy")) == 1
     assert tables.aggregate_table(cells, "accuracy").loc["a", "conditions"] == 1

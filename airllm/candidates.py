@@ -50,25 +50,43 @@ def candidates_of(
     # What is asked once serves all devices for which it is the same.
     keys = [i if is_residual and h.ranks.any() else -1 for i, h in enumerate(held)]
     distinct = list(dict.fromkeys(keys))
-    zero = Adapter.zero(base.specs)
     adapters = [svd_form(master if i < 0 else master.minus(held[i]), r_max) for i in distinct]
-    energy = np.stack([a.energy(r_max) for a in adapters])
-    if importance == "energy":
-        worth = energy
-    else:
-        at_start = importance == "gain-at-start"
-        probed_at = [zero if i < 0 or at_start else held[i] for i in distinct]
-        found = probe(base, head, probed_at, adapters, batches, width=r_max)
-        if importance == "shrunk-gain":
-            worth = shrunk_gain(found, energy)
-        else:
-            worth = found.fisher if importance == "fisher" else found.gain
-        order = np.argsort(-worth, axis=2, kind="stable")
-        worth = np.take_along_axis(worth, order, axis=2)
-        energy = np.take_along_axis(energy, order, axis=2)
-        adapters = [_reordered(a, of) for a, of in zip(adapters, order, strict=True)]
+    zero = Adapter.zero(base.specs)
+    probed_at = [zero if i < 0 else held[i] for i in distinct]
+    found = ordered(
+        base, head, adapters, probed_at, importance=importance, r_max=r_max, batches=batches
+    )
     place = [distinct.index(key) for key in keys]
-    return Candidates([adapters[i] for i in place], energy[place], worth[place])
+    return Candidates([found.adapters[i] for i in place], found.energy[place], found.worth[place])
+
+
+def ordered(
+    base: BaseModel,
+    head: Head | None,
+    updates: Sequence[Adapter],
+    held: Sequence[Adapter],
+    *,
+    importance: Importance,
+    r_max: int,
+    batches: Sequence[Batch],
+) -> Candidates:
+    """Updates in SVD form with their components in order of importance to who holds ``held``."""
+    energy = np.stack([a.energy(r_max) for a in updates])
+    if importance in ("first", "energy"):
+        return Candidates(list(updates), energy, energy)
+    at_start = importance == "gain-at-start"
+    probed_at = [Adapter.zero(base.specs)] * len(held) if at_start else list(held)
+    found = probe(base, head, probed_at, updates, batches, width=r_max)
+    if importance == "shrunk-gain":
+        worth = shrunk_gain(found, energy)
+    else:
+        worth = found.fisher if importance == "fisher" else found.gain
+    order = np.argsort(-worth, axis=2, kind="stable")
+    return Candidates(
+        [_reordered(a, of) for a, of in zip(updates, order, strict=True)],
+        np.take_along_axis(energy, order, axis=2),
+        np.take_along_axis(worth, order, axis=2),
+    )
 
 
 def _same_for_all(master: Adapter, number: int, r_max: int) -> Candidates:

@@ -1,0 +1,157 @@
+"""Training a low-rank update where the text is: what a device does with its own, or the cloud."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from airllm.flops import training_flops
+from airllm.lora import Adapter, svd_form
+from airllm.models import BaseModel
+from airllm.ranks import ProjectionSpec
+from airllm.tuning import Batch, Head, losses
+
+STARTS = ("held", "fresh")
+_FACTOR_STREAM, _FRESH_STREAM = 80, 81
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTraining:
+    """How an update is trained, the same on every device."""
+
+    steps: int
+    learning_rate: float
+    scale: float
+    """lora_alpha / r_max: the trained up factors are multiplied by it"""
+    start: str
+    """'held': the strongest components of what is held go on; 'fresh': A random, B zero"""
+    is_factored: bool
+    """True: the held factors themselves are trained, components keep their places"""
+    trains_down: bool
+    """False: A is frozen (FFA-LoRA)"""
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class LocalResult:
+    """What training left."""
+
+    before: Adapter
+    """the trained components as they were at the start"""
+    after: Adapter
+    """the same components after training, the scale folded in"""
+    loss: float
+    """mean over the steps"""
+    flops: float
+
+    @property
+    def change(self) -> Adapter:
+        """after - before, of up to twice the trained ranks."""
+        return self.after.minus(self.before)
+
+
+def initial_factors(specs: Sequence[ProjectionSpec], r_max: int, seed: int) -> Adapter:
+    """A Gaussian, B zero: what everybody starts from where factors are trained, from the seed."""
+    key = np.random.SeedSequence(seed, spawn_key=(_FACTOR_STREAM,)).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(key[0] >> 1))
+    return Adapter(
+        tuple(
+            torch.randn(r_max, s.in_features, generator=generator) * s.in_features**-0.5
+            for s in specs
+        ),
+        tuple(torch.zeros(s.out_features, r_max) for s in specs),
+    )
+
+
+def train_local(
+    base: BaseModel,
+    head: Head | None,
+    held: Adapter,
+    ranks: NDArray[np.int64],
+    batch_of: Callable[[int], Batch],
+    training: LocalTraining,
+    *,
+    key: tuple[int, ...],
+) -> LocalResult:
+    """Train ``ranks`` [projections] components on top of what is held; the base is left bare.
+
+    Step n trains on ``batch_of(n)``, by AdamW without decay, at a constant rate: a device keeps no
+    optimiser between rounds. What of ``held`` is not trained stays loaded and frozen. ``key`` tells
+    apart the random factors of devices and rounds. Raises ValueError when training diverges.
+    """
+    frozen, before = _split(base, held, ranks, training, key)
+    scale, device = training.scale, base.device
+    down = [d.to(device)[None].clone() for d in before.down]  # [1, rank, in]
+    up = [(u / scale).to(device)[None].clone() for u in before.up]  # [1, out, rank]
+    trained = [f for f in ([*up, *down] if training.trains_down else up) if f.numel()]
+    if not trained:
+        return LocalResult(before, before, 0.0, 0.0)
+    optimiser = torch.optim.AdamW(
+        [f.requires_grad_() for f in trained], lr=training.learning_rate, weight_decay=0.0
+    )
+    kept_down = [d.to(device)[None] for d in frozen.down]
+    kept_up = [u.to(device)[None] for u in frozen.up]
+    total, flops = torch.zeros((), device=device), 0.0
+    try:
+        for step in range(training.steps):
+            batch = batch_of(step)
+            base.bank.load(
+                [torch.cat([d, k], dim=1) for d, k in zip(down, kept_down, strict=True)],
+                [torch.cat([u * scale, k], dim=2) for u, k in zip(up, kept_up, strict=True)],
+            )
+            loss = losses(base, head, batch)[0].mean()
+            total += loss.detach()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            count, width = batch.input_ids.shape
+            flops += training_flops(base, (count, width), ranks)
+    finally:
+        base.bank.clear()
+    mean = float(total) / training.steps
+    if not np.isfinite(mean):
+        raise ValueError(
+            f"local training diverged (loss {mean}) with federated.local_learning_rate "
+            f"{training.learning_rate}; lower it"
+        )
+    after = Adapter(
+        tuple(d.detach()[0].cpu() for d in down),
+        tuple((u.detach()[0] * scale).cpu() for u in up),
+    )
+    return LocalResult(before, after, mean, flops)
+
+
+def _split(
+    base: BaseModel,
+    held: Adapter,
+    ranks: NDArray[np.int64],
+    training: LocalTraining,
+    key: tuple[int, ...],
+) -> tuple[Adapter, Adapter]:
+    """What stays frozen, and the components that are trained as they start."""
+    if training.is_factored:
+        return Adapter.zero(base.specs), held.truncate(ranks)
+    if training.start == "fresh" or not held.ranks.any():
+        frozen, own = held, Adapter.zero(base.specs)
+    else:
+        form = svd_form(held)
+        own = form.truncate(ranks)
+        frozen = Adapter(
+            tuple(d[len(o) :] for d, o in zip(form.down, own.down, strict=True)),
+            tuple(u[:, o.shape[1] :] for u, o in zip(form.up, own.up, strict=True)),
+        )
+    state = np.random.SeedSequence(training.seed, spawn_key=(_FRESH_STREAM, *key))
+    generator = torch.Generator().manual_seed(int(state.generate_state(1, np.uint64)[0] >> 1))
+    down, up = [], []
+    for spec, rank, d, u in zip(base.specs, ranks, own.down, own.up, strict=True):
+        fresh = torch.randn(int(rank), spec.in_features, generator=generator)
+        # Rows of A of about unit length, B with the size: steps are as large as from a fresh start.
+        length = d.norm(dim=1).clamp_min(1e-12)
+        missing = int(rank) - len(d)
+        down.append(torch.cat([d / length[:, None], fresh[:missing] * spec.in_features**-0.5]))
+        up.append(torch.cat([u * length, torch.zeros(spec.out_features, missing)], dim=1))
+    return frozen, Adapter(tuple(down), tuple(up))

@@ -1,0 +1,64 @@
+"""Labels over all conditions: interquartile means with intervals, and performance profiles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.figures.snr import NAMES
+from experiments.figures.style import PAGE_IN, legend_above, looks_of, style
+from experiments.stats import performance_profile
+from experiments.tables import aggregate_table, scores_of
+
+
+def aggregate(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") -> None:
+    """Interquartile mean over seeds and conditions, 95 % stratified bootstrap intervals."""
+    text, scale = NAMES[metric]
+    table = scale * aggregate_table(cells, metric)[["value", "low", "high"]]
+    y = np.arange(len(table))
+    error = np.nan_to_num([table["value"] - table["low"], table["high"] - table["value"]])
+    for label, own in looks_of(cells).items():
+        if label in table.index:
+            i = table.index.get_loc(label)
+            axes.errorbar(table["value"].iloc[i], y[i], xerr=error[:, i : i + 1], capsize=2, **own)
+    axes.set_yticks(y, table.index)
+    axes.set_ylim(len(table) - 0.5, -0.5)
+    axes.set_xlabel(f"IQM of {text}")
+
+
+def profile(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") -> None:
+    """Share of runs above each mark, one line a label."""
+    text, scale = NAMES[metric]
+    found = scores_of(cells, metric)
+    every = np.concatenate([scores.to_numpy().ravel() for scores in found.values()])
+    marks = np.linspace(every.min(), every.max(), 200)
+    for label, own in looks_of(cells).items():
+        if found[label].size:
+            shares = performance_profile(found[label].to_numpy(), marks)
+            line = {k: own[k] for k in ("color", "linestyle", "label")}
+            axes.plot(scale * marks, shares, drawstyle="steps-post", **line)
+    axes.set_xlabel(text)
+    axes.set_ylabel("share of runs above")
+
+
+def aggregate_figure(cells: pd.DataFrame, metric: str = "mean_accuracy") -> Figure:
+    """Aggregates at the left, performance profiles at the right."""
+    with style():
+        height = max(2.2, 0.7 + 0.17 * cells["label"].nunique())
+        figure = Figure(figsize=(PAGE_IN, height), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        aggregate(left, cells, metric)
+        profile(right, cells, metric)
+        table = aggregate_table(cells, metric, num_resamples=1)
+        note = "bars: 95 % stratified bootstrap intervals"
+        legend_above(figure, right, f"{note}; {_counted(table)}")
+        return figure
+
+
+def _counted(table: pd.DataFrame) -> str:
+    seeds = sorted(table["seeds"].unique())
+    conditions = int(table["conditions"].max())
+    named = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return f"{named} seeds x {conditions} conditions".replace(" x ", " \N{MULTIPLICATION SIGN} ")

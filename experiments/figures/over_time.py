@@ -1,0 +1,127 @@
+"""Accuracy against virtual time, and the curves of learning a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.figures.snr import SNR, bound_shares, parts_of
+from experiments.figures.style import (
+    COLOURS,
+    COLUMN_IN,
+    PAGE_IN,
+    decibel,
+    legend_above,
+    look,
+    looks_of,
+    seeds_note,
+    share_y,
+    some,
+    style,
+)
+from experiments.results import condition_keys
+from experiments.stats import mean_interval
+
+
+def accuracy_against_time(
+    axes: Axes, rounds: pd.DataFrame, head_accuracy: float | None = None
+) -> None:
+    """Mean over devices and seeds, from when the last update of a round is in.
+
+    ``rounds`` is the frame of `experiments.results.load`; a step holds until the next round's.
+    Curves begin at that of the preloaded head, where it is given. 95 % t-intervals over seeds are
+    bands around up to three labels; around more, which would hide each other, bars at the end.
+    """
+    looks, end = looks_of(rounds), float((rounds["time_s"] + rounds["delay_s"]).max())
+    for i, (label, own) in enumerate(looks.items()):
+        rows = rounds[rounds["label"] == label]
+        if rows.empty:
+            continue
+        ends = rows.assign(end_s=rows["time_s"] + rows["delay_s"])
+        each = ends.groupby(["cell", "round"]).agg(x=("end_s", "max"), y=("accuracy", "mean"))
+        by_round = each.groupby("round")
+        x = list(by_round["x"].mean())
+        y = [mean_interval(100.0 * g["y"]) for _, g in by_round]
+        if head_accuracy is not None:
+            before = 100.0 * head_accuracy
+            axes.plot([0.0, x[0]], [before, before], color=own["color"], linewidth=1.2)
+            axes.plot([x[0], x[0]], [before, y[0].value], color=own["color"], linewidth=1.2)
+        axes.plot(x, [e.value for e in y], drawstyle="steps-post", **(own | {"markersize": 3}))
+        low, high = [e.low for e in y], [e.high for e in y]
+        if len(looks) <= 3:
+            axes.fill_between(x, low, high, step="post", color=own["color"], alpha=0.15, lw=0)
+        elif np.isfinite(high[-1]):
+            at = end + 0.02 * (i + 1) * end
+            axes.plot([at, at], [low[-1], high[-1]], color=own["color"], linewidth=1.0)
+            axes.plot(at, y[-1].value, "_", color=own["color"], markersize=4)
+    axes.set_xlabel("virtual time (s)")
+    axes.set_ylabel("accuracy (%)")
+    bound_shares(axes)
+
+
+def time_figure(rounds: pd.DataFrame, cells: pd.DataFrame) -> Figure:
+    """One panel for the lowest, a middle and the highest SNR; a row for what else is swept."""
+    parts = parts_of(cells)
+    snrs = some(sorted(cells[SNR].dropna().unique()), 3) or [np.nan]
+    labels = list(looks_of(cells))
+    with style():
+        figure = Figure(
+            figsize=(PAGE_IN if len(snrs) > 1 else COLUMN_IN, 0.7 + 1.9 * len(parts)),
+            layout="constrained",
+        )
+        grid = figure.subplots(len(parts), len(snrs), squeeze=False, sharex=True)
+        for row, (name, own) in enumerate(parts):
+            for column, snr in enumerate(snrs):
+                axes = grid[row, column]
+                at = own[SNR].eq(snr) if np.isfinite(snr) else own[SNR].isna()
+                chosen = rounds[rounds["cell"].isin(own.loc[at, "cell"])]
+                chosen = chosen.assign(label=pd.Categorical(chosen["label"], labels))
+                accuracy_against_time(axes, chosen, own.loc[at, "head_accuracy"].mean())
+                axes.set_title(", ".join(filter(None, (decibel(snr), name))))
+                if row < len(parts) - 1:
+                    axes.set_xlabel("")
+            share_y(grid[row])
+        counts = cells.groupby(["label", *condition_keys(cells)], dropna=False)["seed"].nunique()
+        note = seeds_note(counts, "mean over devices and").replace("and over", "and")
+        drawn = "bands" if len(labels) <= 3 else "bars at the end"
+        legend_above(figure, grid[0, 0], note.replace("bars", drawn))
+        return figure
+
+
+def learning_curve(axes: Axes, curve: pd.DataFrame, label: str = "", index: int = 0) -> None:
+    """Held-out loss below the reference rule's against environment steps (learning_curve.csv).
+
+    Bars are one standard error over the held-out scenarios; the thin line is the reward while
+    exploring, a mean of five updates.
+    """
+    scored = curve.dropna(subset=["held_out"])
+    colour = COLOURS[index % len(COLOURS)]
+    axes.plot(
+        curve["steps"], curve["reward"].rolling(5, min_periods=1).mean(),
+        color=colour, alpha=0.35, linewidth=0.8,
+        label=None if label else "while exploring (mean of 5 updates)",
+    )  # fmt: skip
+    axes.errorbar(
+        scored["steps"], scored["held_out"], yerr=scored["held_out_stderr"], capsize=2,
+        elinewidth=0.7,
+        **(look(index) | {"label": label or "held-out scenarios, mode (± s.e.)"}),
+    )  # fmt: skip
+    axes.axhline(0.0, color="0.4", linewidth=0.8, linestyle=":")
+    axes.set_xlabel("environment steps (rounds of single devices)")
+    axes.set_ylabel("loss below the reference rule's (nats)")
+
+
+def learning_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
+    """The curve of one policy, or of several by their names."""
+    with style():
+        figure = Figure(figsize=(COLUMN_IN, 2.7), layout="constrained")
+        axes = figure.subplots()
+        for i, (name, curve) in enumerate(curves.items()):
+            learning_curve(axes, curve, name if len(curves) > 1 else "", i)
+        note = "mode on held-out scenarios (± s.e.); thin: exploring" if len(curves) > 1 else ""
+        legend_above(figure, axes, note)
+        return figure

@@ -1,0 +1,98 @@
+"""Which projections get ranks: by depth and type, against the SNR."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import NDArray
+
+from experiments.figures.snr import SNR
+from experiments.figures.style import HEAT, PAGE_IN, decibel, some, style
+from experiments.results import read_ranks, run_folder
+
+# Long names of the types, as papers write them.
+_SHORT = {
+    "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
+    "attention.output.dense": "attn. out", "intermediate.dense": "ffn in",
+    "output.dense": "ffn out",
+    "self_attn.q_proj": "query", "self_attn.k_proj": "key", "self_attn.v_proj": "value",
+    "self_attn.out_proj": "attn. out", "self_attn.o_proj": "attn. out", "fc1": "ffn in",
+    "fc2": "ffn out", "mlp.gate_proj": "ffn gate", "mlp.up_proj": "ffn up",
+    "mlp.down_proj": "ffn down", "attn.c_attn": "qkv", "attn.c_proj": "attn. out",
+    "mlp.c_fc": "ffn in", "mlp.c_proj": "ffn out",
+}  # fmt: skip
+
+
+def rank_map(
+    axes: Axes, ranks: NDArray[np.float64], names: Sequence[str], *, most: float
+) -> AxesImage:
+    """An image [types, depths] of mean ranks [projections]; ``most`` is the end of the scale."""
+    places = [_place(name) for name in names]
+    kinds = list(dict.fromkeys(kind for _, kind in places))
+    depths = sorted({depth for depth, _ in places})
+    image = np.full((len(kinds), len(depths)), np.nan)
+    for value, (depth, kind) in zip(ranks, places, strict=True):
+        image[kinds.index(kind), depths.index(depth)] = value
+    shown = axes.imshow(image, aspect="auto", cmap=HEAT, vmin=0.0, vmax=most)
+    axes.grid(visible=False)
+    axes.set_yticks(range(len(kinds)), kinds)
+    ticks = some(range(len(depths)), 6)
+    axes.set_xticks(ticks, [str(depths[i] + 1) for i in ticks])
+    return shown
+
+
+def mean_ranks(folder: Path, cells: pd.DataFrame) -> tuple[NDArray[np.float64], list[str]]:
+    """Ranks [projections], mean over the runs of ``cells``, their rounds and devices."""
+    found = [read_ranks(run_folder(folder, cell)) for cell in cells["cell"]]
+    names = found[0][1]
+    if any(other != names for _, other in found):
+        raise ValueError("runs of different models have no projections in common to draw")
+    return np.mean([ranks.mean(axis=(0, 1)) for ranks, _ in found], axis=0), names
+
+
+def ranks_figure(folder: Path, cells: pd.DataFrame, *, most_labels: int = 4) -> Figure:
+    """A row for each of the first labels, a column for each SNR; one scale for all."""
+    labels = list(pd.unique(cells["label"]))[:most_labels]
+    snrs = some(sorted(cells[SNR].dropna().unique()), 5) or [np.nan]
+    maps = {}
+    for label in labels:
+        for snr in snrs:
+            at = cells[SNR].eq(snr) if np.isfinite(snr) else cells[SNR].isna()
+            own = cells[(cells["label"] == label) & at]
+            if len(own):
+                maps[label, snr] = mean_ranks(folder, own)
+    most = max(float(ranks.max()) for ranks, _ in maps.values()) or 1.0
+    with style():
+        figure = Figure(figsize=(PAGE_IN, 0.8 + 1.15 * len(labels)), layout="constrained")
+        grid = figure.subplots(len(labels), len(snrs), squeeze=False, sharex=True, sharey=True)
+        for row, label in enumerate(labels):
+            for column, snr in enumerate(snrs):
+                axes = grid[row, column]
+                if (label, snr) not in maps:
+                    axes.set_axis_off()
+                    continue
+                image = rank_map(axes, *maps[label, snr], most=most)
+                if row == 0:
+                    axes.set_title(decibel(snr))
+                if row == len(labels) - 1:
+                    axes.set_xlabel("layer")
+            grid[row, 0].set_ylabel(label)
+        figure.colorbar(image, ax=grid, label="mean rank (rounds, devices, seeds)", pad=0.01)
+        return figure
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Depth and type of a projection by its name, as airllm.models finds them."""
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if re.fullmatch(r"\d+", part)]
+    if not numbers:
+        return 0, name
+    kind = ".".join(parts[numbers[0] + 1 :])
+    return int(parts[numbers[0]]), _SHORT.get(kind, kind)

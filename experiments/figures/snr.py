@@ -1,0 +1,173 @@
+"""Metrics against the mean SNR, one line a label, with intervals over seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.figures.style import (
+    COLUMN_IN,
+    PAGE_IN,
+    legend_above,
+    log_ticks,
+    looks_of,
+    seeds_note,
+    share_y,
+    style,
+)
+from experiments.results import condition_keys, spoken
+from experiments.stats import mean_interval
+
+SNR = "channel.snr_db"
+NAMES = {
+    "accuracy": ("accuracy after last round (%)", 100.0),
+    "mean_accuracy": ("mean accuracy over rounds (%)", 100.0),
+    "loss": ("loss after last round (nats)", 1.0),
+    "mean_loss": ("mean loss over rounds (nats)", 1.0),
+    "delivered_bits": ("Mbit per device and round", 1e-6),
+    "total_delivered_bits": ("Mbit delivered in all", 1e-6),
+    "bits_to_95": ("Mbit per device to 95 %", 1e-6),
+    "energy_j": ("energy (J)", 1.0),
+    "airtime_s": ("air time (s)", 1.0),
+    "delivered_rate": ("updates in time (%)", 100.0),
+    "reward": ("mean reward", 1.0),
+}
+"""axis label and factor of each metric"""
+
+
+def metric_against_snr(axes: Axes, cells: pd.DataFrame, metric: str) -> None:
+    """Means over seeds with 95 % t-intervals, labels set a little apart."""
+    text, scale = name_of(metric, cells)
+    looks = looks_of(cells)
+    snrs = sorted(cells[SNR].dropna().unique())
+    several = cells.groupby(["label", SNR], observed=True)["seed"].nunique().max() > 1
+    step = min(np.diff(snrs), default=1.0) / (3.0 * len(looks)) if several else 0.0
+    for i, (label, own) in enumerate(looks.items()):
+        rows = cells[cells["label"] == label].dropna(subset=[SNR, metric])
+        points = [(snr, mean_interval(scale * g[metric])) for snr, g in rows.groupby(SNR)]
+        if not points:
+            continue
+        x = np.array([snr for snr, _ in points]) + step * (i - (len(looks) - 1) / 2.0)
+        y = np.array([p.value for _, p in points])
+        half = np.nan_to_num(np.array([p.high - p.value for _, p in points]))
+        if half.any():
+            axes.errorbar(x, y, yerr=half, capsize=1.5, elinewidth=0.7, **own)
+        else:
+            axes.plot(x, y, **own)
+    axes.set_xlabel("mean SNR (dB)")
+    axes.set_ylabel(text)
+    axes.set_xticks(snrs)
+
+
+def name_of(metric: str, cells: pd.DataFrame) -> tuple[str, float]:
+    """Axis label and factor of a metric; few bits are counted in kbit."""
+    text, scale = NAMES[metric]
+    if text.startswith("Mbit") and cells[metric].max() < 1e5:
+        return text.replace("Mbit", "kbit"), 1e-3
+    return text, scale
+
+
+def bound_shares(axes: Axes) -> None:
+    """Keep an axis in per cent within what there can be, however wide an interval is."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0.0), min(high, 103.0))
+
+
+def accuracy_against_snr(axes: Axes, cells: pd.DataFrame, metric: str = "accuracy") -> None:
+    """Accuracy between that of the preloaded head alone and that of the whole update."""
+    metric_against_snr(axes, cells, metric)
+    # AdaLoRA and the published scheme train masters of their own.
+    is_plain = ~cells["policy.name"].str.match("adalora|paper")
+    plain = cells[is_plain] if is_plain.any() else cells
+    # Curves rise to the right: the corners above left and below right are free.
+    _reference(axes, 100.0 * plain["full_accuracy"].mean(), "whole update", "left")
+    _reference(axes, 100.0 * cells["head_accuracy"].mean(), "preloaded head", "right")
+    # Room for their names.
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.13 * (high - low), high + 0.07 * (high - low))
+    bound_shares(axes)
+
+
+def bits_against_snr(axes: Axes, cells: pd.DataFrame, metric: str = "delivered_bits") -> None:
+    """Payload that got through, on a log axis."""
+    metric_against_snr(axes, cells, metric)
+    means = cells.groupby(["label", SNR], observed=True)[metric].mean()
+    log_ticks(axes, name_of(metric, cells)[1] * means)
+
+
+def energy_against_snr(axes: Axes, cells: pd.DataFrame) -> None:
+    """Energy of all devices and rounds."""
+    metric_against_snr(axes, cells, "energy_j")
+    axes.set_ylim(bottom=0.0)
+
+
+def snr_figure(cells: pd.DataFrame) -> Figure:
+    """Accuracy and delivered bits; what else is swept has panels of its own."""
+    return _panels(cells, (accuracy_against_snr, bits_against_snr))
+
+
+def energy_figure(cells: pd.DataFrame) -> Figure:
+    """Energy against SNR, and what accuracy it bought."""
+    from experiments.figures.tradeoff import accuracy_against
+
+    return _panels(
+        cells, (energy_against_snr, lambda axes, c: accuracy_against(axes, c, "energy_j"))
+    )
+
+
+def parts_of(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The runs of each combination of what is swept beside labels, SNRs and seeds, by its name."""
+    keys = [key for key in condition_keys(cells) if key != SNR]
+    if not keys:
+        return [("", cells)]
+    parts = []
+    for values, rows in cells.groupby(keys, sort=False, dropna=False):
+        parts.append((", ".join(map(spoken, keys, values)), rows))
+    return parts
+
+
+def _panels(cells: pd.DataFrame, drawers: tuple) -> Figure:
+    if cells[SNR].isna().all():
+        raise ValueError("no run has a mean SNR (channel.snr_db is none): nothing to draw over it")
+    cells = cells.dropna(subset=[SNR])
+    parts = parts_of(cells)
+    with style():
+        if len(parts) == 1:
+            figure = Figure(figsize=(PAGE_IN * 0.72, 2.6), layout="constrained")
+            grid = figure.subplots(1, len(drawers), squeeze=False).T
+        else:
+            width = min(PAGE_IN, 2.4 * len(parts)) if len(parts) > 1 else COLUMN_IN
+            figure = Figure(figsize=(width, 2.0 * len(drawers) + 0.6), layout="constrained")
+            grid = figure.subplots(len(drawers), len(parts), squeeze=False)
+        looks = looks_of(cells)
+        for row, draw in enumerate(drawers):
+            for column, (name, rows) in enumerate(parts):
+                axes = grid[row, column]
+                # All panels know all labels, so that each has one look.
+                draw(axes, rows.assign(label=pd.Categorical(rows["label"], list(looks))))
+                if row == 0 and name:
+                    axes.set_title(name.replace(", ", ",\n"))
+                if row < len(drawers) - 1 and len(parts) > 1:
+                    axes.set_xlabel("")
+            share_y(grid[row])
+        counts = cells.groupby(["label", *condition_keys(cells)])["seed"].nunique()
+        legend_above(figure, _fullest(grid), seeds_note(counts))
+        return figure
+
+
+def _fullest(grid: np.ndarray) -> Axes:
+    return max(grid.ravel(), key=lambda axes: len(axes.get_legend_handles_labels()[1]))
+
+
+def _reference(axes: Axes, value: float, text: str, side: str) -> None:
+    """A dashed line across, its name at one end: above it on the left, below it on the right."""
+    if np.isfinite(value):
+        axes.axhline(value, color="0.45", linestyle="--", linewidth=0.9, zorder=0)
+        is_left = side == "left"
+        axes.annotate(
+            text, (0.0 if is_left else 1.0, value), xycoords=("axes fraction", "data"),
+            xytext=(3, 2) if is_left else (-3, -3), textcoords="offset points", ha=side,
+            va="bottom" if is_left else "top", fontsize=7.0, color="0.3",
+        )  # fmt: skip

@@ -1,0 +1,105 @@
+"""The simulation runtime: Flower's own engine, with Ray's worker processes, for one run."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid
+
+from cloud.server_app import make_server_app
+from edge.client_app import make_client_app
+from experiments.config import ExperimentConfig
+from experiments.flower_apps import device_of
+from experiments.flower_env import quieten
+from experiments.run import run_rounds
+
+
+def run_ray_simulation(
+    config: ExperimentConfig,
+    out: Path | None = None,
+    *,
+    on_round: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Run one simulation with its devices in ``runtime.workers`` processes; returns the summary.
+
+    The same apps, the same numbers and the same files as `run.run_simulation`; nothing is left
+    running. Raises ValueError where Ray is missing, and what the cloud's app raised.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError(
+            "the simulation runtime needs ray, which is not installed; pip install "
+            "'flwr[simulation]', or take --runtime local"
+        )
+    quieten()
+    from flwr.simulation import run_simulation
+
+    stop, ended = threading.Event(), threading.Event()
+    summary: dict[str, Any] = {}
+
+    def serve(grid: Grid, context: Context) -> None:
+        try:
+            summary.update(run_rounds(grid, config, out, on_round=on_round, is_stopped=stop.is_set))
+        finally:
+            ended.set()
+
+    with _own_ray(stop, ended):
+        run_simulation(
+            make_server_app(serve),
+            make_client_app(partial(device_of, config)),
+            config.num_devices,
+            backend_config=_backend(config),
+        )
+    return summary
+
+
+def _backend(config: ExperimentConfig) -> Any:
+    """As many actors as there are workers, whatever cores there are: Ray's CPUs only count."""
+    workers = min(config.runtime.workers, config.num_devices)
+    is_verbose = logging.getLogger().isEnabledFor(logging.INFO)
+    return {
+        "init_args": {
+            "num_cpus": workers,
+            "logging_level": logging.WARNING if is_verbose else logging.ERROR,
+            "log_to_driver": is_verbose,
+        },
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+    }
+
+
+@contextmanager
+def _own_ray(stop: threading.Event, ended: threading.Event) -> Iterator[None]:
+    """Whatever happens inside, Ray's processes and the cloud's thread end with it."""
+    import ray
+
+    flower = logging.getLogger("flwr")
+    level, path = flower.level, os.environ.get("PYTHONPATH")
+    # What an app raises is raised here again; Flower would print its traceback as well.
+    if not logging.getLogger().isEnabledFor(logging.INFO):
+        flower.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except RuntimeError as error:
+        # Flower's "An error was encountered" around "crashed" around what it was.
+        cause: BaseException = error
+        while isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__
+        if cause is error:
+            raise
+        raise RuntimeError(f"the simulation runtime failed: {cause}") from error
+    finally:
+        stop.set()
+        ray.shutdown()
+        ended.wait(10.0)
+        flower.setLevel(level)
+        os.environ.pop("PYTHONPATH", None)
+        if path is not None:
+            os.environ["PYTHONPATH"] = path

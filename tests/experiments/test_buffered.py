@@ -1,0 +1,135 @@
+"""Asynchronous rounds: virtual time alone decides who comes first."""
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from airllm.lora import Adapter
+from airllm.report import DeviceReport
+from channel.open_cell import OpenCell
+from cloud.air_grid import AirGrid
+from cloud.buffered import BufferedRun
+from cloud.local_grid import LocalGrid
+from cloud.roster import Roster
+from cloud.server_app import deployment_of
+from experiments.build import make_cell, workbench_for
+from experiments.config import PRESETS, ExperimentConfig
+from experiments.config_loader import dump_config, load_config
+from experiments.flower_apps import client_app
+from experiments.run import run_simulation
+
+SETS = (
+    "mode=federated", "channel.bandwidth_hz=1e6", "federated.buffer=2", "rounds=5",
+    "num_devices=3", "examples_per_device=4",
+)  # fmt: skip
+
+
+def config_of(path, *sets):
+    return load_config(ExperimentConfig, path, (*SETS, *sets), presets=PRESETS)
+
+
+class Dawdling(LocalGrid):
+    """A host that takes its time over one of the devices."""
+
+    def _answer(self, message):
+        if message.metadata.dst_node_id == 2:
+            time.sleep(0.02)
+        return super()._answer(message)
+
+
+def log_of(config, grid_type):
+    grid = grid_type(client_app, config.num_devices, {"config": dump_config(config)})
+    bench = workbench_for(config)
+    cell = make_cell(config.channel, config.num_devices, seed=config.seed)
+    service = bench.service(config)
+    air = AirGrid(grid, cell, is_timed=False)
+    roster = Roster(air, config.num_devices, deployment_of(service), reply_timeout_s=5.0)
+    known = roster.assemble(wait_s=1.0)
+    service.welcome(known)
+    results = []
+    run = BufferedRun(roster, service, OpenCell(cell), known, results.append)
+    run.run()
+    return run.log, results
+
+
+@pytest.fixture
+def uneven(tiny_toml, tmp_path):
+    """One device of three computes for half a second, the others for next to nothing."""
+    slow = tmp_path / "slow.toml"
+    slow.write_text("flops_per_s = 2.5e8\npower_w = 1.0\nmemory_bytes = 1e9\n")
+    return config_of(tiny_toml, f"federated.hardware=phone,phone,{slow}", "channel.fading=none")
+
+
+def test_the_host_does_not_decide_what_happens_first(uneven):
+    log, _ = log_of(uneven, LocalGrid)
+    assert log == log_of(uneven, Dawdling)[0]
+    times = [at for at, _, _ in log]
+    assert times == sorted(times)
+    assert sum(event == "merge" for _, _, event in log) == 5
+
+
+def test_fast_devices_do_not_wait_for_slow_ones(uneven):
+    log, results = log_of(uneven, LocalGrid)
+    uploads = [d for _, d, event in log if event == "upload"]
+    assert uploads.count(0) > uploads.count(2)
+    assert all(r.round_s > 0 for r in results)
+    assert np.isclose(sum(r.round_s for r in results), log[-1][0])
+
+
+def test_every_merge_takes_a_full_buffer_and_the_model_learns(tiny_toml, tmp_path):
+    sets = ("federated.local_learning_rate=1e-2", "rounds=8", "channel.fading=none")
+    summary = run_simulation(config_of(tiny_toml, *sets), tmp_path)
+    rounds = pd.read_csv(tmp_path / "rounds.csv")
+    assert len(rounds) == 8 * 3
+    assert summary["full_loss"] < summary["head_loss"]
+    starts = rounds.groupby("round")["time_s"].first()
+    ends = starts + rounds.groupby("round")["round_s"].first()
+    np.testing.assert_allclose(starts[1:], ends[:-1])
+
+
+def test_the_same_configuration_gives_the_same_bytes(tiny_toml, tmp_path):
+    config = config_of(tiny_toml, "federated.dropout=0.7", "federated.participants=2", "rounds=8")
+    for name in ("first", "second"):
+        run_simulation(config, tmp_path / name)
+    assert (tmp_path / "first" / "rounds.csv").read_bytes() == (
+        tmp_path / "second" / "rounds.csv"
+    ).read_bytes()
+    rounds = pd.read_csv(tmp_path / "first" / "rounds.csv")
+    # Some of what was begun was not finished.
+    assert (rounds["uplink_delivered_bits"] < rounds["uplink_payload_bits"]).any()
+
+
+def test_stale_updates_move_less(tiny_toml):
+    config = config_of(tiny_toml)
+    bench = workbench_for(config)
+    generator = torch.Generator().manual_seed(0)
+    update = Adapter(
+        tuple(torch.randn(2, s.in_features, generator=generator) for s in bench.base.specs),
+        tuple(torch.randn(s.out_features, 2, generator=generator) for s in bench.base.specs),
+    )
+    fresh, stale = bench.service(config), bench.service(config)
+    for service, discount in ((fresh, 1.0), (stale, 0.5)):
+        service.welcome({0: DeviceReport(0, 0.5, 0.0, 8, 0.7, 0.5, 0)})
+        service.merge([0], [update], [discount])
+    torch.testing.assert_close(2 * stale.final().delta(0), fresh.final().delta(0))
+
+
+def test_a_federation_that_nothing_comes_up_from_ends(tiny_toml):
+    with pytest.raises(ValueError, match="no update has come in over"):
+        run_simulation(config_of(tiny_toml, "channel.snr_db=-200", "channel.fading=none"))
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["federated.method=fedit"], "needs an aggregator of unequal ranks"),
+        (["channel.fading=clarke"], "asynchronous rounds need channel.fading"),
+        (["policy.name=airllm", "policy.is_exploring=true"], "federated.buffer = 0"),
+    ],
+)
+def test_what_cannot_be_is_named(sets, message, tiny_toml):
+    with pytest.raises(ValueError, match=message):
+        run_simulation(config_of(tiny_toml, *sets))

@@ -1,0 +1,293 @@
+"""Figures: drawn for whatever a sweep or a run left, the same bytes for the same numbers."""
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from experiments import figures
+from experiments.figures import delays, over_time, ranks, run, snr, style, tradeoff
+from experiments.results import (
+    RESULT_COLUMNS,
+    ROUND_COLUMNS,
+    RoundsWriter,
+    load,
+    write_results,
+    write_summary,
+)
+
+PROJECTIONS = [
+    f"encoder.layer.{i}.{kind}"
+    for i in range(3)
+    for kind in ("attention.self.query", "attention.output.dense", "output.dense")
+]
+
+
+def sweep(labels=("airllm", "uniform"), snrs=(-5.0, 5.0, 15.0), seeds=(0,), bits=3e5, codings=()):
+    base = dict.fromkeys(RESULT_COLUMNS, 0.5) | {"delivered_bits": bits, "full_accuracy": 0.8}
+    return pd.DataFrame(
+        [
+            {"cell": f"{p}{s}{k}{c}", "label": p, "policy.name": p, "channel.snr_db": s, "seed": k}
+            | ({"payload.coding": c} if codings else {})
+            | base
+            | {"accuracy": 0.6 + 0.01 * k + 0.005 * s, "energy_j": 20.0 + s}
+            for p in labels
+            for s in snrs
+            for k in seeds
+            for c in codings or ("",)
+        ]
+    )
+
+
+def rounds_of(cells, *, num_rounds=3, num_devices=2):
+    """Device 1 of "uniform" gets nothing in time."""
+    frames = []
+    for row in cells.itertuples():
+        for r in range(1, num_rounds + 1):
+            for d in range(num_devices):
+                is_lost = row.label == "uniform" and d == 1
+                frames.append(
+                    {"cell": row.cell, "label": row.label, "seed": row.seed}
+                    | dict.fromkeys(ROUND_COLUMNS, 1.0)
+                    | {"round": r, "device": d, "time_s": r - 1.0, "delay_s": 0.2 * (d + 1),
+                       "compute_s": 0.0, "uplink_delay_s": 0.0, "accuracy": 0.5 + 0.1 * r,
+                       "delivered": float(not is_lost)}
+                )  # fmt: skip
+    return pd.DataFrame(frames)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What a sweep with all its runs leaves."""
+    folder = tmp_path_factory.mktemp("sweep")
+    cells = sweep(seeds=(0, 1), codings=("absolute", "residual"))
+    keys = ["policy.name", "channel.snr_db", "seed", "payload.coding"]
+    write_results(folder / "results.csv", cells.to_dict("records"), keys)
+    rounds = rounds_of(cells)
+    for name, rows in rounds.groupby("cell"):
+        (folder / name).mkdir()
+        with RoundsWriter(folder / name / "rounds.csv") as writer:
+            writer.write(rows.to_dict("records"))
+        depth = np.arange(len(PROJECTIONS)) // 3
+        np.savez(
+            folder / name / "ranks.npz", ranks=np.tile(depth, (3, 2, 1)), projections=PROJECTIONS
+        )
+    return folder
+
+
+def test_figures_repeat_to_the_byte(folder):
+    paths = figures.plot(folder)
+    assert [p.name for p in paths] == ["snr.png", "snr.pdf"]
+    before = [path.read_bytes() for path in paths]
+    assert [path.read_bytes() for path in figures.plot(folder)] == before
+
+
+def test_all_that_is_drawn_fits_two_columns_and_is_legible(folder):
+    """Nothing below 6 points; no text beyond the page; no wider than both columns."""
+    source = figures.Source(folder)
+    for name, (_, draw) in figures.FIGURES.items():
+        figure = draw(source)
+        figure.draw_without_rendering()
+        assert figure.get_figwidth() <= style.PAGE_IN, name
+        box = figure.get_tightbbox()  # in inches
+        assert box.x0 >= -0.02, name
+        assert box.x1 <= figure.get_figwidth() + 0.02, name
+        assert box.y1 <= figure.get_figheight() + 0.02, name
+        for text in figure.findobj(mpl.text.Text):
+            assert text.get_fontsize() >= 6.0, (name, text)
+
+
+def test_every_axis_says_what_it_is(folder):
+    source = figures.Source(folder)
+    for name, (_, draw) in figures.FIGURES.items():
+        axes = draw(source).axes
+        assert axes[0].get_ylabel() or name == "aggregate"
+        assert any(a.get_xlabel() for a in axes), name
+
+
+def test_labels_are_chosen_in_the_order_given(folder):
+    cells = figures.Source(folder, ["uniform", "airllm"]).cells
+    assert list(pd.unique(cells["label"])) == ["uniform", "airllm"]
+    assert set(figures.Source(folder, ["uniform"]).rounds["label"]) == {"uniform"}
+    with pytest.raises(ValueError, match="--label 'unifrom' is none of airllm, uniform"):
+        _ = figures.Source(folder, ["unifrom"]).cells
+    with pytest.raises(ValueError, match="--figure must be one of snr, pareto, .* got 'bar'"):
+        figures.plot(folder, ["bar"])
+    with pytest.raises(ValueError, match=r"holds no learning_curve.csv"):
+        figures.plot(folder, ["learning"])
+
+
+def panels(cells) -> Figure:
+    return snr.snr_figure(cells)
+
+
+def title_of(figure):
+    return figure.legends[0].get_title().get_text()
+
+
+def test_one_line_a_label_and_both_references_named():
+    figure = panels(sweep())
+    left, right = figure.axes
+    assert [t.get_text() for t in left.texts] == ["whole update", "preloaded head"]
+    assert len(right.lines) == 2
+    np.testing.assert_allclose(left.lines[0].get_ydata(), [57.5, 62.5, 67.5])
+    assert (left.get_xlabel(), left.get_ylabel()) == (
+        "mean SNR (dB)", "accuracy after last round (%)",
+    )  # fmt: skip
+    assert title_of(figure) == "one seed, no intervals"
+
+
+def test_several_seeds_have_t_intervals():
+    figure = panels(sweep(labels=["uniform"], seeds=(0, 1, 2)))
+    (bars,) = figure.axes[0].containers
+    low, high = bars[2][0].get_segments()[0][:, 1]
+    # Accuracies 57.5, 58.5, 59.5: the half width is t(0.975, 2) / sqrt(3).
+    assert (high - low) / 2.0 == pytest.approx(4.30265 / np.sqrt(3.0), rel=1e-5)
+    assert "3 seeds" in title_of(figure)
+
+
+def test_intervals_wider_than_what_there_can_be_do_not_stretch_the_axis():
+    cells = sweep(labels=["uniform"], seeds=(0, 1))
+    cells["accuracy"] = [0.2, 0.9] * 3
+    low, high = panels(cells).axes[0].get_ylim()
+    assert low >= 0.0
+    assert high <= 104.0
+
+
+def test_a_sweep_that_is_not_complete_is_drawn():
+    frame = sweep(seeds=(0, 1))
+    assert "1 to 2 seeds" in title_of(panels(frame.iloc[:-1]))
+    panels(frame.iloc[:1])
+
+
+def test_what_else_is_swept_has_panels_with_one_scale_and_one_look_a_label():
+    frame = sweep(codings=("absolute", "residual"))
+    figure = panels(
+        frame[~((frame["label"] == "airllm") & (frame["payload.coding"] == "residual"))]
+    )
+    accuracy = figure.axes[:2]
+    assert [a.get_title() for a in accuracy] == ["absolute", "residual"]
+    assert accuracy[0].get_ylim() == accuracy[1].get_ylim()
+    # "uniform" is the second label, also where the first is missing.
+    assert {line.get_color() for line in accuracy[1].lines[:1]} == {style.COLOURS[1]}
+
+
+def test_a_sweep_without_a_mean_snr_cannot_be_drawn_over_it():
+    frame = sweep()
+    frame["channel.snr_db"] = np.nan
+    with pytest.raises(ValueError, match="no run has a mean SNR"):
+        panels(frame)
+
+
+def test_labels_keep_looks_of_their_own():
+    looks = [style.look(i) for i in range(14)]
+    assert len({tuple(map(str, look.values())) for look in looks}) == 14
+    assert len({(look["color"], look["marker"]) for look in looks}) == 14
+
+
+def test_the_legend_of_many_labels_stays_on_the_page():
+    figure = panels(sweep(labels=[f"greedy:rule{i}" for i in range(9)]))
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize("bits", [3e6, 1.0, 9.9e8])
+def test_bits_have_plain_numbers_on_their_axis(bits):
+    right = panels(sweep(bits=bits)).axes[1]
+    assert len(right.get_yticks()) >= 2
+    assert right.get_yscale() == "log"
+    assert right.get_ylabel().startswith("kbit" if bits < 1e5 else "Mbit")
+
+
+def test_where_nothing_came_through_a_zero_is_drawn():
+    frame = sweep()
+    frame.loc[frame["channel.snr_db"] == -5.0, "delivered_bits"] = 0.0
+    right = panels(frame).axes[1]
+    assert right.get_yscale() == "symlog"
+    assert right.get_yticks()[0] == 0.0
+    assert right.get_ylim()[0] < 0.0
+    assert panels(sweep(bits=0.0)).axes[1].get_yscale() == "linear"
+
+
+def test_the_pareto_front_is_what_nothing_beats():
+    cost, gain = np.array([3.0, 1.0, 2.0, 2.0, 4.0]), np.array([5.0, 1.0, 4.0, 3.0, 5.0])
+    assert list(tradeoff.pareto_front(cost, gain)) == [1, 2, 0]
+
+
+def test_curves_over_time_begin_at_the_head_and_end_with_the_last_update():
+    cells = sweep(snrs=(5.0,))
+    figure = over_time.time_figure(rounds_of(cells), cells)
+    lines = [line for line in figure.axes[0].lines if line.get_label() == "airllm"]
+    # The slower of two devices has its update 0.4 s into each of three rounds.
+    np.testing.assert_allclose(lines[0].get_xdata(), [0.4, 1.4, 2.4])
+    np.testing.assert_allclose(lines[0].get_ydata(), [60.0, 70.0, 80.0])
+    assert figure.axes[0].lines[0].get_ydata()[0] == 50.0
+
+
+def test_delays_of_what_was_lost_are_missing_from_the_distribution():
+    cells = sweep(snrs=(5.0,))
+    (axes,) = delays.delay_figure(rounds_of(cells), cells).axes
+    ends = {line.get_label(): line.get_ydata()[-1] for line in axes.lines}
+    assert ends == {"airllm": 1.0, "uniform": 0.5}
+
+
+def test_a_timeline_shows_all_phases_that_were_recorded():
+    cells = sweep(labels=["uniform"], snrs=(5.0,))
+    rounds = rounds_of(cells)
+    plain = delays.timeline_figure(rounds, cells)
+    assert [t.get_text() for t in plain.legends[0].texts] == ["downlink", "waiting"]
+    # A bar of waiting and one of the downlink for each device and round, and a cross for each loss.
+    assert len(plain.axes[0].patches) == 2 * 2 * 3
+    assert len([line for line in plain.axes[0].lines if line.get_marker() == "x"]) == 3
+    both = delays.timeline_figure(rounds.assign(compute_s=0.1, uplink_delay_s=0.2), cells)
+    assert len(both.axes[0].patches) == 4 * 2 * 3
+
+
+def test_ranks_lie_by_depth_and_type(folder):
+    figure = ranks.ranks_figure(folder, load(folder).cells)
+    image = figure.axes[0].images[0].get_array()
+    np.testing.assert_allclose(image, [[0, 1, 2]] * 3)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
+        "query", "attn. out", "ffn out",
+    ]  # fmt: skip
+
+
+def test_a_stopped_run_is_drawn_as_far_as_it_came(tmp_path):
+    rows = [
+        dict.fromkeys(ROUND_COLUMNS, 0.5) | {"round": r, "device": d, "time_s": r - 1.0}
+        for r in (1, 2, 3)
+        for d in (0, 1)
+    ]
+    with RoundsWriter(tmp_path / "rounds.csv") as writer:
+        writer.write(rows)
+    np.savez(
+        tmp_path / "ranks.npz", ranks=np.ones((3, 2, 4), int), projections=np.array(list("abcd"))
+    )
+    assert [p.name for p in run.plot_run(tmp_path)] == ["run.png", "run.pdf"]
+    stopped = (tmp_path / "run.pdf").read_bytes()
+    write_summary(
+        tmp_path / "summary.json",
+        dict.fromkeys(RESULT_COLUMNS, 0.5) | {"policy": "uniform", "snr_db": 5.0, "seed": 0},
+    )
+    run.plot_run(tmp_path)
+    assert (tmp_path / "run.pdf").read_bytes() != stopped
+    # A single run has the figures of a sweep as well.
+    assert figures.plot(tmp_path, ["timeline"])[0].name == "timeline.png"
+
+
+def test_learned_policies_are_drawn_side_by_side(tmp_path):
+    for name in ("ppo", "ppo-ddim"):
+        (tmp_path / name).mkdir()
+        pd.DataFrame(
+            {"steps": [0, 100, 200], "reward": [0.0, 0.1, 0.2], "held_out": [0.0, np.nan, 0.1],
+             "held_out_stderr": [0.01, np.nan, 0.01]}
+        ).to_csv(tmp_path / name / "learning_curve.csv")  # fmt: skip
+    assert figures.plot(tmp_path / "ppo")[0] == tmp_path / "ppo" / "learning.png"
+    assert figures.plot(tmp_path, ["learning"])[0] == tmp_path / "learning.png"
+    figure = over_time.learning_figure(
+        {n: pd.read_csv(tmp_path / n / "learning_curve.csv") for n in ("ppo", "ppo-ddim")}
+    )
+    assert [t.get_text() for t in figure.legends[0].texts] == ["ppo", "ppo-ddim"]
