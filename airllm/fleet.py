@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from airllm.lora import Adapter
-from airllm.models import BaseModel
+from airllm.models import BaseModel, HeadLayer
 from airllm.passes import Examples, Pass, make_passes, row_losses
 from airllm.tuning import Head
 
@@ -309,18 +309,24 @@ class Fleet:
 
     def _place(self, batch: Pass) -> None:
         """Tell the projections whose tokens stand where."""
-        width = batch.input_ids.shape[1]
-        ends = np.cumsum([0, *batch.counts]) * width
+        ends = np.cumsum([0, *batch.counts])
         for p, runs in enumerate(self._loaded):
-            self._segments[p] = [s for run in runs for s in self._parts(run, ends.tolist())]
+            # The head sees one vector of a text, all other projections its tokens.
+            is_head = isinstance(self.base.modules[p], HeadLayer)
+            at = (ends * (1 if is_head else batch.input_ids.shape[1])).tolist()
+            self._segments[p] = [s for run in runs for s in self._parts(run, at)]
 
-    def _forward(self, projection: int) -> Callable[[Tensor], Tensor]:
+    def _forward(self, projection: int) -> Callable[..., Tensor]:
         """What a projection computes inside the fleet: its own product and the updates."""
         module: Any = self.base.modules[projection]
-        weight, bias = module.weight, module.bias  # Conv1D keeps its weight as [in, out]
-        right = weight.t() if isinstance(module, nn.Linear) else weight
 
-        def forward(x: Tensor) -> Tensor:
+        def forward(x: Tensor, head: Tensor | None = None) -> Tensor:
+            if head is not None:
+                right, bias = head.t(), None
+            else:
+                # Conv1D keeps its weight as [in, out].
+                right = module.weight.t() if isinstance(module, nn.Linear) else module.weight
+                bias = module.bias
             segments = self._segments[projection]
             result: Tensor = _Linear.apply(x, self._anchor, right, bias, segments)
             return result

@@ -131,6 +131,6 @@ def row_losses(base: BaseModel, head: Head | None, batch: Pass) -> tuple[Tensor,
     if head is None:
         raise ValueError("a model of task 'classify' needs a head")
     features = base.pooled(batch.input_ids, batch.attention_mask)
-    logits = F.linear(features, head.weight, head.bias)
+    logits = base.logits(features, head.weight, head.bias)
     loss = F.cross_entropy(logits, batch.target, reduction="none")
     return loss, logits.argmax(dim=-1) == batch.target

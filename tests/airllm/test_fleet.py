@@ -19,9 +19,9 @@ RATES = [1e-2, 1e-2, 3e-3, 1e-2]
 SCALES = [2.0, 2.0, 2.0, 0.5]
 
 
-def load(family="bert", task="classify", precision="fp32"):
+def load(family="bert", task="classify", precision="fp32", num_classes=0):
     config = ModelConfig(name=f"tiny:{family}", task=task, precision=precision, device="cpu")
-    return load_base(config, seed=0)
+    return load_base(config, seed=0, num_classes=num_classes)
 
 
 def head_of(base):
@@ -101,10 +101,11 @@ def assert_equal(one, other, **tolerance):
 
 
 @pytest.mark.parametrize(
-    ("family", "task"), [("bert", "classify"), ("gpt2", "causal"), ("opt", "causal")]
+    ("family", "task", "num_classes"),
+    [("bert", "classify", 0), ("bert", "classify", 3), ("gpt2", "causal", 0), ("opt", "causal", 0)],
 )
-def test_a_fleet_does_what_its_members_do_one_by_one(family, task):
-    base = load(family, task)
+def test_a_fleet_does_what_its_members_do_one_by_one(family, task, num_classes):
+    base = load(family, task, num_classes=num_classes)  # with classes, the head is a projection
     head, members, examples = head_of(base), members_of(base), examples_of(base)
     with Fleet(base, head, members, weight_decay=0.1) as fleet:
         together = torch.stack([fleet.step(examples) for _ in range(4)])  # [steps, members]

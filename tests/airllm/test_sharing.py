@@ -22,18 +22,19 @@ def adapters_of(base):
         tuple(torch.randn(s.out_features, 2, generator=generator) / 4 for s in base.specs),
     )
     half = len(base.specs) // 2
-    first_half = whole.truncate([2] * half + [0] * half)
-    second_half = whole.truncate([0] * half + [2] * half)
+    first_half = whole.truncate([2] * half + [0] * (len(base.specs) - half))
+    second_half = whole.truncate([0] * half + [2] * (len(base.specs) - half))
     last = whole.truncate([2] * (len(base.specs) - 1) + [1])
     return [whole, Adapter.zero(base.specs), last, second_half, first_half, whole]
 
 
 @pytest.mark.parametrize(
-    ("family", "task"), [("bert", "classify"), ("gpt2", "causal"), ("llama", "classify")]
+    ("family", "task", "num_classes"),
+    [("bert", "classify", 0), ("bert", "classify", 3), ("gpt2", "causal", 0)],
 )
-def test_shared_evaluation_is_that_of_each_alone_to_the_bit(family, task):
+def test_shared_evaluation_is_that_of_each_alone_to_the_bit(family, task, num_classes):
     config = ModelConfig(name=f"tiny:{family}", task=task, precision="fp32", device="cpu")
-    base = load_base(config, seed=0)
+    base = load_base(config, seed=0, num_classes=num_classes)
     weight = torch.randn(3, base.num_features, generator=torch.Generator().manual_seed(1))
     head = Head(weight, torch.zeros(3)) if task == "classify" else None
     adapters = adapters_of(base)
