@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,30 @@ from safetensors.torch import save_file
 # The file's only metadata: the checksum of the nesting and the nesting, as JSON. safetensors would
 # write several keys in an order of its own each time, and equal states would be unequal files.
 _TREE = "sha256 tree"
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A part of a run that remembers something from round to round."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, in what `save_state` can write."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        ...
+
+
+def state_of(part: object) -> dict[str, Any]:
+    """The state of a part, nothing for one that has none."""
+    return part.state_dict() if isinstance(part, Stateful) else {}
+
+
+def restore(part: object, state: dict[str, Any]) -> None:
+    """Put back what `state_of` gave."""
+    if isinstance(part, Stateful):
+        part.load_state_dict(state)
 
 
 @contextmanager
@@ -43,7 +67,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save_state(state: Any, path: Path) -> None:
-    """Write dicts, lists, tensors, bytes, numbers and strings, nested as they like, to one file.
+    """Write dicts, lists, tensors, arrays, bytes, numbers and text, nested as they like, to a file.
 
     Raises TypeError for anything else.
     """
@@ -58,6 +82,8 @@ def save_state(state: Any, path: Path) -> None:
     def plain(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return {"tensor": stored(value)}
+        if isinstance(value, np.ndarray):
+            return {"array": stored(torch.from_numpy(value))}
         if isinstance(value, bytes):
             octets = np.frombuffer(value, dtype=np.uint8).copy()
             return {"bytes": stored(torch.from_numpy(octets))}
@@ -71,7 +97,10 @@ def save_state(state: Any, path: Path) -> None:
 
     tree = json.dumps(plain(state))
     with replacing(path) as part:
-        save_file(tensors, part, metadata={_TREE: f"{_sum(tree)} {tree}"})
+        try:
+            save_file(tensors, part, metadata={_TREE: f"{_sum(tree)} {tree}"})
+        except SafetensorError as error:  # a full disk, in words of its own
+            raise OSError(f"{path}: {error}") from None
 
 
 def load_state(path: Path) -> Any:
@@ -94,6 +123,8 @@ def load_state(path: Path) -> Any:
             ((kind, inner),) = value.items()
             if kind == "tensor":
                 return tensors[inner].clone()
+            if kind == "array":
+                return tensors[inner].clone().numpy()
             if kind == "bytes":
                 return tensors[inner].numpy().tobytes()
             if kind == "list":

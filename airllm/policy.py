@@ -30,7 +30,11 @@ class RoundFeedback:
 
 
 class RankPolicy(Protocol):
-    """Decides one rank for each projection of each device, and learns from what the air did."""
+    """Decides one rank for each projection of each device, and learns from what the air did.
+
+    One that remembers anything from round to round also has ``state_dict`` and ``load_state_dict``
+    (`airllm.checkpoint.Stateful`), or a run that is resumed will not repeat one that was not.
+    """
 
     name: str
     importance: Importance

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm.checkpoint import restore, state_of
 from airllm.local import LocalTraining, train_local
 from airllm.lora import Adapter, accumulate
 from airllm.models import BaseModel
@@ -62,10 +65,12 @@ class FederatedService:
         cloud_text: CloudText,
         cost_weight: float,
         probes: Sequence[Batch],
+        aggregator: Aggregator | None = None,
     ) -> None:
         """``capacity`` [devices] is the largest rank of each device, ``r_max`` that of an update on
         its way up, ``hold_rank`` that of the global adapter; ``probes`` are texts on which a
-        learning policy's merges are judged."""
+        learning policy's merges are judged; ``aggregator`` takes the place of the named one."""
+        self._aggregator = aggregator
         self.down, self.up_policy, self.master = down, up_policy, master
         self.config, self.training, self.participation = config, training, participation
         self.capacity, self.hold_rank, self.cloud_text = capacity, hold_rank, cloud_text
@@ -171,6 +176,26 @@ class FederatedService:
         self.refine(round_index)
         return rewards + self._reward_uplink(round_index, outcomes, before)
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next round depends on, between two rounds."""
+        return {
+            "down": self.down.state_dict(),  # and the global adapter with it
+            "up_policy": state_of(self.up_policy),
+            "previous": self._previous,
+            "examples": dict(self._examples),
+            "first_loss": dict(self._first_loss),
+            "awaited": self._awaited,
+            "refused": dict(self.inspector.refused),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.down.load_state_dict(state["down"])
+        restore(self.up_policy, state["up_policy"])
+        self._previous, self._awaited = state["previous"], state["awaited"]
+        self._examples, self._first_loss = dict(state["examples"]), dict(state["first_loss"])
+        self.inspector.refused = Counter(state["refused"])
+
     def merge(
         self,
         devices: Sequence[int],
@@ -201,7 +226,7 @@ class FederatedService:
 
     def aggregator(self) -> Aggregator:
         """The configured one."""
-        return AGGREGATORS[self.config.aggregator]
+        return self._aggregator or AGGREGATORS[self.config.aggregator]
 
     def _weights(self, devices: Sequence[int], updates: Sequence[Adapter]) -> NDArray[np.float64]:
         if self.config.weights == "uniform":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from flwr.app import Context, Message, RecordDict
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -79,6 +82,19 @@ class LocalGrid(Grid):
     ) -> Iterable[Message]:
         return self.pull_messages(self.push_messages(messages))
 
+    def state_dict(self) -> dict[str, Any]:
+        """What every node keeps in its Context, as tensors and plain values."""
+        return {
+            str(node): {name: _plain(record) for name, record in context.state.items()}
+            for node, context in self._contexts.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        for node, context in self._contexts.items():
+            records = {name: _record(plain) for name, plain in state[str(node)].items()}
+            context.state = RecordDict(records)
+
     def _answer(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
         TaskIdentity.node_id = message.metadata.dst_node_id
@@ -87,3 +103,18 @@ class LocalGrid(Grid):
             return self._app(message, context)
         finally:
             TaskIdentity.node_id = self._SERVER_NODE
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    if isinstance(record, ArrayRecord):
+        arrays = {key: np.array(array.numpy()) for key, array in record.items()}
+        return {"arrays": {key: torch.from_numpy(array) for key, array in arrays.items()}}
+    kind = "metrics" if isinstance(record, MetricRecord) else "values"
+    return {kind: dict(record.items())}
+
+
+def _record(plain: dict[str, Any]) -> Any:
+    ((kind, inner),) = plain.items()
+    if kind == "arrays":
+        return ArrayRecord({key: Array(tensor.numpy()) for key, tensor in inner.items()})
+    return MetricRecord(inner) if kind == "metrics" else ConfigRecord(inner)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -47,6 +49,12 @@ class MaskedMaster:
     def final(self) -> Adapter:
         return self._trainer.snapshot()
 
+    def state_dict(self) -> dict[str, Any]:
+        return self._trainer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._trainer.load_state_dict(state)
+
 
 class GlobalMaster:
     """Federated mode: what was merged of the devices' updates so far."""
@@ -71,3 +79,14 @@ class GlobalMaster:
 
     def final(self) -> Adapter:
         return self.adapter
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "down": list(self.adapter.down),
+            "up": list(self.adapter.up),
+            "num_merges": self.num_merges,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.adapter = Adapter(tuple(state["down"]), tuple(state["up"]))
+        self.num_merges = int(state["num_merges"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from airllm.report import DeviceReport
 from channel.cell import Cell
 from channel.open_cell import OpenCell
 from cloud.air_grid import AirGrid
@@ -14,6 +17,36 @@ from cloud.buffered import BufferedRun
 from cloud.federated import FederatedService
 from cloud.roster import Roster
 from cloud.rounds import Round, RoundResult, Service
+
+
+@dataclass(slots=True)
+class Standing:
+    """Where a federation stands between two rounds, beside what service, cell and grid hold."""
+
+    num_done: int = 0
+    """rounds that are over"""
+    known: dict[int, DeviceReport] = field(default_factory=dict)
+    """the newest report of each device"""
+    device_of: dict[int, int] = field(default_factory=dict)
+    """device of each node"""
+    start_s: float = 0.0
+    """virtual time at which the next round can begin"""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as plain values."""
+        return {
+            "num_done": self.num_done,
+            "known": [report.to_metrics() for report in self.known.values()],
+            "device_of": dict(self.device_of),
+            "start_s": self.start_s,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.num_done = int(state["num_done"])
+        reports = [DeviceReport.from_metrics(metrics) for metrics in state["known"]]
+        self.known = {report.device: report for report in reports}
+        self.device_of, self.start_s = dict(state["device_of"]), float(state["start_s"])
 
 
 def run_federation(
@@ -25,12 +58,15 @@ def run_federation(
     reply_timeout_s: float = 3600.0,
     connect_timeout_s: float = 60.0,
     is_stopped: Callable[[], bool] = lambda: False,
+    standing: Standing | None = None,
 ) -> None:
     """Deploy the head, then let every round happen; results go to ``on_round`` one by one.
 
     Rounds of remote mode start by the cell's period, federated ones when the one before is over. A
     node that does not answer within ``reply_timeout_s`` of wall-clock time counts as having
-    missed its deadline. Raises ValueError when devices are missing at the deployment,
+    missed its deadline. ``standing`` is kept up to date before every call of ``on_round``; given
+    that of a run which was stopped, with the states of its other parts restored, this goes on with
+    the round after it. Raises ValueError when devices are missing at the deployment,
     `AppFailed` when an app failed on a node, and `Stopped` when ``is_stopped`` says so while
     answers are awaited.
     """
@@ -43,20 +79,25 @@ def run_federation(
         reply_timeout_s=reply_timeout_s,
         is_stopped=is_stopped,
     )
-    known = roster.assemble(wait_s=connect_timeout_s)
-    service.welcome(known)
+    standing = standing or Standing()
+    if standing.num_done:
+        air.device_of = standing.device_of
+    else:
+        standing.known = roster.assemble(wait_s=connect_timeout_s)
+        service.welcome(standing.known)
     if buffered is not None:
-        BufferedRun(roster, buffered, OpenCell(cell), known, on_round).run()
+        BufferedRun(roster, buffered, OpenCell(cell), standing.known, on_round).run()
         return
-    start_s = 0.0
-    for round_index in range(service.num_rounds):
+    for round_index in range(standing.num_done, service.num_rounds):
         air.begin_round(
             round_index,
-            start_s=start_s if service.is_federated else None,
+            start_s=standing.start_s if service.is_federated else None,
             dropouts=service.dropouts(round_index),
         )
-        on_round(Round(air, roster, service, round_index, known).run())
-        start_s = air.start_s + air.round_s()
+        result = Round(air, roster, service, round_index, standing.known).run()
+        standing.num_done, standing.device_of = round_index + 1, air.device_of
+        standing.start_s = air.start_s + air.round_s()
+        on_round(result)
 
 
 def make_server_app(serve: Callable[[Grid, Context], None]) -> ServerApp:

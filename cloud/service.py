@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from airllm.candidates import Candidates, candidates_of
+from airllm.checkpoint import restore, state_of
 from airllm.lora import Adapter, accumulate
 from airllm.models import BaseModel
 from airllm.observation import RoundObservation
@@ -260,6 +261,27 @@ class CloudService:
     def report(self, device: int) -> DeviceReport:
         """What a device said of itself before this round's plan."""
         return self._reports[device]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next round depends on, between two rounds."""
+        return {
+            "held": [[list(adapter.down), list(adapter.up)] for adapter in self._held],
+            "held_number": list(self._held_number),
+            "ranks": self._ranks,
+            "awaited": self._awaited,
+            "first_loss": self._first_loss,
+            "policy": state_of(self.policy),
+            "master": state_of(self.master),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._held = [Adapter(tuple(down), tuple(up)) for down, up in state["held"]]
+        self._held_number = list(state["held_number"])
+        self._ranks, self._awaited = state["ranks"], state["awaited"]
+        self._first_loss = state["first_loss"]
+        restore(self.policy, state["policy"])
+        restore(self.master, state["master"])
 
     def confirm(self, device: int, report: DeviceReport, data: bytes) -> None:
         """Book a payload that a device says it has installed."""

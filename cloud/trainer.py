@@ -203,6 +203,22 @@ class _Stepper:
             )
         return mean
 
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser, random stream and position; what is trained belongs to the caller."""
+        generator = self.base.bank.generator
+        return {
+            "optimiser": self.optimiser.state_dict(),
+            "generator": None if generator is None else generator.get_state(),
+            "step_index": self.step_index,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.base.bank.generator is not None:
+            self.base.bank.generator.set_state(state["generator"])
+        self.step_index = int(state["step_index"])
+
 
 def train_lora(
     base: BaseModel,
@@ -393,6 +409,21 @@ class MaskedTrainer:
         finally:
             base.bank.clear()
         return self.snapshot()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training goes on from, as tensors and numbers."""
+        return {
+            "parameters": [*self.down, *self.up, *self.weight],
+            "stepper": self._stepper.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        own = [*self.down, *self.up, *self.weight]
+        for parameter, value in zip(own, state["parameters"], strict=True):
+            parameter.copy_(value)
+        self._stepper.load_state_dict(state["stepper"])
 
     def snapshot(self) -> Adapter:
         """The master with E and the scaling folded into P, components in training order."""

@@ -14,7 +14,7 @@ from channel.config import preset_values as channel_preset
 from cloud.methods import FederatedConfig, method_values
 from cloud.trainer import TrainingConfig
 from experiments.axes import parse_sweep
-from experiments.extensions import check_policy_name, policy_preset
+from experiments.extensions import check_aggregator_name, check_policy_name, policy_preset
 
 # Sections whose values start from a preset, by the key that names it.
 PRESETS = {
@@ -106,6 +106,8 @@ class RuntimeConfig:
     """wall-clock time within which a node has to answer; who does not has missed the round"""
     connect_timeout_s: float = 60.0
     """wall-clock time within which the nodes of a deployment have to be there"""
+    checkpoint_s: float = 30.0
+    """wall-clock time between two checkpoints of a run; 0: one after every round"""
     workers: int = 2
     """worker processes of the simulation runtime, each with one base model for all its devices"""
 
@@ -113,6 +115,8 @@ class RuntimeConfig:
         for key in ("threads", "eval_batch_size", "workers"):
             if getattr(self, key) < 1:
                 raise ValueError(f"runtime.{key} must be >= 1, got {getattr(self, key)}")
+        if not self.checkpoint_s >= 0:
+            raise ValueError(f"runtime.checkpoint_s must be >= 0, got {self.checkpoint_s}")
         for key in ("reply_timeout_s", "connect_timeout_s"):
             if not 0 < getattr(self, key) < float("inf"):
                 raise ValueError(f"runtime.{key} must be > 0 and finite, got {getattr(self, key)}")
@@ -150,6 +154,7 @@ class ExperimentConfig:
         parse_sweep(ExperimentConfig, self.sweep)
         _check_seed("seed", self.seed)
         check_policy_name(self.policy.name)
+        check_aggregator_name(self.federated.aggregator)
         for key in ("rounds", "num_devices"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be >= 1, got {getattr(self, key)}")

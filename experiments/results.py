@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from airllm.checkpoint import replacing
 
 ROUND_COLUMNS = (
     "round", "device", "time_s", "snr_db", "bandwidth_hz", "rate_bps", "entropy", "oov_rate",
@@ -103,17 +106,21 @@ def spoken(key: str, value: Any) -> str:
     return f"{name} {value:g}"
 
 
-def prepare_out(out: Path, *, overwrite: bool = False) -> Path:
+def prepare_out(out: Path, *, overwrite: bool = False, resume: bool = False) -> Path:
     """Make a run's folder.
 
-    What an unfinished run left there is replaced; a finished one only with ``overwrite``, and then
-    not before its successor has something to write (see `RoundsWriter`). Raises ValueError where
-    the folder cannot be written, or holds a finished run or a sweep.
+    A finished run in it is replaced only with ``overwrite``, and then not before its successor has
+    something to write (see `RoundsWriter`); one that can be resumed likewise. Raises ValueError
+    where the folder cannot be written, or holds such a run or a sweep.
     """
     if (out / "results.csv").exists():
         raise ValueError(f"--out {out} holds a sweep; give another folder for the run")
     if (out / "summary.json").exists() and not overwrite:
         raise ValueError(f"{out} holds a finished run; give another --out, or --overwrite")
+    if any(out.glob("checkpoint-*")) and not (overwrite or resume):
+        raise ValueError(
+            f"{out} holds an unfinished run; --resume goes on with it, --overwrite starts again"
+        )
     return check_writable(out)
 
 
@@ -142,23 +149,38 @@ class RoundsWriter:
     """rounds.csv, flushed at the end of every round: what is finished is on disk.
 
     A summary beside it is removed first. It says that a run is complete, which from here on it is
-    not; until here a run that cannot start has cost its predecessor nothing.
+    not; until here a run that cannot start has cost its predecessor nothing. With ``keep`` the
+    file goes on after its first so many bytes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, keep: int = 0) -> None:
         path.with_name("summary.json").unlink(missing_ok=True)
         self._path = path
-        self._file = path.open("w", newline="", encoding="utf-8")
-        self._writer = csv.writer(self._file, lineterminator="\n")
         with _naming(path):
-            self._writer.writerow(ROUND_COLUMNS)
-            self._file.flush()
+            self._file = path.open("r+b" if keep else "wb")
+            self._file.truncate(keep)
+            self._file.seek(keep)
+            self._checksum = zlib.crc32(path.read_bytes())
+            if not keep:
+                self._append([ROUND_COLUMNS])
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         with _naming(self._path):
-            for row in rows:
-                self._writer.writerow([number(row[column]) for column in ROUND_COLUMNS])
-            self._file.flush()
+            self._append([[number(row[column]) for column in ROUND_COLUMNS] for row in rows])
+
+    def _append(self, rows: Sequence[Sequence[Any]]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        data = text.getvalue().encode()
+        self._file.write(data)
+        self._file.flush()
+        self._checksum = zlib.crc32(data, self._checksum)
+
+    def mark(self) -> dict[str, int]:
+        """How much there is, safe on the disk, and its CRC-32: what `rows_until` takes."""
+        with _naming(self._path):
+            os.fsync(self._file.fileno())
+        return {"size": self._file.tell(), "crc32": self._checksum}
 
     def __enter__(self) -> RoundsWriter:
         return self
@@ -167,6 +189,27 @@ class RoundsWriter:
         # Closing tries once more to write what a full disk has refused.
         with _naming(self._path):
             self._file.close()
+
+
+def rows_until(path: Path, mark: Mapping[str, int]) -> list[dict[str, Any]] | None:
+    """The rows of a rounds.csv up to a mark; None where the file is not what it was then."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(mark["size"])
+    except FileNotFoundError:
+        return None
+    if len(data) != mark["size"] or zlib.crc32(data) != mark["crc32"]:
+        return None
+    reader = csv.DictReader(io.StringIO(data.decode(), newline=""))
+    return [{key: _parsed(text) for key, text in row.items()} for row in reader]
+
+
+def _parsed(text: str) -> int | float:
+    """The inverse of `number`."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 @contextmanager
@@ -191,13 +234,13 @@ def number(value: Any) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """The whole file or none of it."""
-    part = path.with_name(f".{path.name}.part")
-    with _naming(path):
-        try:
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """The whole file or none of it."""
+    with _naming(path), replacing(path) as part:
+        part.write_bytes(data)
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
@@ -268,9 +311,13 @@ def read_rounds(folder: Path) -> pd.DataFrame:
     path = folder / "rounds.csv"
     if not path.is_file():
         raise ValueError(f"{folder} holds no rounds.csv; name the folder of a run")
-    frame = _read_table(path, ROUND_COLUMNS)
+    frame = _read_table(path, ROUND_COLUMNS, is_growing=True)
     if frame.empty:
         raise ValueError(f"{path} has no rows; no round of the run has finished yet")
+    # A round that a killed run or a full disk has cut short does not count.
+    counts = frame["round"].value_counts()
+    if len(counts) and counts[frame["round"].iloc[-1]] < counts.iloc[0]:
+        frame = frame[frame["round"] != frame["round"].iloc[-1]]
     return frame
 
 
@@ -279,7 +326,8 @@ def read_ranks(folder: Path) -> tuple[NDArray[np.int64], list[str]]:
     path = folder / "ranks.npz"
     try:
         with path.open("rb") as raw, np.load(raw) as file:
-            ranks, names = file["ranks"], [str(name) for name in file["projections"]]
+            # An entry whose own magic number is damaged comes back as bytes.
+            ranks, names = np.asarray(file["ranks"]), [str(name) for name in file["projections"]]
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no ranks.npz; the run was killed, run it again") from None
     except Exception:  # zipfile, zlib and numpy raise a dozen kinds, too little memory among them
@@ -291,9 +339,14 @@ def read_ranks(folder: Path) -> tuple[NDArray[np.int64], list[str]]:
     return ranks, names
 
 
-def _read_table(path: Path, columns: Sequence[str], *, text: Sequence[str] = ()) -> pd.DataFrame:
+def _read_table(
+    path: Path, columns: Sequence[str], *, text: Sequence[str] = (), is_growing: bool = False
+) -> pd.DataFrame:
+    data = path.read_bytes()
+    if is_growing:  # whole lines only: half of a number is another number
+        data = data[: data.rfind(b"\n") + 1]
     try:
-        frame = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
+        frame = pd.read_csv(io.BytesIO(data), keep_default_na=False, na_values=["", "nan"])
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is damaged: {reason}; run it again") from None

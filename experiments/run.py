@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.serverapp import Grid
 
+from airllm.checkpoint import Stateful, restore, state_of
 from airllm.lora import Adapter
 from cloud.local_grid import LocalGrid
 from cloud.rounds import RoundResult, Transfers
-from cloud.server_app import run_federation
+from cloud.server_app import Standing, run_federation
 from experiments.build import Workbench, make_cell, workbench_for
+from experiments.checkpoints import Checkpoints, alone_in
 from experiments.config import ExperimentConfig
 from experiments.config_loader import dump_config
 from experiments.flower_apps import client_app
-from experiments.results import RoundsWriter, write_summary, write_text
+from experiments.results import RoundsWriter, rows_until, write_bytes, write_summary, write_text
 
 
 class Recorder:
-    """Writes config.toml, rounds.csv, ranks.npz and summary.json of one run."""
+    """Writes config.toml, rounds.csv, ranks.npz and summary.json of one run, and its checkpoints.
+
+    ``parts`` by name are what a checkpoint holds the states of, beside what was recorded; without
+    any there are none. ``is_resuming`` restores them from the newest usable checkpoint.
+    """
 
     def __init__(
         self,
@@ -29,31 +37,82 @@ class Recorder:
         workbench: Workbench,
         out: Path | None,
         on_round: Callable[[int, int], None] | None = None,
+        *,
+        parts: Mapping[str, object] | None = None,
+        is_resuming: bool = False,
     ) -> None:
         self.config, self.workbench, self.out = config, workbench, out
-        self._on_round = on_round
+        self._on_round, self._parts, self._is_resuming = on_round, parts, is_resuming
         self._ranks: list[np.ndarray] = []
         self._rows: list[dict[str, Any]] = []
         self._head = (np.nan, np.nan)  # loss and accuracy before anything was sent
         self._writer: RoundsWriter | None = None
+        self._checkpoints: Checkpoints | None = None
+        self._open = ExitStack()
 
     def __enter__(self) -> Recorder:
-        if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
+        if self.out is None:
+            return self
+        with ExitStack() as stack:
+            stack.enter_context(alone_in(self.out))
+            text, path = dump_config(self.config), self.out / "rounds.csv"
+            self._checkpoints = Checkpoints(
+                self.out, text, self.workbench.splits.fingerprint, self.config.runtime.checkpoint_s
+            )
+            size = self._resume(path) if self._is_resuming else 0
+            if not size:
+                # They must not outlive the rows that they belong to.
+                self._checkpoints.clear()
             # First the rows, which end an old summary: it must never stand beside a new config.
-            self._writer = RoundsWriter(self.out / "rounds.csv")
-            write_text(self.out / "config.toml", dump_config(self.config))
+            self._writer = stack.enter_context(RoundsWriter(path, keep=size))
+            write_text(self.out / "config.toml", text)
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *args: object) -> None:
-        if self._writer is not None:
-            self._writer.__exit__(*args)
+        with self._open:
+            self._write_ranks()
+
+    def _resume(self, path: Path) -> int:
+        """Restore everything from a checkpoint; the bytes of rounds.csv that count."""
+        assert self._checkpoints is not None
+        state = self._checkpoints.load(
+            lambda s: rows_until(path, s["recorder"]["mark"]) is not None
+        )
+        if state is None:
+            return 0
+        own = state["recorder"]
+        self._rows = rows_until(path, own["mark"]) or []
+        self._ranks = list(own["ranks"].astype(np.int64))
+        self._head = tuple(own["head"])
+        for name, part in (self._parts or {}).items():
+            restore(part, state[name])
+        return int(own["mark"]["size"])
+
+    def _checkpoint(self) -> None:
+        """Write one, if it is time and there is something left to do after it."""
+        num_done = len(self._ranks)
+        if self._checkpoints is None or self._writer is None or not self._parts:
+            return
+        if num_done == self.config.rounds or not self._checkpoints.due():
+            return
+        own = {
+            "mark": self._writer.mark(),
+            "ranks": np.stack(self._ranks).astype(np.uint8),
+            "head": list(self._head),
+        }
+        parts = {name: state_of(part) for name, part in self._parts.items()}
+        self._checkpoints.save(num_done, {"recorder": own, **parts})
+
+    def _write_ranks(self) -> None:
         if self.out is not None and self._ranks:
+            data = io.BytesIO()
             np.savez_compressed(
-                self.out / "ranks.npz",
+                data,
                 ranks=np.stack(self._ranks),  # [rounds, devices, projections]
                 projections=np.array([spec.name for spec in self.workbench.base.specs]),
             )
+            write_bytes(self.out / "ranks.npz", data.getvalue())
 
     def record(self, result: RoundResult) -> None:
         """Take in one round."""
@@ -67,6 +126,7 @@ class Recorder:
         self._ranks.append(result.down.ranks)
         if self._writer is not None:
             self._writer.write(rows)
+        self._checkpoint()
         if self._on_round is not None:
             self._on_round(result.round_index + 1, self.config.rounds)
 
@@ -91,7 +151,10 @@ class Recorder:
             "torch_device": bench.base.device.type,
         }
         if self.out is not None:
+            self._write_ranks()  # before the summary, whose presence says that all is there
             write_summary(self.out / "summary.json", summary)
+        if self._checkpoints is not None:
+            self._checkpoints.clear()
         return summary
 
 
@@ -202,17 +265,27 @@ def run_rounds(
     *,
     on_round: Callable[[int, int], None] | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
+    is_resuming: bool = False,
 ) -> dict[str, Any]:
     """The cloud's side of one run over the grid of any runtime; returns the summary.
 
     With ``out``, writes config.toml, rounds.csv (flushed every round), ranks.npz and, once
     complete, summary.json there. Runs that share model, data, training and seed share what is
-    dear.
+    dear. ``is_resuming`` goes on from the newest checkpoint in ``out``, to the very files that an
+    uninterrupted run leaves; where there is none it begins at the beginning. Only a grid that can
+    say what its nodes keep has checkpoints.
     """
     workbench = workbench_for(config)
     cell = make_cell(config.channel, config.num_devices, seed=config.seed)
-    service = workbench.service(config)
-    with Recorder(config, workbench, out, on_round) as recorder:
+    service, standing = workbench.service(config), Standing()
+    parts: dict[str, object] = {}
+    is_buffered = config.mode == "federated" and config.federated.buffer
+    if isinstance(grid, Stateful) and not is_buffered:
+        # Buffered rounds have transfers under way at every moment: there is nothing to stand on.
+        parts = {"federation": standing, "service": service, "cell": cell, "grid": grid}
+    with Recorder(
+        config, workbench, out, on_round, parts=parts, is_resuming=is_resuming
+    ) as recorder:
         run_federation(
             grid,
             cell,
@@ -221,6 +294,7 @@ def run_rounds(
             reply_timeout_s=config.runtime.reply_timeout_s,
             connect_timeout_s=config.runtime.connect_timeout_s,
             is_stopped=is_stopped,
+            standing=standing,
         )
         return recorder.finish(service.final())
 
@@ -230,10 +304,11 @@ def run_simulation(
     out: Path | None = None,
     *,
     on_round: Callable[[int, int], None] | None = None,
+    is_resuming: bool = False,
 ) -> dict[str, Any]:
     """Run one simulation in this process; returns the summary and writes what `run_rounds` does.
 
     Raises ValueError for what the configuration asks and this machine does not have.
     """
     grid = LocalGrid(client_app, config.num_devices, {"config": dump_config(config)})
-    return run_rounds(grid, config, out, on_round=on_round)
+    return run_rounds(grid, config, out, on_round=on_round, is_resuming=is_resuming)

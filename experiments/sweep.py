@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.axes import flatten, parse_sweep
+from experiments.checkpoints import found
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import build_config, dump_config, load_config, read_tree
 from experiments.pool import Event, Run, run_here, run_in_processes
@@ -110,17 +111,20 @@ def value_of(config: Any, key: str) -> Any:
     return config
 
 
-def finished_summary(cell: Cell, out: Path) -> dict[str, Any] | None:
+def finished_summary(config: ExperimentConfig, folder: Path) -> dict[str, Any] | None:
     """The summary of a run that was completed before with the same configuration, or None."""
-    folder = out / cell.folder
     try:
         before = load_config(ExperimentConfig, folder / "config.toml", presets=PRESETS)
         # How many threads computed it does not matter.
-        if replace(before, runtime=cell.config.runtime) != cell.config:
+        if replace(before, runtime=config.runtime) != config:
             return None
         return read_summary(folder)
     except (OSError, ValueError):
         return None
+
+
+def _finished(cell: Cell, out: Path) -> dict[str, Any] | None:
+    return finished_summary(cell.config, out / cell.folder)
 
 
 def run_sweep(
@@ -135,7 +139,8 @@ def run_sweep(
     """Run what is not finished yet; the rows of results.csv, and the error of each failed run.
 
     Runs finished before with the same configuration are taken as they are (``is_fresh`` runs them
-    again); one of another configuration stays until the run that replaces it has begun. results.csv
+    again), half-finished ones go on from their checkpoints; one of another configuration stays
+    until the run that replaces it has begun. results.csv
     is rewritten after every run, its rows always in the order of the sweep. A full disk ends the
     sweep; what else goes wrong with one run, as too little memory, costs no other. ``jobs`` > 1
     runs them in so many processes, each with its share of the cores; ``run`` replaces the
@@ -144,7 +149,7 @@ def run_sweep(
     if jobs < 1:
         raise ValueError(f"jobs must be >= 1, got {jobs}")
     cells = sweep.cells
-    kept = {} if is_fresh else {c.folder: s for c in cells if (s := finished_summary(c, out))}
+    kept = {} if is_fresh else {c.folder: s for c in cells if (s := _finished(c, out))}
     rows = {cell.folder: _row(cell, kept[cell.folder]) for cell in cells if cell.folder in kept}
     errors: dict[str, str] = {}
     todo = [cell for cell in cells if cell.folder not in kept]
@@ -179,6 +184,10 @@ def run_sweep(
     for cell in cells:
         if cell.folder in kept:
             on_event(cell, Event("kept", summary=kept[cell.folder]))
+    if is_fresh:
+        for cell in cells:
+            for path in found(out / cell.folder):
+                path.unlink()
     jobs = min(jobs, len(todo))
     try:
         if jobs > 1:
@@ -192,7 +201,7 @@ def run_sweep(
             run_here([(cell.config, out / cell.folder) for cell in todo], run, handle)
     except KeyboardInterrupt:
         for cell in todo:
-            if cell.folder not in rows and (summary := finished_summary(cell, out)):
+            if cell.folder not in rows and (summary := _finished(cell, out)):
                 rows[cell.folder] = _row(cell, summary)
         write()
         raise

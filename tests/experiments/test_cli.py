@@ -201,7 +201,7 @@ def fake_run(monkeypatch):
 def test_ctrl_c_amid_a_sweep_keeps_its_results(call, fake_run, tiny_toml, tmp_path):
     calls = []
 
-    def run(config, folder, *, on_round):
+    def run(config, folder, *, on_round, is_resuming=False):
         calls.append(folder.name)
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -215,7 +215,7 @@ def test_ctrl_c_amid_a_sweep_keeps_its_results(call, fake_run, tiny_toml, tmp_pa
 
 
 def test_ctrl_c_before_the_first_round_promises_nothing(call, fake_run, tiny_toml, tmp_path):
-    def run(config, folder, *, on_round):
+    def run(config, folder, *, on_round, is_resuming=False):
         raise KeyboardInterrupt
 
     fake_run(run)
@@ -233,7 +233,7 @@ def test_ctrl_c_before_the_first_round_promises_nothing(call, fake_run, tiny_tom
     ],
 )
 def test_what_ends_a_run_is_one_line(error, message, call, fake_run, tiny_toml, tmp_path):
-    def run(config, folder, *, on_round):
+    def run(config, folder, *, on_round, is_resuming=False):
         raise error
 
     fake_run(run)
@@ -246,7 +246,7 @@ def test_what_ends_a_run_is_one_line(error, message, call, fake_run, tiny_toml, 
 def test_a_mistake_of_ours_is_not_passed_off_as_the_users(
     fake_run, tiny_toml, monkeypatch, tmp_path
 ):
-    def run(config, folder, *, on_round):
+    def run(config, folder, *, on_round, is_resuming=False):
         raise KeyError("bug")
 
     fake_run(run)
@@ -262,7 +262,7 @@ def test_a_run_that_cannot_start_does_not_cost_the_one_before_it(
 ):
     (tmp_path / "summary.json").write_text("{}")
 
-    def run(config, folder, *, on_round):
+    def run(config, folder, *, on_round, is_resuming=False):
         raise ValueError("model.name is not here")
 
     fake_run(run)
@@ -275,7 +275,7 @@ def test_a_run_that_cannot_start_does_not_cost_the_one_before_it(
 
 
 def test_a_sweep_with_failed_runs_says_so_and_shows_the_others(call, fake_run, tiny_toml, tmp_path):
-    def run(config, folder, *, on_round):
+    def run(config, folder, *, on_round, is_resuming=False):
         if folder.name.startswith("random"):
             raise RuntimeError("not enough memory")
         return dict.fromkeys(RESULT_COLUMNS, 0.5)
@@ -315,3 +315,24 @@ def test_a_damaged_result_is_named(call, tmp_path):
     (tmp_path / "rounds.csv").write_text("round\n1\n")
     (tmp_path / "summary.json").write_text("{")
     assert "is damaged" in call("plot", tmp_path)[2]
+
+
+@pytest.mark.parametrize(
+    "command", ["", "run", "sweep", "learn", "plot", "report", "config", "channel show"]
+)
+def test_help_teaches_by_examples_and_loses_no_word(command, monkeypatch, capsys):
+    """Brackets are no markup; arguments are explained in the text, since typer loses their help."""
+    monkeypatch.setattr(sys, "argv", ["airllm", *command.split(), "--help"])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    if command:
+        assert f"airllm {command} " in text.split("Arguments")[0].replace("Usage: airllm", "", 1)
+    for words in {
+        "sweep": ["the table [sweep] lists", "[default: runs/CONFIG]"],
+        "run": ["CONFIG is a TOML file or the name of a bundled one"],
+        "channel show": ["[default: runs/channel-PRESET]", "PRESET is a name that"],
+    }.get(command, []):
+        assert words in text

@@ -142,7 +142,11 @@ def test_damaged_ranks_are_named(tmp_path):
     # Found by the fuzzer: an unknown compression, and a header that asks for all memory.
     np.savez(path, ranks=np.ones((4, 3, 2), int), projections=np.array(["a", "b"]))
     whole = path.read_bytes()
-    for part, other in ((b"\0\0\0\0\0\0!", b"\0\0c\0\0\0!"), (b"(4, 3, 2), }", b"(9999999999)}")):
+    for part, other in (
+        (b"\0\0\0\0\0\0!", b"\0\0c\0\0\0!"),
+        (b"(4, 3, 2), }", b"(9999999999)}"),
+        (b"NUMPY", b"numpy"),
+    ):
         path.write_bytes(whole.replace(part, other))
         with pytest.raises(ValueError, match="ranks.npz is damaged"):
             read_ranks(tmp_path)

@@ -21,7 +21,7 @@ STATE = {
     "none": None,
 }
 WORDS = [
-    b"tree", b"tensor", b"dict", b"list", b"t0", b"t1", b"null", b"[[[[[[[[", b"1e999", b"-1",
+    b"tensor", b"dict", b"list", b"t0", b"t1", b"null", b"[[[[[[[[", b"1e999", b"-1",
     b"F32", b"I64", b"BOOL", b"[2,3]", b"[4294967296]", b"data_offsets", b"[0,24]",
     b'\\"', b"sha256 tree",
 ]  # fmt: skip
