@@ -2,11 +2,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test flower check docs slow clean
+.PHONY: setup run test flower notebooks check docs slow clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo 'installing into $(VENV); torch and its relatives take some minutes'
 	python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[offline,hub,dev]'
 	touch $(STAMP)
@@ -29,6 +30,9 @@ check: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+notebooks: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m notebooks tests/test_notebooks.py
 
 # The site, in site/; a warning is an error.
 docs: setup

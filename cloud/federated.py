@@ -65,10 +65,12 @@ class FederatedService:
         cloud_text: CloudText,
         cost_weight: float,
         probes: Sequence[Batch],
+        aggregator: Aggregator | None = None,
     ) -> None:
         """``capacity`` [devices] is the largest rank of each device, ``r_max`` that of an update on
         its way up, ``hold_rank`` that of the global adapter; ``probes`` are texts on which a
-        learning policy's merges are judged."""
+        learning policy's merges are judged; ``aggregator`` takes the place of the named one."""
+        self._aggregator = aggregator
         self.down, self.up_policy, self.master = down, up_policy, master
         self.config, self.training, self.participation = config, training, participation
         self.capacity, self.hold_rank, self.cloud_text = capacity, hold_rank, cloud_text
@@ -224,7 +226,7 @@ class FederatedService:
 
     def aggregator(self) -> Aggregator:
         """The configured one."""
-        return AGGREGATORS[self.config.aggregator]
+        return self._aggregator or AGGREGATORS[self.config.aggregator]
 
     def _weights(self, devices: Sequence[int], updates: Sequence[Adapter]) -> NDArray[np.float64]:
         if self.config.weights == "uniform":

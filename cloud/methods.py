@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ FACTORED = ("zero-padding", "naive", "frozen-a", "aircomp")
 """aggregators that average factors: devices send these, and a component's place is its meaning"""
 SHARED_A = ("frozen-a", "aircomp")
 """of these, the ones whose A nobody trains and nobody sends"""
+BUNDLED = (*AGGREGATORS, "aircomp")
 EQUAL_RANKS = ("naive", "aircomp")
 """and the ones that need the same ranks of all devices: everybody gets the smallest"""
 
@@ -47,7 +48,8 @@ class FederatedConfig:
     """airllm, fedit, hetlora, flora, flexlora, raflora or ffa-lora: where the other values come
     from unless they are given"""
     aggregator: str = "exact"
-    """exact, rank-partition, stacking, zero-padding, naive, frozen-a or aircomp"""
+    """exact, rank-partition, stacking, zero-padding, naive, frozen-a, aircomp, or one of your own,
+    <module>:<class>"""
     sends: str = "change"
     """'change': what training has added to what a device holds; 'adapter': the trained components
     whole (exact, rank-partition and stacking; the other aggregators take factors)"""
@@ -69,7 +71,8 @@ class FederatedConfig:
     ranks: tuple[int, ...] = ()
     """largest rank of device d: entry d modulo their number; empty: training.r_max"""
     hardware: tuple[str, ...] = ("phone",)
-    """what device d computes with: entry d modulo their number; a profile's name or a TOML file"""
+    """what device d computes with: entry d modulo their number; a profile's name, a TOML file,
+    or one of your own, <module>:<function>"""
     participants: int = 0
     """devices sampled for a round, or at work at a time (buffer > 0); 0: all"""
     buffer: int = 0
@@ -87,10 +90,7 @@ class FederatedConfig:
 
     def __post_init__(self) -> None:
         method_values(self.method)
-        for key, known in (
-            ("aggregator", (*AGGREGATORS, "aircomp")), ("sends", SENDS), ("start", STARTS),
-            ("weights", WEIGHTS),
-        ):  # fmt: skip
+        for key, known in (("sends", SENDS), ("start", STARTS), ("weights", WEIGHTS)):
             if getattr(self, key) not in known:
                 raise ValueError(
                     f"federated.{key} must be one of {', '.join(known)}, got {getattr(self, key)!r}"
@@ -144,6 +144,14 @@ class FederatedConfig:
     def sent(self) -> str:
         """'change', 'adapter' or 'factors'"""
         return "factors" if self.is_factored else self.sends
+
+
+def check_aggregator(name: str, others: Sequence[str] = ()) -> None:
+    """Raise ValueError unless ``name`` is an aggregator here; ``others`` are named beside these."""
+    if name not in BUNDLED:
+        raise ValueError(
+            f"federated.aggregator must be one of {', '.join((*BUNDLED, *others))}, got {name!r}"
+        )
 
 
 def method_values(name: str) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from airllm.payload import MAX_RANK
 from airllm.policy import Importance
 from airllm.ranks import Ranks
 from airllm.tuning import Batch, BatchSampler
+from cloud.aggregate import Aggregator
 from cloud.federated import CloudText, FederatedService
 from cloud.master import GlobalMaster
 from cloud.participation import Participation
@@ -26,6 +27,7 @@ from edge.profile import Hardware, load_hardware
 from edge.training import LocalWork
 from experiments.build import Workbench
 from experiments.config import ExperimentConfig
+from experiments.extensions import is_own, make_own
 
 _CLOUD_STREAM = 83  # random stream of the cloud's batches
 _UPLINK_SEED = 1_000_003  # added to the seed of the policy that decides the uplink's ranks
@@ -103,12 +105,24 @@ def federated_service(bench: Workbench, config: ExperimentConfig) -> FederatedSe
         cloud_text=_cloud_text(bench, config),
         cost_weight=config.reward.cost_weight,
         probes=bench.gain_batches[0] if config.policy.is_exploring else (),
+        aggregator=_own_aggregator(config),
     )
 
 
 @lru_cache(maxsize=64)
 def _hardware(name: str) -> Hardware:
+    if is_own("hardware", name):
+        own: Hardware = make_own("hardware", name)
+        return own
     return load_hardware(name)
+
+
+def _own_aggregator(config: ExperimentConfig) -> Aggregator | None:
+    name = config.federated.aggregator
+    if not is_own("aggregator", name):
+        return None
+    own: Aggregator = make_own("aggregator", name, num_devices=config.num_devices, seed=config.seed)
+    return own
 
 
 def _training(config: ExperimentConfig, steps: int) -> LocalTraining:

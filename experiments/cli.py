@@ -30,7 +30,16 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Simulate fine-tuning over the air: which LoRA ranks to send to which device.",
+    # Not rich's own markup, which would take [sweep] for a style.
+    rich_markup_mode="markdown",
+    help="""Simulate fine-tuning over the air: which LoRA ranks to send to which device.
+
+    Devices hang on fading links of a shared cell; a cloud fine-tunes an adapter of a real model and
+    sends each of them as much of it as the air carries; a policy decides which part.
+
+    Start with `airllm run quick --set policy.name=uniform`, draw the folder it names with
+    `airllm plot`, then compare policies over SNR with `airllm sweep quick`. `airllm config`
+    explains every setting, `airllm COMMAND --help` a command.""",
 )
 stderr = Console(stderr=True)
 stdout = Console()
@@ -101,10 +110,7 @@ def _load(config: str | None, sets: list[str] | None) -> ExperimentConfig:
 
 @app.command()
 def run(
-    config: Annotated[
-        str | None,
-        typer.Argument(help="TOML file, or the name of a bundled one; none: the defaults."),
-    ] = None,
+    config: Annotated[str | None, typer.Argument()] = None,
     sets: Sets = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/run"),
     overwrite: Annotated[
@@ -127,7 +133,18 @@ def run(
     ] = str(DEFAULT_FOLDER),
     verbose: Verbose = False,
 ) -> None:
-    """Run one simulation; writes config.toml, rounds.csv, ranks.npz and summary.json."""
+    """Run one simulation; writes config.toml, rounds.csv, ranks.npz and summary.json.
+
+    CONFIG is a TOML file or the name of a bundled one, such as quick; without it all is default.
+
+    `airllm run quick --set policy.name=greedy:gain --set channel.snr_db=0 --out runs/one`
+
+    `airllm run quick --set data.source=my.csv --set channel.preset=trace:link.csv --out runs/mine`
+
+    In the table, `head_accuracy` is what the devices had before anything was sent and
+    `full_accuracy` what the whole update would have given: what a policy can win lies between.
+    rounds.csv has a row for each round and device. The same configuration gives the same numbers.
+    """
     _setup_logging(verbose)
     experiment = _load(config, sets)
     from experiments.results import prepare_out
@@ -202,7 +219,7 @@ def _runner(runtime: Runtime, superlink: str) -> Callable[..., dict[str, Any]]:
 
 @app.command()
 def sweep(
-    config: Annotated[str, typer.Argument(help="TOML file, or the name of a bundled one.")],
+    config: str,
     sets: Sets = None,
     sweeps: Annotated[
         list[str] | None,
@@ -214,14 +231,25 @@ def sweep(
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs side by side.")] = 1,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the sweep [default: runs/<config>].")
+        Path | None, typer.Option("--out", help="Folder of the sweep [default: runs/CONFIG].")
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Also run again what is finished already.")
     ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run every combination of what the table [sweep] lists; goes on where it stopped."""
+    """Run every combination of what the table [sweep] lists; goes on where it stopped.
+
+    CONFIG is a TOML file or the name of a bundled one, such as quick.
+
+    `airllm sweep quick --sweep channel.snr_db=[-5,5,15] --sweep seed=10 --jobs 2`
+
+    `airllm sweep quick --sweep policy.name=airllm,uniform,my_policy:BestLinks`
+
+    Any key can be swept, in the file or with --sweep. All runs of a seed meet the same data, fading
+    and errors, so differences are the settings'. results.csv has a row for each run, and each run a
+    folder. One seed proves nothing: take ten for a claim.
+    """
     _setup_logging(verbose)
     folder = out or Path("runs") / Path(config).stem
     from experiments.axes import parse_axis
@@ -260,12 +288,21 @@ def sweep(
 
 @app.command()
 def learn(
-    config: Annotated[str, typer.Argument(help="TOML file, or the name of a bundled one.")],
+    config: str,
     out: Annotated[Path, typer.Option("--out", help="Folder of the policy.")],
     sets: Sets = None,
     verbose: Verbose = False,
 ) -> None:
-    """Learn a policy before it is used; goes on where it stopped. policy.path takes the folder."""
+    """Learn a policy before it is used; goes on where it stopped.
+
+    CONFIG is a TOML file or the name of a bundled one, such as learn.
+
+    `airllm learn learn --out my-policy`, then
+    `airllm run quick --set policy.name=airllm --set policy.path=my-policy`
+
+    Runs are recorded, put behind channels drawn at random, and learned from; what scores best on
+    runs that were held out is kept. learning_curve.csv says how it goes.
+    """
     _setup_logging(verbose)
     experiment = _load(config, sets)
     from experiments.figures import plot_learning
@@ -289,7 +326,7 @@ def learn(
 
 @app.command()
 def plot(
-    folder: Annotated[Path, typer.Argument(help="Folder of a sweep, a run or a learned policy.")],
+    folder: Path,
     figures: Annotated[
         list[str] | None,
         typer.Option(
@@ -303,7 +340,15 @@ def plot(
         typer.Option("--label", help="Draw only these policies or variants; may be repeated."),
     ] = None,
 ) -> None:
-    """Draw figures as PNG and PDF beside the numbers."""
+    """Draw figures as PNG and PDF beside the numbers.
+
+    `airllm plot runs/quick`
+
+    `airllm plot runs/quick --figure pareto --figure ranks --label airllm --label uniform`
+
+    FOLDER is what a sweep, a run or `airllm learn` was given as --out. Without --figure it is
+    accuracy and bits against SNR for a sweep, the rounds of a run, the learning curve of a policy.
+    """
     _setup_logging(False)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; name the --out of a sweep or a run")
@@ -315,7 +360,7 @@ def plot(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a sweep or of a run.")],
+    folder: Path,
     out: Annotated[
         Path | None, typer.Option("--out", help="File [default: report.html in the folder].")
     ] = None,
@@ -330,7 +375,12 @@ def report(
         str | None, typer.Option("--best", help="Whose gain over uniform is a score of 1.")
     ] = None,
 ) -> None:
-    """Write one HTML page with tables, statistics, figures and the configuration; no network."""
+    """Write one HTML page with tables, statistics, figures and the configuration; no network.
+
+    `airllm report runs/quick --reference uniform`
+
+    FOLDER is what a sweep or a run was given as --out.
+    """
     _setup_logging(False)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; name the --out of a sweep or a run")
@@ -341,7 +391,7 @@ def report(
 
 @app.command()
 def info() -> None:
-    """Versions, device, and which models and data there are here."""
+    """Versions, device, and which models and data there are here, with a remedy for what is not."""
     _setup_logging(False)
     from experiments.info import describe
 
@@ -353,10 +403,14 @@ def info() -> None:
 
 @app.command("config")
 def config_keys(
-    config: Annotated[str | None, typer.Argument(help="Show this one, resolved.")] = None,
+    config: Annotated[str | None, typer.Argument()] = None,
     sets: Sets = None,
 ) -> None:
-    """List every configuration key with its default, or print a configuration resolved."""
+    """List every configuration key with its default, or print a configuration resolved.
+
+    `airllm config` lists all keys. `airllm config quick --set channel.preset=umi-5g > mine.toml`
+    writes a file with every value in it, to edit and to run.
+    """
     if config or sets:
         from experiments.config_loader import dump_config
 
@@ -394,13 +448,23 @@ def channel_list() -> None:
 
 @channel_app.command("show")
 def channel_show(
-    preset: Annotated[str, typer.Argument(help="A preset's name, or trace:<file>.")],
+    preset: str,
     sets: Sets = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder [default: runs/channel-<preset>].")
+        Path | None, typer.Option("--out", help="Folder [default: runs/channel-PRESET].")
     ] = None,
 ) -> None:
-    """Draw SNR over time, the distribution of rates, and delays: channel.png and channel.pdf."""
+    """Draw SNR over time, the distribution of rates, and delays: channel.png and channel.pdf.
+
+    PRESET is a name that `airllm channel list` gives, or trace:FILE.
+
+    `airllm channel show umi-5g`
+
+    `airllm channel show trace:link.csv --set channel.bandwidth_hz=2e5`
+
+    Look at a channel before you simulate on it: where all that is sent arrives, all policies look
+    alike.
+    """
     _setup_logging(False)
     from experiments.config import PRESETS, ExperimentConfig
     from experiments.config_loader import load_config

@@ -14,7 +14,7 @@ from channel.config import preset_values as channel_preset
 from cloud.methods import FederatedConfig, method_values
 from cloud.trainer import TrainingConfig
 from experiments.axes import parse_sweep
-from experiments.extensions import check_policy_name, policy_preset
+from experiments.extensions import check_aggregator_name, check_policy_name, policy_preset
 
 # Sections whose values start from a preset, by the key that names it.
 PRESETS = {
@@ -154,6 +154,7 @@ class ExperimentConfig:
         parse_sweep(ExperimentConfig, self.sweep)
         _check_seed("seed", self.seed)
         check_policy_name(self.policy.name)
+        check_aggregator_name(self.federated.aggregator)
         for key in ("rounds", "num_devices"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be >= 1, got {getattr(self, key)}")

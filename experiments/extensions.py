@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from airllm import policies
+from cloud import methods
+from edge import profile
 
 _NAME = re.compile(r"(?P<target>[^()]+)(?:\((?P<arguments>.*)\))?", re.DOTALL)
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -42,6 +44,8 @@ class Kind:
     """attributes it must have"""
     offered: tuple[str, ...]
     """arguments it may ask for"""
+    is_bundled: Callable[[str], bool] = lambda name: False
+    """whether a name belongs to a part that comes with the packages"""
 
 
 KINDS = {
@@ -49,6 +53,7 @@ KINDS = {
         "policy.name", "airllm.policies", "policy", "airllm.policy.RankPolicy",
         ("name", "importance", "decide", "learn"),
         ("depths", "kinds", "r_max", "num_devices", "num_rounds", "seed"),
+        policies.is_bundled,
     ),
     "channel": Kind(
         "channel.model", "airllm.channels", "channel model", "channel.process.SnrModel",
@@ -60,13 +65,25 @@ KINDS = {
         (),
         ("seed",),
     ),
+    "aggregator": Kind(
+        "federated.aggregator", "airllm.aggregators", "aggregator", "cloud.aggregate.Aggregator",
+        ("__call__",),
+        ("num_devices", "seed"),
+        lambda name: name in methods.BUNDLED,
+    ),
+    "hardware": Kind(
+        "federated.hardware", "airllm.hardware", "device profile", "edge.profile.Hardware",
+        ("name", "memory_bytes", "compute_s", "compute_j"),
+        (),
+        lambda name: name in profile.hardware_names(),
+    ),
 }  # fmt: skip
 
 
 def is_own(kind: str, name: str) -> bool:
     """Whether a configuration's value names a part of one's own."""
     target = _target(name)
-    if kind == "policy" and policies.is_bundled(target):
+    if KINDS[kind].is_bundled(target):
         return False
     return bool(_MODULE.fullmatch(target)) or target in _entry_points(KINDS[kind])
 
@@ -78,13 +95,23 @@ def check_policy_name(name: str) -> None:
     it is not installed.
     """
     if not is_own("policy", name):
-        policies.check_name(name, (*_entry_points(KINDS["policy"]), "<module>:<object>"))
+        policies.check_name(name, _others("policy"))
+
+
+def check_aggregator_name(name: str) -> None:
+    """The same for an aggregator."""
+    if not is_own("aggregator", name):
+        methods.check_aggregator(name, _others("aggregator"))
 
 
 def policy_preset(name: str) -> dict[str, Any]:
     """What a policy's name sets in its section."""
     check_policy_name(name)
     return {} if is_own("policy", name) else dict(policies.preset_values(name))
+
+
+def _others(kind: str) -> tuple[str, ...]:
+    return (*_entry_points(KINDS[kind]), "<module>:<object>")
 
 
 def make_own(kind: str, name: str, **offered: Any) -> Any:

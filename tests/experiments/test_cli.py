@@ -315,3 +315,24 @@ def test_a_damaged_result_is_named(call, tmp_path):
     (tmp_path / "rounds.csv").write_text("round\n1\n")
     (tmp_path / "summary.json").write_text("{")
     assert "is damaged" in call("plot", tmp_path)[2]
+
+
+@pytest.mark.parametrize(
+    "command", ["", "run", "sweep", "learn", "plot", "report", "config", "channel show"]
+)
+def test_help_teaches_by_examples_and_loses_no_word(command, monkeypatch, capsys):
+    """Brackets are no markup; arguments are explained in the text, since typer loses their help."""
+    monkeypatch.setattr(sys, "argv", ["airllm", *command.split(), "--help"])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    if command:
+        assert f"airllm {command} " in text.split("Arguments")[0].replace("Usage: airllm", "", 1)
+    for words in {
+        "sweep": ["the table [sweep] lists", "[default: runs/CONFIG]"],
+        "run": ["CONFIG is a TOML file or the name of a bundled one"],
+        "channel show": ["[default: runs/channel-PRESET]", "PRESET is a name that"],
+    }.get(command, []):
+        assert words in text

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from airllm.lora import Adapter
 from channel import Cell, ChannelConfig
 from experiments import cli
 from experiments.build import make_cell
@@ -256,3 +258,45 @@ def test_arguments_in_brackets_win_over_what_is_offered(workplace):
     )
     echo = make_own("policy", "echo:Echo(seed=7, words=['a', 'b'])", **SIZES)
     assert echo.heard == (7, 4, ["a", "b"])
+
+
+def test_the_example_of_an_aggregator_clips_who_is_loud(examples):
+    rng = torch.Generator().manual_seed(0)
+    shape = (torch.randn(2, 5, generator=rng), torch.randn(4, 2, generator=rng))
+    quiet = Adapter((shape[0],), (shape[1],))
+    loud = Adapter((shape[0],), (-100.0 * shape[1],))
+    clipped = make_own("aggregator", "my_aggregator:Clipped(quantile=0)")
+    merged = clipped([quiet, loud, quiet], [1.0, 1.0, 1.0], 2)
+    torch.testing.assert_close(merged.delta(0), quiet.delta(0) / 3)
+
+
+def test_the_example_of_an_aggregator_merges_a_federation(tiny_toml, examples):
+    sets = ("mode=federated", "channel.bandwidth_hz=1e7", "rounds=3")
+    exact = run_simulation(own(tiny_toml, *sets))
+    name = "federated.aggregator=my_aggregator:Clipped"
+    none_clipped = run_simulation(own(tiny_toml, *sets, f"{name}(quantile=1.0)"))
+    clipped = run_simulation(own(tiny_toml, *sets, f"{name}(quantile=0.0)"))
+    assert none_clipped["loss"] == pytest.approx(exact["loss"], rel=1e-5)
+    assert clipped["loss"] != pytest.approx(exact["loss"], rel=1e-5)
+    assert clipped["full_loss"] < clipped["head_loss"]
+
+
+def test_the_example_of_a_device_computes_at_its_own_pace(tiny_toml, tmp_path, examples):
+    run_simulation(
+        own(
+            tiny_toml, "mode=federated", "channel.bandwidth_hz=1e7",
+            'federated.hardware=["my_device:watch", "my_device:watch(throttled=0.5)"]',
+        ),
+        tmp_path / "out",
+    )  # fmt: skip
+    compute_s = read_rounds(tmp_path / "out").pivot(
+        index="round", columns="device", values="compute_s"
+    )
+    assert (compute_s > 0).all().all()
+    # Lengths of texts differ between devices, their speeds by a factor of two.
+    assert (compute_s[1] > 1.2 * compute_s[0]).all()
+
+
+def test_an_unknown_aggregator_is_named_with_those_there_are(tiny_toml):
+    with pytest.raises(ValueError, match="one of exact.*aircomp, <module>:<object>, got 'mean'"):
+        own(tiny_toml, "mode=federated", "federated.aggregator=mean")

@@ -1,5 +1,7 @@
 """--runtime simulation: Ray's workers give the numbers of one process, and leave nothing behind."""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -12,13 +14,21 @@ from experiments.flower_apps import device_of
 from experiments.run import run_simulation
 from experiments.simulation import run_ray_simulation
 
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 FILES = ("rounds.csv", "config.toml", "summary.json")
 
 
 @pytest.fixture
-def config(tiny_toml):
+def config(tiny_toml, monkeypatch):
     # In federated mode the devices train as well: there is more in which runtimes could differ.
-    sets = ["mode=federated", "policy.name=uniform", "num_devices=3", "runtime.workers=1"]
+    # Parts of one's own are found from the working directory, by Ray's workers too.
+    monkeypatch.chdir(EXAMPLES)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    sets = [
+        "mode=federated", "num_devices=3", "runtime.workers=1",
+        "policy.name=my_policy:BestLinks", "channel.model=my_channel:Tunnel",
+        "federated.hardware=my_device:watch", "federated.aggregator=my_aggregator:Clipped",
+    ]  # fmt: skip
     return load_config(ExperimentConfig, tiny_toml, sets, presets=PRESETS)
 
 
