@@ -18,6 +18,7 @@ from airllm.models import BaseModel, ModelConfig, load_base
 from airllm.partition import partition
 from airllm.policies import make_policy
 from airllm.policy import RankPolicy
+from airllm.sharing import evaluate_many
 from airllm.tuning import Batch, Head, bucket, evaluate, tokenize, train_head
 from channel.cell import Cell
 from channel.config import ChannelConfig
@@ -276,7 +277,7 @@ class Workbench:
     def losses(self, device: int, adapters: Sequence[Adapter]) -> NDArray[np.float64]:
         """[adapters] mean losses on a device's own text."""
         batches = list(self.profile(device, 1).batches)
-        return np.array([evaluate(self.base, self.head, a, batches).loss for a in adapters])
+        return np.array([m.loss for m in evaluate_many(self.base, self.head, adapters, batches)])
 
     def device(self, device: int, config: ExperimentConfig) -> DeviceProfile:
         """One device of a run."""

@@ -1,0 +1,410 @@
+"""Many devices' adapters of unequal ranks trained on one frozen base, all in the same passes.
+
+Factors of all devices lie in one flat buffer, their gradients in another, so that one fused AdamW
+moves them all. In a pass (`airllm.passes`) a device's tokens are neighbours; consecutive devices of
+equal rank in a projection make a *run*, one batched product: nobody pays for another's rank.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from airllm.lora import Adapter
+from airllm.models import BaseModel, HeadLayer
+from airllm.passes import Examples, Pass, make_passes, row_losses
+from airllm.tuning import Head
+
+# On CUDA, ranks are padded with zero components, which stay zero, to a multiple of a tensor core's
+# tile, so that runs are few; on a CPU one component more is time more.
+_CUDA_TILE = 16
+# Widths of passes: a CPU's time is its tokens, a GPU's the number of its kernels.
+_CPU_MULTIPLE, _CUDA_MULTIPLE = 8, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One device of a fleet."""
+
+    adapter: Adapter
+    """what is trained, as it starts; ranks may be unequal, 0 included"""
+    learning_rate: float
+    """of AdamW"""
+    scale: float = 1.0
+    """factor in front of the trained products, which ``adapter`` is without: lora_alpha / r"""
+    frozen: Adapter | None = None
+    """what is loaded besides and not trained"""
+
+
+class _Factors:
+    """One projection's factors of consecutive devices of one rank; ``up`` is transposed.
+
+    Tensors are [devices, rank, features], or [rank, features] for one device alone, which saves a
+    batched product's bookkeeping.
+    """
+
+    __slots__ = ("count", "down", "down_grad", "down_t", "first", "scale", "up", "up_grad", "up_t")
+
+    def __init__(
+        self, first: int, scale: float, down: Tensor, up: Tensor,
+        down_grad: Tensor | None = None, up_grad: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Without gradients, which are added to where they lie, the factors are frozen."""
+        self.first, self.count, self.scale = first, len(down), scale
+
+        def one(tensor: Tensor) -> Tensor:
+            return tensor[0] if self.count == 1 else tensor
+
+        self.down, self.up = one(down), one(up)
+        self.down_t, self.up_t = self.down.mT, self.up.mT
+        self.down_grad = None if down_grad is None else one(down_grad)
+        self.up_grad = None if up_grad is None else one(up_grad)
+
+    def add(self, x: Tensor, sums: Tensor) -> Tensor:
+        """sums += scale * (x down^T) up; returns x down^T. Both are [tokens, features]."""
+        if self.count == 1:
+            low = torch.mm(x, _as(self.down_t, x))
+            sums.addmm_(low, _as(self.up, x), alpha=self.scale)
+            return low
+        low = torch.bmm(self._apart(x), _as(self.down_t, x))
+        self._apart(sums).baddbmm_(low, _as(self.up, x), alpha=self.scale)
+        return low
+
+    def back(self, x: Tensor, low: Tensor, grad: Tensor, sums: Tensor | None) -> None:
+        """Gradients of the factors, and of the input, added to ``sums``, by the chain rule."""
+        if self.count > 1:
+            x, grad = self._apart(x), self._apart(grad)
+            sums = None if sums is None else self._apart(sums)
+        if self.up_grad is not None:
+            _add_product(self.up_grad, low.mT, grad, self.scale)
+        if self.down_grad is None and sums is None:
+            return
+        low_grad = grad @ _as(self.up_t, grad)
+        if self.down_grad is not None:
+            _add_product(self.down_grad, low_grad.mT, x, self.scale)
+        if sums is not None:
+            _add_product(sums, low_grad, _as(self.down, grad), self.scale)
+
+    def _apart(self, x: Tensor) -> Tensor:
+        """[devices, tokens of each, features] out of [tokens, features]."""
+        return x.view(self.count, -1, x.shape[-1])
+
+    def part(self, begin: int, end: int) -> _Factors:
+        """Those of some of the devices."""
+        if (begin, end) == (0, self.count):
+            return self
+        cut = slice(begin, end)
+        return _Factors(
+            self.first + begin,
+            self.scale,
+            self.down[cut],
+            self.up[cut],
+            None if self.down_grad is None else self.down_grad[cut],
+            None if self.up_grad is None else self.up_grad[cut],
+        )
+
+
+def _as(factor: Tensor, like: Tensor) -> Tensor:
+    return factor if factor.dtype == like.dtype else factor.to(like.dtype)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """total += scale * left right, summed in the total's precision."""
+    if left.dtype != total.dtype:
+        total.add_(left @ right, alpha=scale)
+    elif total.dim() == 2:
+        total.addmm_(left, right, alpha=scale)
+    else:
+        total.baddbmm_(left, right, alpha=scale)
+
+
+_Segment = tuple[int, int, _Factors]
+"""begin and end of the tokens of some devices in a pass, and their factors"""
+
+
+class _Linear(torch.autograd.Function):
+    """x W^T + b, and each segment's update, in one memory.
+
+    Gradients of factors go straight to the fleet's buffer. ``anchor`` is a number that requires a
+    gradient, so that there is a backward pass where ``x`` needs none.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, anchor: Tensor, weight: Tensor, bias: Tensor | None,
+        segments: list[_Segment],
+    ) -> Tensor:  # fmt: skip
+        flat = x.reshape(-1, x.shape[-1])  # [tokens, in]
+        flat = _as(flat, weight)
+        sums = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
+        lows = [factors.add(flat[i:j], sums[i:j]) for i, j, factors in segments]
+        ctx.segments, ctx.x_shape, ctx.x_dtype = segments, x.shape, x.dtype
+        ctx.save_for_backward(flat, weight, *lows)
+        return sums.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        x, weight, *lows = ctx.saved_tensors
+        grad = grads[0].reshape(-1, grads[0].shape[-1])  # [tokens, out]
+        back = grad @ weight.t() if ctx.needs_input_grad[0] else None
+        for (i, j, factors), low in zip(ctx.segments, lows, strict=True):
+            factors.back(x[i:j], low, grad[i:j], None if back is None else back[i:j])
+        if back is not None:
+            back = back.view(ctx.x_shape).to(ctx.x_dtype)
+        return back, None, None, None, None
+
+
+class Fleet:
+    """Trains its members' adapters together; each has its own loss, rate and optimiser state.
+
+    A context manager: inside it the base's projections carry the updates.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        head: Head | None,
+        members: Sequence[Member],
+        *,
+        weight_decay: float = 0.0,
+        trains_down: bool = True,
+        memory_bytes: int = 1 << 28,
+        multiple: int | None = None,
+    ) -> None:
+        """``memory_bytes`` bounds what a pass keeps for its backward pass; one row is the least.
+
+        ``multiple`` is that to which widths are rounded up. Raises ValueError for no members.
+        """
+        if not members:
+            raise ValueError("members must not be empty: a fleet has at least one device")
+        if memory_bytes < 1:
+            raise ValueError(f"memory_bytes must be >= 1, got {memory_bytes}")
+        is_cuda = base.device.type == "cuda"
+        self.base, self.head, self.members = base, head, list(members)
+        self.memory_bytes = memory_bytes
+        self.multiple = multiple or (_CUDA_MULTIPLE if is_cuda else _CPU_MULTIPLE)
+        self._tile = _CUDA_TILE if is_cuda else 1
+        self._trains_down = trains_down
+        self._row_bytes: dict[int, int] = {}
+        self._anchor = torch.zeros((), device=base.device, requires_grad=True)
+        self._stack = ExitStack()
+        self._segments: list[list[_Segment]] = [[] for _ in base.specs]
+        self._cut: dict[tuple[int, int, int], _Factors] = {}
+        self._lay_out()
+        self._optimiser = torch.optim.AdamW(
+            [{"params": [b], "lr": rate} for rate, b in self._values.items()],
+            weight_decay=weight_decay,
+            fused=True,
+        )
+
+    def __enter__(self) -> Fleet:
+        for p, module in enumerate(self.base.modules):
+            setattr(module, "forward", self._forward(p))  # noqa: B010
+            self._stack.callback(delattr, module, "forward")
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._stack.close()
+
+    def step(self, examples: Sequence[Examples], *, rate: float = 1.0) -> Tensor:
+        """One AdamW step of each member on examples of its own; mean losses [members] before it.
+
+        ``rate`` multiplies all learning rates, as a schedule does. The losses are on the model's
+        device: to read them is to wait for it, which nothing else here does.
+        """
+        for buffer in self._values.values():
+            assert buffer.grad is not None
+            buffer.grad.zero_()
+        found = self._run(examples, is_training=True)[0]
+        for group, learning_rate in zip(self._optimiser.param_groups, self._values, strict=True):
+            group["lr"] = learning_rate * rate
+        self._optimiser.step()
+        return found
+
+    @torch.no_grad()
+    def evaluate(self, examples: Sequence[Examples]) -> tuple[Tensor, Tensor]:
+        """Mean losses [members] and right answers [members] on examples of their own."""
+        return self._run(examples, is_training=False)
+
+    def adapter(self, member: int) -> Adapter:
+        """A member's trained adapter as it is now, on the CPU, without its scale."""
+        ranks = self.members[member].adapter.ranks
+        down, up = [], []
+        for p, spec in enumerate(self.base.specs):
+            d, u = torch.zeros(0, spec.in_features), torch.zeros(spec.out_features, 0)
+            for run in self._trained[p]:
+                if 0 <= member - run.first < run.count:
+                    one = run.part(member - run.first, member - run.first + 1)
+                    d, u = one.down[: ranks[p]].cpu().clone(), one.up[: ranks[p]].T.cpu().clone()
+            down.append(d)
+            up.append(u)
+        return Adapter(tuple(down), tuple(up))
+
+    def passes(self, examples: Sequence[Examples]) -> list[Pass]:
+        """How one step's examples go through the model."""
+        if len(examples) != len(self.members):
+            raise ValueError(
+                f"examples must be those of {len(self.members)} members, got {len(examples)}"
+            )
+        return make_passes(self.base, examples, rows_of=self._rows_of, multiple=self.multiple)
+
+    def row_bytes(self, width: int) -> int:
+        """What autograd keeps of one row of a width, measured once on one."""
+        if width not in self._row_bytes:
+            self._row_bytes[width] = self._measure(width)
+        return self._row_bytes[width]
+
+    def _rows_of(self, width: int) -> int:
+        return max(1, self.memory_bytes // self.row_bytes(width))
+
+    def _measure(self, width: int) -> int:
+        """Bytes that autograd keeps of one row of the member with the highest ranks."""
+        most = int(np.argmax([m.adapter.ranks.sum() for m in self.members]))
+        examples = [
+            Examples([[self.base.pad_id] * width] * (i == most), [0] * (i == most))
+            for i in range(len(self.members))
+        ]
+        (one,) = make_passes(self.base, examples, rows_of=lambda _: 1, multiple=width)
+        known = {t.untyped_storage().data_ptr() for t in self.base.network.parameters()}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            self._place(one)
+            # Bound to a name, so that no storage is freed and met again while it is counted.
+            graph = row_losses(self.base, self.head, one)
+        del graph
+        return max(1, sum(kept.values()))
+
+    def _run(self, examples: Sequence[Examples], *, is_training: bool) -> tuple[Tensor, Tensor]:
+        device = self.base.device
+        counts = [len(own.ids) for own in examples]
+        loss = torch.zeros(sum(counts), device=device)  # [examples]
+        right = torch.zeros(sum(counts), device=device, dtype=torch.long)
+        for batch in self.passes(examples):
+            self._place(batch)
+            each, correct = row_losses(self.base, self.head, batch)
+            each = each * batch.weight
+            if is_training:
+                each.sum().backward()
+            loss[batch.place], right[batch.place] = each.detach(), correct.long()
+        # Each member's are summed apart, so that no sum depends on who else there is.
+        return (
+            torch.stack([part.double().sum() for part in loss.split(counts)]),
+            torch.stack([part.sum() for part in right.split(counts)]),
+        )
+
+    def _place(self, batch: Pass) -> None:
+        """Tell the projections whose tokens stand where."""
+        ends = np.cumsum([0, *batch.counts])
+        for p, runs in enumerate(self._loaded):
+            # The head sees one vector of a text, all other projections its tokens.
+            is_head = isinstance(self.base.modules[p], HeadLayer)
+            at = (ends * (1 if is_head else batch.input_ids.shape[1])).tolist()
+            self._segments[p] = [s for run in runs for s in self._parts(run, at)]
+
+    def _forward(self, projection: int) -> Callable[..., Tensor]:
+        """What a projection computes inside the fleet: its own product and the updates."""
+        module: Any = self.base.modules[projection]
+
+        def forward(x: Tensor, head: Tensor | None = None) -> Tensor:
+            if head is not None:
+                right, bias = head.t(), None
+            else:
+                # Conv1D keeps its weight as [in, out].
+                right = module.weight.t() if isinstance(module, nn.Linear) else module.weight
+                bias = module.bias
+            segments = self._segments[projection]
+            result: Tensor = _Linear.apply(x, self._anchor, right, bias, segments)
+            return result
+
+        return forward
+
+    def _parts(self, run: _Factors, ends: Sequence[int]) -> list[_Segment]:
+        """A run's devices, in stretches of equally many tokens, by where devices' tokens end."""
+        found, own = [], ends[run.first : run.first + run.count + 1]
+        for first, count, length in _consecutive([b - a for a, b in pairwise(own)]):
+            if length:
+                key = (id(run), first, count)
+                if key not in self._cut:
+                    self._cut[key] = run.part(first, first + count)
+                found.append((own[first], own[first + count], self._cut[key]))
+        return found
+
+    def _lay_out(self) -> None:
+        """Runs of all projections as views of one flat buffer for each learning rate."""
+        members, specs = self.members, self.base.specs
+        plans = []  # (projection, first, count, rank, rate, scale)
+        for p in range(len(specs)):
+            keys = [
+                (-(-len(m.adapter.down[p]) // self._tile) * self._tile, m.learning_rate, m.scale)
+                for m in members
+            ]
+            plans += [(p, *plan) for plan in _consecutive(keys)]
+        sizes: dict[float, int] = defaultdict(int)
+        for p, _, count, (rank, rate, _) in plans:
+            sizes[rate] += count * rank * specs[p].params_per_rank
+        device = self.base.device
+        self._values = {
+            rate: torch.zeros(size, device=device, requires_grad=True)
+            for rate, size in sizes.items()
+        }
+        for values in self._values.values():
+            values.grad = torch.zeros_like(values)
+        self._trained: list[list[_Factors]] = [[] for _ in specs]
+        at: dict[float, int] = defaultdict(int)
+        for p, first, count, (rank, rate, scale) in plans:
+            if not rank:
+                continue
+            views = []
+            for features in (specs[p].in_features, specs[p].out_features):
+                cut = slice(at[rate], at[rate] + count * rank * features)
+                at[rate] = cut.stop
+                values = self._values[rate]
+                assert values.grad is not None
+                views += [
+                    t[cut].view(count, rank, features) for t in (values.detach(), values.grad)
+                ]
+            down, down_grad, up, up_grad = views
+            for i, m in enumerate(members[first : first + count]):
+                own = m.adapter.down[p]
+                down[i, : len(own)] = own.to(device)
+                up[i, : len(own)] = m.adapter.up[p].T.to(device)
+            grads = (down_grad if self._trains_down else None, up_grad)
+            self._trained[p].append(_Factors(first, scale, down, up, *grads))
+        self._loaded = [runs + self._frozen(p) for p, runs in enumerate(self._trained)]
+
+    def _frozen(self, projection: int) -> list[_Factors]:
+        device, runs = self.base.device, []
+        none = Adapter.zero(self.base.specs)
+        held = [m.frozen or none for m in self.members]
+        for first, count, rank in _consecutive([len(h.down[projection]) for h in held]):
+            if rank:
+                own = held[first : first + count]
+                down = torch.stack([h.down[projection] for h in own]).to(device)
+                up = torch.stack([h.up[projection].T for h in own]).to(device)
+                runs.append(_Factors(first, 1.0, down, up))
+        return runs
+
+
+def _consecutive(keys: Sequence[Any]) -> list[tuple[int, int, Any]]:
+    """(first, count, key) of each stretch of equal keys."""
+    found, at = [], 0
+    for key, group in groupby(keys):
+        count = len(list(group))
+        found.append((at, count, key))
+        at += count
+    return found
