@@ -14,6 +14,7 @@ the same round behind the same channel.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -319,15 +320,12 @@ class RankEnvironment:
 
     def state_dict(self) -> dict[str, object]:
         """Where the random numbers are; a resumed environment begins with `reset`."""
-        state = self._rng.bit_generator.state["state"]
-        return {"state": str(state["state"]), "inc": str(state["inc"]), "steps": self.num_steps}
+        # As text: its integers are of 128 bits, and half a number may be kept for the next draw.
+        return {"rng": json.dumps(self._rng.bit_generator.state), "steps": self.num_steps}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Draw on from what `state_dict` gave."""
-        self._rng.bit_generator.state = {
-            "bit_generator": "PCG64", "has_uint32": 0, "uinteger": 0,
-            "state": {"state": int(str(state["state"])), "inc": int(str(state["inc"]))},
-        }  # fmt: skip
+        self._rng.bit_generator.state = json.loads(str(state["rng"]))
         self.num_steps = int(str(state["steps"]))
 
     def _layout(self, rows: int) -> list[int]:

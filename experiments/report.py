@@ -130,7 +130,7 @@ def _aggregates(cells: pd.DataFrame, several: bool) -> list[str]:
             for label in pd.unique(cells["label"])
         ]
     note = f"Interquartile mean over seeds and the {conditions} conditions that all have" + (
-        ", with 95 % stratified bootstrap intervals." if several else "; one seed, no intervals."
+        ", with 95 % bootstrap intervals over seeds." if several else "; one seed, no intervals."
     )
     return [_table(pd.unique(cells["label"]), columns), f"<p class=note>{note}</p>"]
 

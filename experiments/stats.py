@@ -52,7 +52,7 @@ def mean(scores: ArrayLike) -> Array:
     return np.asarray(scores, dtype=np.float64).mean(axis=-1)
 
 
-def stratified_bootstrap(
+def bootstrap_over_seeds(
     scores: ArrayLike,
     statistic: Callable[[Array], Array] = interquartile_mean,
     *,
@@ -61,15 +61,15 @@ def stratified_bootstrap(
 ) -> Estimate:
     """A statistic of all scores [seeds, conditions] with its percentile interval.
 
-    Seeds are drawn with replacement within each condition, independently of the others (Agarwal et
-    al. 2021, section 4.1), so that every resample has every condition as often as there are seeds.
-    An infinite score (a mark that was never reached) is larger than any other. ``statistic`` works
+    Seeds are drawn with replacement, each with all its conditions: these share its random numbers.
+    Drawn within each condition apart, as for independent runs (Agarwal et al. 2021, section 4.1),
+    the intervals would be far too narrow; every condition is there as often either way. An infinite
+    score (a mark that was never reached) is larger than any other. ``statistic`` works
     on the last axis.
     """
     scores = _matrix(scores)
-    num_seeds, num_conditions = scores.shape
-    drawn = rng.integers(num_seeds, size=(num_resamples, num_seeds, num_conditions))
-    resampled = scores[drawn, np.arange(num_conditions)].reshape(num_resamples, -1)
+    drawn = rng.integers(len(scores), size=(num_resamples, len(scores)))
+    resampled = scores[drawn].reshape(num_resamples, -1)
     return _percentiles(float(statistic(scores.reshape(-1))), statistic(resampled))
 
 
@@ -161,7 +161,12 @@ def normalised_score(
 
 
 def hedges_correction(df: float) -> float:
-    """J(df), which takes the bias off a standardised difference (Hedges 1981, equation 6e)."""
+    """J(df), which takes the bias off a standardised difference (Hedges 1981, equation 6e).
+
+    Not a number below two degrees of freedom, where the mean of that difference does not exist.
+    """
+    if df < 2:
+        return float("nan")
     return float(np.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) / (df / 2) ** 0.5)
 
 

@@ -16,13 +16,13 @@ from experiments.results import RESULT_COLUMNS, condition_keys
 from experiments.stats import (
     Comparison,
     Estimate,
+    bootstrap_over_seeds,
     compare_paired,
     holm,
     interquartile_mean,
     mean_interval,
     normalised_score,
     probability_of_improvement,
-    stratified_bootstrap,
 )
 
 SMALLER_IS_BETTER = frozenset(
@@ -68,7 +68,7 @@ def aggregate_table(
     rng: np.random.Generator | None = None,
     num_resamples: int = 2000,
 ) -> pd.DataFrame:
-    """Interquartile mean over seeds and conditions, with its stratified bootstrap interval.
+    """Interquartile mean over seeds and conditions, with its bootstrap interval over seeds.
 
     Labels in rows; only conditions that all of them have, and seeds that have all conditions.
     """
@@ -81,7 +81,7 @@ def aggregate_table(
         if not len(values):
             continue
         if len(values) > 1:
-            estimate = stratified_bootstrap(values, rng=rng, num_resamples=num_resamples)
+            estimate = bootstrap_over_seeds(values, rng=rng, num_resamples=num_resamples)
         else:  # of one seed there is nothing to draw from
             estimate = Estimate(float(interquartile_mean(values.reshape(-1))), np.nan, np.nan)
         rows.append((label, estimate.value, estimate.low, estimate.high, *values.shape))

@@ -14,7 +14,7 @@ from experiments.tables import aggregate_table, scores_of
 
 
 def aggregate(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") -> None:
-    """Interquartile mean over seeds and conditions, 95 % stratified bootstrap intervals."""
+    """Interquartile mean over seeds and conditions, 95 % bootstrap intervals over seeds."""
     text, scale = NAMES[metric]
     table = scale * aggregate_table(cells, metric)[["value", "low", "high"]]
     y = np.arange(len(table))
@@ -52,7 +52,7 @@ def aggregate_figure(cells: pd.DataFrame, metric: str = "mean_accuracy") -> Figu
         aggregate(left, cells, metric)
         profile(right, cells, metric)
         table = aggregate_table(cells, metric, num_resamples=1)
-        note = "bars: 95 % stratified bootstrap intervals"
+        note = "bars: 95 % bootstrap intervals over seeds"
         legend_above(figure, right, f"{note}; {_counted(table)}")
         return figure
 

@@ -232,3 +232,15 @@ def test_stable_baselines_learns_in_it(tiny_toml):
     before = [p.detach().clone() for p in model.policy.parameters()]
     model.learn(256)
     assert any((a != b).any() for a, b in zip(before, model.policy.parameters(), strict=True))
+
+
+def test_an_environment_draws_on_from_wherever_it_was(config):
+    env = RankEnvironment(build_scenarios(config, (100,), 6, stream=0), rows=4, seed=0)
+    for num_draws in range(4):  # an odd number leaves half of a 64-bit number for the next draw
+        env.seed(0)
+        env._rng.choice(30, size=num_draws)
+        state = env.state_dict()
+        expected = env._rng.choice(30, size=5).tolist()
+        env.seed(1)
+        env.load_state_dict(state)
+        assert env._rng.choice(30, size=5).tolist() == expected
