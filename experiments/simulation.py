@@ -21,6 +21,7 @@ from experiments.config import ExperimentConfig
 from experiments.flower_apps import device_of
 from experiments.flower_env import quieten
 from experiments.run import run_rounds
+from experiments.threads import num_processes
 
 
 def run_ray_simulation(
@@ -62,8 +63,9 @@ def run_ray_simulation(
 
 
 def _backend(config: ExperimentConfig) -> Any:
-    """As many actors as there are workers, whatever cores there are: Ray's CPUs only count."""
-    workers = min(config.runtime.workers, config.num_devices)
+    """As many actors as the cores have room for; Ray's own CPUs only count them."""
+    runtime = config.runtime
+    workers = num_processes(min(runtime.workers, config.num_devices), runtime.threads)
     is_verbose = logging.getLogger().isEnabledFor(logging.INFO)
     return {
         "init_args": {

@@ -3,8 +3,8 @@
 python -m experiments.bench.bench_round [--config quick] [--set KEY=VALUE ...]
 
 One run in one thread under Python's profiler; seconds are the process's. The floor is the floating
-point operations of the base's projections on true tokens (2 for each weight and token forward, and 2
-backward), over the rate of a product as large as the model's largest, measured before and after.
+point operations of the base's projections on true tokens (2 for each weight and token forward, 2 of
+them backward), over the rate of a product as large as the largest one, measured before and after.
 """
 
 from __future__ import annotations
