@@ -109,8 +109,8 @@ class RuntimeConfig:
     checkpoint_s: float = 30.0
     """wall-clock time between two checkpoints of a run; 0: one after every round"""
     workers: int = 2
-    """worker processes of the simulation runtime, each with one base model for all its devices; fewer
-    where their threads would be more than there are cores"""
+    """worker processes of the simulation runtime, each with one base model for all its devices;
+    fewer where their threads would be more than there are cores"""
 
     def __post_init__(self) -> None:
         for key in ("threads", "eval_batch_size", "workers"):
