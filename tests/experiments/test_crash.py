@@ -30,7 +30,7 @@ def drive(tiny_toml, folder, *moments, policy="airllm", rounds=4):
     folder.mkdir()
     done = subprocess.run(
         [sys.executable, str(DRIVER), str(tiny_toml), str(folder), *map(str, moments)],
-        capture_output=True, text=True, timeout=540,
+        capture_output=True, text=True, timeout=3000,
         env={"PYTHONPATH": str(DRIVER.parents[2]), "OMP_NUM_THREADS": "1", "PATH": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
