@@ -27,6 +27,7 @@ from cloud.inspection import Inspector
 from cloud.master import GlobalMaster
 from cloud.methods import FederatedConfig
 from cloud.participation import Dropout, Participation
+from cloud.robust import ROBUST
 from cloud.service import CloudService, LinkReport, Outcome, Plan, Request, checked
 
 logger = logging.getLogger(__name__)
@@ -226,7 +227,7 @@ class FederatedService:
 
     def aggregator(self) -> Aggregator:
         """The configured one."""
-        return self._aggregator or AGGREGATORS[self.config.aggregator]
+        return self._aggregator or (AGGREGATORS | ROBUST)[self.config.aggregator]
 
     def _weights(self, devices: Sequence[int], updates: Sequence[Adapter]) -> NDArray[np.float64]:
         if self.config.weights == "uniform":
