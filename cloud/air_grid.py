@@ -13,6 +13,7 @@ from flwr.supercore.run import Run
 
 from airllm.report import DeviceReport
 from channel.cell import Cell, Delivery, Direction
+from channel.energy import transmit_energy_j
 from cloud.participation import Dropout
 from cloud.service import LinkReport
 
@@ -40,12 +41,15 @@ class AirGrid(Grid):
         cell: Cell,
         *,
         round_deadline_s: float | None = None,
+        air_threshold_db: float | None = None,
         is_timed: bool = True,
     ) -> None:
         """``round_deadline_s`` is from a round's start; what is not up by then is lost (None: all
-        are waited for). With ``is_timed`` False the caller times transfers, and all passes."""
+        are waited for). With ``air_threshold_db`` updates come up all at once, as analog symbols,
+        from those whose SNR is above it. With ``is_timed`` False the caller times transfers, and
+        all passes."""
         self._grid, self.cell, self.round_deadline_s = grid, cell, round_deadline_s
-        self._is_timed = is_timed
+        self._air_threshold_db, self._is_timed = air_threshold_db, is_timed
         self.device_of: dict[int, int] = {}
         """device index of each node, once its first report has come"""
         self.deliveries: dict[int, Delivery] = {}
@@ -160,16 +164,21 @@ class AirGrid(Grid):
             through.append(message)
         return through, lost
 
-    def carry_up(self, replies: Mapping[int, Message]) -> dict[int, bytes]:
+    def carry_up(
+        self, replies: Mapping[int, Message], symbols: Mapping[int, int]
+    ) -> dict[int, bytes]:
         """Let the updates in ``replies`` [by device], all of a round, cross the uplink; what
-        arrives of them."""
+        arrives of them. ``symbols`` are the numbers in each, for analog transmission."""
         payloads = {}
         for device, reply in replies.items():
             if "update" in reply.content:
                 # What is no string of bytes has no length on the air; the cloud will refuse it.
                 data = reply.content.config_records["update"].get("payload")
                 payloads[device] = data if isinstance(data, bytes) else b""
-        self.uplinks |= self._transfer(payloads, "up")
+        if self._air_threshold_db is None:
+            self.uplinks |= self._transfer(payloads, "up")
+        else:
+            self.uplinks |= self._superpose({d: symbols[d] for d in payloads})
         arrived = {}
         for device, data in payloads.items():
             delivery = self.uplinks[device]
@@ -254,6 +263,29 @@ class AirGrid(Grid):
                 deliveries[d], bits=bits[d], delivered_bits=0, is_delivered=False
             )
         return deliveries
+
+    def _superpose(self, symbols: Mapping[int, int]) -> dict[int, Delivery]:
+        """All at once, as soon as the last is ready: two real symbols a channel use.
+
+        Bits are no measure here: what counts as bits is the number of symbols. A device whose SNR
+        is too low to invert its channel is silent, and so is one that drops out.
+        """
+        config, snr_db = self.cell.config, self.cell.true_links("up").snr_db
+        air_s = max(symbols.values(), default=0) / (2.0 * config.bandwidth_hz)
+        start_s = max((self.ready_s.get(d, 0.0) for d in symbols), default=0.0)
+        is_in_time = start_s + air_s <= self.uplink_end_s()
+        found = {}
+        for d, count in symbols.items():
+            is_heard = bool(is_in_time and snr_db[d] >= float(self._air_threshold_db or 0.0))
+            is_heard = is_heard and self._stage(d) != "upload"
+            sent_s, waited_s = air_s * is_heard, start_s - self.ready_s.get(d, 0.0)
+            found[d] = Delivery(
+                device=d, bits=count, sent_bits=float(count * is_heard),
+                delivered_bits=count * is_heard, delay_s=waited_s + sent_s,
+                air_s=sent_s, energy_j=transmit_energy_j(config.energy, sent_s),
+                is_delivered=is_heard, has_bit_error=False,
+            )  # fmt: skip
+        return found
 
     def uplink_end_s(self) -> float:
         """From the round's start until uplinks are given up."""

@@ -22,7 +22,9 @@ from airllm.report import DeviceReport
 from airllm.reward import paired_reward
 from airllm.tuning import Batch, Head, evaluate
 from airllm.worth import unpack_worth
-from cloud.aggregate import AGGREGATORS, Aggregator
+from channel.aircomp import align
+from channel.fading import rng_for
+from cloud.aggregate import AGGREGATORS, Aggregator, air_aggregator
 from cloud.inspection import Inspector
 from cloud.master import GlobalMaster
 from cloud.methods import FederatedConfig
@@ -32,6 +34,7 @@ from cloud.service import CloudService, LinkReport, Outcome, Plan, Request, chec
 
 logger = logging.getLogger(__name__)
 
+_AIR_STREAM = 93
 _CLOUD_KEY = 1_000_000  # takes a device's place in the keys of the cloud's own training
 
 
@@ -99,6 +102,8 @@ class FederatedService:
         self._awaited: NDArray[np.float64] | None = None
         self.merged: Collection[int] = ()
         self.round_deadline_s = config.deadline_s or None
+        is_analog = config.aggregator == "aircomp"
+        self.air_threshold_db = config.air_threshold_db if is_analog else None
 
     def welcome(self, reports: Mapping[int, DeviceReport]) -> None:
         """Take note of the devices: who could change its weight later could take over the mean."""
@@ -173,7 +178,11 @@ class FederatedService:
             if update is not None:
                 updates[d] = update
         before, self.merged = self.master.adapter, frozenset(updates)
-        self.merge(list(updates), list(updates.values()))
+        aggregator = None
+        if updates and self.config.aggregator == "aircomp":
+            snr_db = [outcomes[d].update_snr_db for d in updates]
+            aggregator = self._air_aggregator(round_index, snr_db)
+        self.merge(list(updates), list(updates.values()), aggregator=aggregator)
         self.refine(round_index)
         return rewards + self._reward_uplink(round_index, outcomes, before)
 
@@ -202,8 +211,10 @@ class FederatedService:
         devices: Sequence[int],
         updates: Sequence[Adapter],
         discounts: Sequence[float] = (),
+        aggregator: Aggregator | None = None,
     ) -> None:
-        """Take devices' updates into the global adapter by the configured aggregator.
+        """Take devices' updates into the global adapter by the configured aggregator, or the one
+        given.
 
         ``discounts`` [updates] multiply their weights, and the step as a whole by their mean: a
         buffer of stale changes moves less (FedBuff, Nguyen et al. 2022).
@@ -215,7 +226,9 @@ class FederatedService:
         if discounts:
             step = float(weights @ np.array(discounts) / weights.sum())
             weights = weights * np.array(discounts)
-        merged = self.aggregator()(updates, list(weights), self.hold_rank)
+        aggregator = aggregator or self._aggregator
+        aggregator = aggregator or (AGGREGATORS | ROBUST)[self.config.aggregator]
+        merged = aggregator(updates, list(weights), self.hold_rank)
         if self.config.is_factored:
             self.master.replace(merged.completed(self.master.adapter))
         elif self.config.is_absolute:
@@ -225,9 +238,20 @@ class FederatedService:
             change = Adapter(merged.down, tuple(rate * u for u in merged.up))
             self.master.replace(accumulate(self.master.adapter, change, self.hold_rank))
 
-    def aggregator(self) -> Aggregator:
-        """The configured one."""
-        return self._aggregator or (AGGREGATORS | ROBUST)[self.config.aggregator]
+    def symbols(self, grants: Mapping[int, bytes]) -> dict[int, int]:
+        """Real numbers that granted updates have."""
+        size = np.array(
+            [s.out_features if self.config.shares_a else s.params_per_rank for s in self.base.specs]
+        )
+        return {d: int(np.frombuffer(ranks, np.uint8) @ size) for d, ranks in grants.items()}
+
+    def _air_aggregator(self, round_index: int, snr_db: Sequence[float]) -> Aggregator:
+        """The channel's own sum, at unit noise power: |h|^2 is then the SNR."""
+        threshold = float(10.0 ** (self.config.air_threshold_db / 10.0))
+        amplitude = 10.0 ** (np.array(snr_db) / 20.0)
+        alignment = align(amplitude, max_power=1.0, inversion="truncated", threshold=threshold)
+        rng = rng_for(self.participation.seed, _AIR_STREAM, round_index)
+        return air_aggregator(alignment, noise_power=1.0, rng=rng)
 
     def _weights(self, devices: Sequence[int], updates: Sequence[Adapter]) -> NDArray[np.float64]:
         if self.config.weights == "uniform":

@@ -87,6 +87,8 @@ class FederatedConfig:
     dropout: float = 0.0
     """probability that a device drops out of a round: before, during or after its download, or
     during its upload"""
+    air_threshold_db: float = 0.0
+    """uplink SNR below which a device stays silent, and with which all others arrive (aircomp)"""
     max_norm: float = 1e3
     """largest Frobenius norm of an update that the cloud takes for honest"""
 
@@ -115,6 +117,11 @@ class FederatedConfig:
                 f"federated.buffer {self.buffer} needs an aggregator of unequal ranks and "
                 f"deadline_s = 0, since there is no round to wait for; got {self.aggregator!r} and "
                 f"{self.deadline_s}"
+            )
+        if not abs(self.air_threshold_db) <= 300:
+            raise ValueError(
+                f"federated.air_threshold_db must be between -300 and 300, got "
+                f"{self.air_threshold_db}"
             )
         if not 0.0 <= self.dropout <= 1.0:
             raise ValueError(f"federated.dropout must be in [0, 1], got {self.dropout}")

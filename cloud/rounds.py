@@ -33,6 +33,9 @@ class Service(Protocol):
     round_deadline_s: float | None
     """of virtual time, from a round's start until updates of devices are in; None: all are waited
     for"""
+    air_threshold_db: float | None
+    """of the SNR from which on updates are sent at once, as analog symbols; None: they are sent as
+    bits"""
     merged: Collection[int]
     """devices whose own update the round before has merged"""
 
@@ -59,6 +62,10 @@ class Service(Protocol):
 
     def grant(self, round_index: int, requests: Mapping[int, Request]) -> Mapping[int, bytes]:
         """What may come up: ranks, a byte for each projection."""
+        ...
+
+    def symbols(self, grants: Mapping[int, bytes]) -> Mapping[int, int]:
+        """Real numbers that granted updates have: what is sent of them as analog symbols."""
         ...
 
     def conclude(self, round_index: int, outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
@@ -147,7 +154,7 @@ class Round:
         )
         true_links = cell.true_links()
         installed, requests = self._update(plan, links)
-        true_up = cell.true_links("up").rate_bps if requests else np.zeros(len(devices))
+        true_up = cell.true_links("up")
         grants = service.grant(self.round_index, requests) if requests else {}
         updates = self._collect(grants)
         rewards = service.conclude(
@@ -156,7 +163,7 @@ class Round:
                 Outcome(
                     installed.get(d), self.air.deliveries[d].bits, float(true_links.rate_bps[d]),
                     updates.get(d), self.air.uplinks[d].bits if d in self.air.uplinks else 0,
-                    float(true_up[d]),
+                    float(true_up.rate_bps[d]), float(true_up.snr_db[d]),
                 )
                 for d in devices
             ],
@@ -205,7 +212,7 @@ class Round:
             d: RecordDict({"grant": ConfigRecord({"ranks": ranks, "number": self.round_index + 1})})
             for d, ranks in grants.items()
         }
-        return self.air.carry_up(self._ask("train.send", contents))
+        return self.air.carry_up(self._ask("train.send", contents), self.service.symbols(grants))
 
     def _ask(self, message_type: str, contents: Mapping[int, RecordDict]) -> dict[int, Message]:
         if not contents:

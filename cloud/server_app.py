@@ -71,7 +71,13 @@ def run_federation(
     answers are awaited.
     """
     buffered = service if isinstance(service, FederatedService) and service.config.buffer else None
-    air = AirGrid(grid, cell, round_deadline_s=service.round_deadline_s, is_timed=buffered is None)
+    air = AirGrid(
+        grid,
+        cell,
+        round_deadline_s=service.round_deadline_s,
+        air_threshold_db=service.air_threshold_db,
+        is_timed=buffered is None,
+    )
     roster = Roster(
         air,
         service.num_devices,

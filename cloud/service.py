@@ -39,6 +39,10 @@ class Master(Protocol):
         """[projections] ranks the master trained under."""
         ...
 
+    def symbols(self, grants: Mapping[int, bytes]) -> dict[int, int]:
+        """Real numbers that granted updates have."""
+        return {}
+
     def final(self) -> Adapter:
         """The whole master after the last round."""
         ...
@@ -97,6 +101,8 @@ class Outcome:
     """of it as it was sent"""
     update_rate_bps: float = 0.0
     """true rate of the uplink"""
+    update_snr_db: float = -np.inf
+    """true SNR of the uplink"""
 
 
 class CloudService:
@@ -109,6 +115,7 @@ class CloudService:
     is_federated = False
     merged: Collection[int] = ()
     round_deadline_s: float | None = None
+    air_threshold_db: float | None = None
 
     def __init__(
         self,

@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,9 @@ stdout = Console()
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a value, such as channel.snr_db=10."),
+]
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard", help="Also write scalars for TensorBoard.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens meanwhile.")]
 
@@ -131,6 +135,7 @@ def run(
             "Flower's configuration.",
         ),
     ] = str(DEFAULT_FOLDER),
+    tensorboard: Tensorboard = False,
     verbose: Verbose = False,
 ) -> None:
     """Run one simulation; writes config.toml, rounds.csv, ranks.npz and summary.json.
@@ -164,7 +169,7 @@ def run(
         simulate = _runner(runtime, superlink)
         if resume:
             simulate = partial(simulate, is_resuming=True)
-        summary = _simulate(simulate, experiment, out)
+        summary = _simulate(simulate, experiment, out, tensorboard)
     table = Table("", "value", title=f"{summary['policy']}, {experiment.rounds} rounds")
     for key in (
         "accuracy", "loss", "perplexity", "head_accuracy", "full_accuracy", "payload_bits",
@@ -179,19 +184,23 @@ def run(
 
 
 def _simulate(
-    simulate: Callable[..., dict[str, Any]], experiment: ExperimentConfig, out: Path
+    simulate: Callable[..., dict[str, Any]],
+    experiment: ExperimentConfig,
+    out: Path,
+    tensorboard: bool,
 ) -> dict[str, Any]:
     from experiments.checkpoints import found
 
     num_done = 0
     try:
-        with _progress() as progress:
+        with _progress() as progress, _scalars(tensorboard, out / "rounds.csv", "round") as track:
             task = progress.add_task("training the master", total=experiment.rounds)
 
             def on_round(done: int, total: int) -> None:
                 nonlocal num_done
                 num_done = done
                 progress.update(task, completed=done, description="rounds")
+                track()
 
             return simulate(experiment, out, on_round=on_round)
     except KeyboardInterrupt:
@@ -236,6 +245,7 @@ def sweep(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Also run again what is finished already.")
     ] = False,
+    tensorboard: Tensorboard = False,
     verbose: Verbose = False,
 ) -> None:
     """Run every combination of what the table [sweep] lists; goes on where it stopped.
@@ -266,8 +276,18 @@ def sweep(
 
     try:
         with alone_in(folder), SweepView(stderr, experiments, jobs) as view:
+            listeners = [view.take]
+            if tensorboard:
+                from experiments.tracking import SweepScalars
+
+                listeners.append(SweepScalars(folder).take)
+
+            def on_event(cell: Any, event: Any) -> None:
+                for listen in listeners:
+                    listen(cell, event)
+
             rows, errors = run_sweep(
-                experiments, folder, jobs=jobs, is_fresh=fresh, on_event=view.take
+                experiments, folder, jobs=jobs, is_fresh=fresh, on_event=on_event
             )
     except KeyboardInterrupt:
         raise Interrupted(
@@ -291,6 +311,7 @@ def learn(
     config: str,
     out: Annotated[Path, typer.Option("--out", help="Folder of the policy.")],
     sets: Sets = None,
+    tensorboard: Tensorboard = False,
     verbose: Verbose = False,
 ) -> None:
     """Learn a policy before it is used; goes on where it stopped.
@@ -309,11 +330,14 @@ def learn(
     from experiments.learn import make_learner
 
     try:
-        with _progress() as progress:
+        curve = out / "learning_curve.csv"
+        with _progress() as progress, _scalars(tensorboard, curve, "steps") as track:
             task = progress.add_task("training the master", total=None)
 
             def on_progress(what: str, done: int, total: int) -> None:
                 progress.update(task, description=what, completed=done, total=total)
+                if what == "updates":
+                    track()
 
             make_learner(experiment, on_progress).run(out, on_progress)
     except KeyboardInterrupt:
@@ -387,6 +411,19 @@ def report(
     from experiments.report import write_report
 
     typer.echo(write_report(folder, out, labels=labels or (), reference=reference, best=best))
+
+
+@app.command()
+def pack(
+    folder: Annotated[Path, typer.Argument(help="Folder of a sweep.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the four files.")],
+) -> None:
+    """Put a sweep into four small files to commit; plot and report work on their folder as well."""
+    _setup_logging(False)
+    from experiments.pack import pack as pack_sweep
+
+    for path in pack_sweep(folder, out):
+        typer.echo(path)
 
 
 @app.command()
@@ -477,6 +514,18 @@ def channel_show(
     check_writable(folder)
     for path in plot_channel(config.channel, folder, seed=config.seed):
         typer.echo(path)
+
+
+@contextmanager
+def _scalars(is_wanted: bool, path: Path, step: str) -> Iterator[Callable[[], None]]:
+    """What sends a file's new rows to TensorBoard; nothing where that is not wanted."""
+    if not is_wanted:
+        yield lambda: None
+        return
+    from experiments.tracking import CsvScalars
+
+    with CsvScalars(path, step) as scalars:
+        yield scalars.update
 
 
 def _progress() -> Progress:

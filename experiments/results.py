@@ -35,6 +35,10 @@ RESULT_COLUMNS = (
 )  # fmt: skip
 
 
+PACKED_ROUNDS, PACKED_RANKS = "rounds.parquet", "mean_ranks.npz"
+"""in the place of the runs' own folders, where `airllm pack` has packed them"""
+
+
 class Results(NamedTuple):
     """What a sweep, or a run, left: tidy frames."""
 
@@ -50,13 +54,12 @@ def load(folder: Path | str) -> Results:
     folder = Path(folder)
     cells = read_cells(folder)
     keys = cells.columns[: cells.columns.get_loc(RESULT_COLUMNS[0])]
-    rounds = []
-    for _, row in cells.iterrows():
-        frame = read_rounds(run_folder(folder, row["cell"]))
-        for i, key in enumerate(keys):
-            frame.insert(i, key, row[key])
-        rounds.append(frame)
-    return Results(cells, pd.concat(rounds, ignore_index=True))
+    if (folder / PACKED_ROUNDS).is_file():
+        rounds = pd.read_parquet(folder / PACKED_ROUNDS)
+    else:
+        own = [read_rounds(run_folder(folder, name)).assign(cell=name) for name in cells["cell"]]
+        rounds = pd.concat(own, ignore_index=True)
+    return Results(cells, cells[keys].merge(rounds, on="cell"))
 
 
 def read_cells(folder: Path) -> pd.DataFrame:

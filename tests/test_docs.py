@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.sweep import load_sweep
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", flags=re.DOTALL)
@@ -50,6 +52,22 @@ def test_every_page_has_its_commands_tested():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(command, run_command):
     run_command(command)
+
+
+def test_the_sweep_of_its_page_is_one():
+    """Three policies and a variant under all that is swept, and the dear one under less."""
+    cells = load_sweep(text=blocks("sweeps.md", "toml")[0]).cells
+    assert len(cells) == 4 * 3 * 2 * 10 + 2 * 2 * 2
+
+
+def test_the_python_of_the_sweeps_page_runs(folder, monkeypatch):
+    """After the tutorial's commands, whose sweep it reads."""
+    monkeypatch.chdir(folder)
+    scope = {}
+    for text in blocks("sweeps.md", "python"):
+        exec(text, scope)
+    assert len(scope["rounds"]) == len(scope["cells"]) * 2 * 2  # rounds and devices
+    assert (folder / "own.pdf").exists()
 
 
 def test_the_figure_of_the_tutorial_is_drawn(folder, monkeypatch):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from experiments.figures.snr import SNR
 from experiments.figures.style import HEAT, PAGE_IN, decibel, some, style
-from experiments.results import read_ranks, run_folder
+from experiments.results import PACKED_RANKS, read_ranks, run_folder
 
 # Long names of the types, as papers write them.
 _SHORT = {
@@ -50,6 +50,11 @@ def rank_map(
 
 def mean_ranks(folder: Path, cells: pd.DataFrame) -> tuple[NDArray[np.float64], list[str]]:
     """Ranks [projections], mean over the runs of ``cells``, their rounds and devices."""
+    packed = folder / PACKED_RANKS
+    if packed.is_file():
+        with np.load(packed) as file:
+            own, names = file["ranks"][np.isin(file["cells"], cells["cell"])], file["projections"]
+        return own.mean(axis=0), [str(name) for name in names]
     found = [read_ranks(run_folder(folder, cell)) for cell in cells["cell"]]
     names = found[0][1]
     if any(other != names for _, other in found):

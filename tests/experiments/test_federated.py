@@ -166,6 +166,22 @@ def test_a_causal_model_learns_too(tiny_toml, tmp_path):
     assert summary["full_loss"] < summary["head_loss"]
 
 
+def test_over_the_air_all_send_at_once_and_the_weak_are_silent(tiny_toml, tmp_path):
+    sets = ("federated.aggregator=aircomp", "policy.name=fixed:2", "channel.bandwidth_hz=1e7")
+    sets += ("channel.fading=none", "channel.snr_db=20")
+    summary, rounds = rounds_of(tiny_toml, tmp_path / "a", *sets, *LEARNS)
+    assert summary["full_loss"] < summary["head_loss"]
+    # B alone, of rank 2: 12 projections of tiny:bert and the head, two symbols a channel use.
+    symbols = 2 * (10 * 32 + 2 * 64 + 2)
+    assert (rounds["uplink_payload_bits"] == symbols).all()
+    alone = rounds.groupby("round")["uplink_delay_s"].min()
+    np.testing.assert_allclose(alone, symbols / (2 * 1e7), rtol=1e-6)
+    sets += ("federated.air_threshold_db=30",)
+    summary, rounds = rounds_of(tiny_toml, tmp_path / "b", *sets, "rounds=1")
+    assert (rounds["uplink_delivered"] == 0).all()
+    assert summary["full_loss"] == pytest.approx(summary["head_loss"])
+
+
 def test_unequal_devices_train_unequal_ranks(tiny_toml, tmp_path):
     _, rounds = rounds_of(
         tiny_toml, tmp_path, *WIDE, "federated.ranks=1,4", "federated.method=flexlora", "rounds=2"

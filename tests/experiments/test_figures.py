@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments import figures
 from experiments.figures import delays, over_time, ranks, run, snr, style, tradeoff
+from experiments.pack import pack
 from experiments.results import (
     RESULT_COLUMNS,
     ROUND_COLUMNS,
@@ -291,3 +292,20 @@ def test_learned_policies_are_drawn_side_by_side(tmp_path):
         {n: pd.read_csv(tmp_path / n / "learning_curve.csv") for n in ("ppo", "ppo-ddim")}
     )
     assert [t.get_text() for t in figure.legends[0].texts] == ["ppo", "ppo-ddim"]
+
+
+def test_a_packed_sweep_gives_the_same_figures(folder, tmp_path):
+    (folder / "sweep.toml").write_text("seed = 0\n")
+    paths = pack(folder, tmp_path)
+    assert [p.name for p in paths] == [
+        "results.csv", "sweep.toml", "rounds.parquet", "mean_ranks.npz",
+    ]  # fmt: skip
+    whole, packed = load(folder), load(tmp_path)
+    pd.testing.assert_frame_equal(packed.rounds, whole.rounds)
+    cells = whole.cells[whole.cells["label"] == "airllm"]
+    for found in (ranks.mean_ranks(folder, cells), ranks.mean_ranks(tmp_path, cells)):
+        assert found[1] == PROJECTIONS
+        np.testing.assert_allclose(found[0], np.arange(9) // 3)
+    assert figures.plot(tmp_path, ["delay"])[0].exists()
+    with pytest.raises(ValueError, match="is the sweep's own folder"):
+        pack(folder, folder)
