@@ -176,7 +176,7 @@ class CloudService:
         return {}
 
     def symbols(self, grants: Mapping[int, bytes]) -> dict[int, int]:
-        """Real numbers that granted updates have: nobody is granted any, in this mode."""
+        """Real numbers that granted updates have: none, where none is granted."""
         return {}
 
     def final(self) -> Adapter:

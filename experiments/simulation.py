@@ -23,6 +23,7 @@ from experiments.config import ExperimentConfig
 from experiments.flower_apps import device_of
 from experiments.flower_env import quieten
 from experiments.run import run_rounds
+from experiments.threads import num_processes
 
 
 def run_ray_simulation(
@@ -53,12 +54,14 @@ def run_ray_simulation(
         finally:
             ended.set()
 
-    with _own_ray(min(config.runtime.workers, config.num_devices), stop, ended):
+    runtime = config.runtime
+    workers = num_processes(min(runtime.workers, config.num_devices), runtime.threads)
+    with _own_ray(workers, stop, ended):
         run_simulation(
             make_server_app(serve),
             make_client_app(partial(device_of, config)),
             config.num_devices,
-            # As many actors as there are workers, whatever cores there are: Ray's CPUs only count.
+            # As many actors as the cores have room for; Ray's own CPUs only count them.
             backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
         )
     return summary
