@@ -105,7 +105,7 @@ def frozen_a(updates: Sequence[Adapter], weights: Sequence[float], max_rank: int
     """
     p = torch.from_numpy(_shares(updates, weights))
     _, up = stack(updates)
-    down = _shared_down(updates)
+    down = shared_down(updates)
     return Adapter(
         tuple(d[:max_rank] for d in down),
         tuple((u * p[:, None, None]).sum(dim=0).float()[:, :max_rank] for u in up),
@@ -127,7 +127,7 @@ def over_the_air(
     (`channel.aircomp`). Raises ValueError where the A differ, and where nobody transmits.
     """
     p = _shares(updates, weights)
-    down, (_, up) = _shared_down(updates), stack(updates)
+    down, (_, up) = shared_down(updates), stack(updates)
     values = np.concatenate([u.double().numpy().reshape(len(u), -1) for u in up], axis=1)
     active = p * alignment.is_active
     if not active.any():
@@ -217,7 +217,7 @@ def _dense_form(down: Tensor, up: Tensor, max_rank: int | None) -> tuple[Tensor,
     return y[:max_rank] * root[:, None], x[:, :max_rank] * root
 
 
-def _shared_down(updates: Sequence[Adapter]) -> list[Tensor]:
+def shared_down(updates: Sequence[Adapter]) -> list[Tensor]:
     """The longest A of each projection, of which all others must be a beginning."""
     longest = []
     for q in range(len(updates[0].down)):

@@ -29,6 +29,7 @@ from cloud.inspection import Inspector
 from cloud.master import GlobalMaster
 from cloud.methods import FederatedConfig
 from cloud.participation import Dropout, Participation
+from cloud.robust import ROBUST
 from cloud.service import CloudService, LinkReport, Outcome, Plan, Request, checked
 
 logger = logging.getLogger(__name__)
@@ -225,7 +226,8 @@ class FederatedService:
         if discounts:
             step = float(weights @ np.array(discounts) / weights.sum())
             weights = weights * np.array(discounts)
-        aggregator = aggregator or self._aggregator or AGGREGATORS[self.config.aggregator]
+        aggregator = aggregator or self._aggregator
+        aggregator = aggregator or (AGGREGATORS | ROBUST)[self.config.aggregator]
         merged = aggregator(updates, list(weights), self.hold_rank)
         if self.config.is_factored:
             self.master.replace(merged.completed(self.master.adapter))

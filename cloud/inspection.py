@@ -14,6 +14,7 @@ from torch import Tensor
 from airllm.lora import Adapter
 from airllm.payload import PayloadError, bits_per_rank, decode, overhead_bits
 from airllm.ranks import ProjectionSpec
+from cloud.robust import norm_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,13 +82,7 @@ class Inspector:
         factors = [f for f in (*update.adapter.down, *update.adapter.up) if f.numel()]
         if not all(bool(torch.isfinite(f).all()) for f in factors):
             raise RefusedUpdate("values", "not all numbers are finite")
-        norm = float(np.sqrt(sum(_square_norm(update.adapter, p) for p in range(len(self.specs)))))
+        norm = norm_of(update.adapter)
         if not norm <= self.max_norm:
             raise RefusedUpdate("norm", f"norm {norm:.3g} is beyond {self.max_norm:.3g}")
         return update.adapter
-
-
-def _square_norm(adapter: Adapter, projection: int) -> float:
-    """|B A|_F^2 = tr(B^T B A A^T), without the product."""
-    up, down = adapter.up[projection].double(), adapter.down[projection].double()
-    return float(((up.T @ up) * (down @ down.T)).sum())

@@ -10,14 +10,15 @@ from typing import Any
 
 from airllm.local import STARTS
 from cloud.aggregate import AGGREGATORS
+from cloud.robust import ROBUST
 
 SENDS = ("change", "adapter")
 WEIGHTS = ("examples", "uniform", "norm")
-FACTORED = ("zero-padding", "naive", "frozen-a", "aircomp")
+FACTORED = ("zero-padding", "naive", "frozen-a", "trimmed", "aircomp")
 """aggregators that average factors: devices send these, and a component's place is its meaning"""
-SHARED_A = ("frozen-a", "aircomp")
+SHARED_A = ("frozen-a", "trimmed", "aircomp")
 """of these, the ones whose A nobody trains and nobody sends"""
-BUNDLED = (*AGGREGATORS, "aircomp")
+BUNDLED = (*AGGREGATORS, *ROBUST, "aircomp")
 EQUAL_RANKS = ("naive", "aircomp")
 """and the ones that need the same ranks of all devices: everybody gets the smallest"""
 
@@ -49,7 +50,8 @@ class FederatedConfig:
     from unless they are given"""
     aggregator: str = "exact"
     """exact, rank-partition, stacking, zero-padding, naive, frozen-a, aircomp, or one of your own,
-    <module>:<class>"""
+    <module>:<class>; against malicious devices: clipped (by the median norm) and trimmed (a trimmed
+    mean over a frozen A)"""
     sends: str = "change"
     """'change': what training has added to what a device holds; 'adapter': the trained components
     whole (exact, rank-partition and stacking; the other aggregators take factors)"""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from airllm.complexity import oov_rate, reference_vocabulary, token_entropy
@@ -37,6 +36,7 @@ from cloud.trainer import (
 from edge.device import DeviceProfile
 from experiments.config import ExperimentConfig
 from experiments.extensions import is_own, make_own
+from experiments.threads import use_threads
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def workbench_key(config: ExperimentConfig) -> _Key:
 
 def workbench_for(config: ExperimentConfig) -> Workbench:
     """The workbench of a configuration; the same object for runs that can share one."""
-    torch.set_num_threads(config.runtime.threads)
+    use_threads(config.runtime.threads)
     return _workbench(workbench_key(config))
 
 

@@ -99,7 +99,7 @@ class RuntimeConfig:
     """How the host computes; changes no number but through the order of sums."""
 
     threads: int = 2
-    """CPU threads of PyTorch; never more than there are free cores"""
+    """CPU threads of PyTorch, but never more than there are cores"""
     eval_batch_size: int = 16
     """examples a device evaluates at once, of like length"""
     reply_timeout_s: float = 3600.0
@@ -109,7 +109,8 @@ class RuntimeConfig:
     checkpoint_s: float = 30.0
     """wall-clock time between two checkpoints of a run; 0: one after every round"""
     workers: int = 2
-    """worker processes of the simulation runtime, each with one base model for all its devices"""
+    """worker processes of the simulation runtime, each with one base model for all its devices;
+    fewer where their threads would be more than there are cores"""
 
     def __post_init__(self) -> None:
         for key in ("threads", "eval_batch_size", "workers"):

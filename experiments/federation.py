@@ -35,7 +35,7 @@ class Federation:
         """Make certificates and keys, start everything, wait until all devices are connected.
 
         A ``port`` of 0 stands for any free one. Raises ValueError where the port is taken, the
-        folder in use, or a process does not come up.
+        folder in use, or a process does not come up; nothing is left running then.
         """
         if num_devices < 1:
             raise ValueError(f"--devices must be >= 1, got {num_devices}")
@@ -45,6 +45,13 @@ class Federation:
                 f"give another --out"
             )
         port = _free_port(port)
+        try:
+            return self._up(num_devices, port)
+        except BaseException:
+            self.down()
+            raise
+
+    def _up(self, num_devices: int, port: int) -> SuperLink:
         self._write(num_devices, port)
         link = SuperLink.find(str(self.folder))
         self._start(

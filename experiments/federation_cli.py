@@ -35,8 +35,8 @@ def up(
     from experiments.federation import Federation
 
     federation = Federation(out)
+    link = federation.up(devices, port=port)
     try:
-        link = federation.up(devices, port=port)
         typer.echo(
             f"{devices} SuperNodes are connected to the SuperLink at {link.address}. Use it with\n"
             f"\n  airllm run quick --runtime deployment --superlink {out} "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
+
+from experiments.threads import num_cores
 
 PACKAGES = (
     "airllm-sim", "torch", "peft", "transformers", "diffusers", "flwr", "simpy", "numpy",
@@ -43,17 +44,10 @@ def _device() -> Iterator[tuple[str, str]]:
 
     device = resolve_device("auto")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    yield "device", f"{device.type} ({name}), {_num_cores()} CPU cores"
+    yield "device", f"{device.type} ({name}), {num_cores()} CPU cores"
     precision = resolve_precision("auto", device)
     speed = "bf16 is fast here" if precision == "bf16" else "bf16 is not fast here"
     yield "precision", f"{precision}: {speed} (model.precision = 'auto')"
-
-
-def _num_cores() -> int:
-    """Those this process may use, which not every system can tell."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _models() -> Iterator[tuple[str, str]]:

@@ -71,7 +71,7 @@ def run_in_processes(
         with _threads(threads):
             while waiting or workers:
                 while waiting and len(workers) < jobs:
-                    worker = _Worker(context, threads, [(i, tasks[i]) for i in waiting.pop(0)])
+                    worker = _Worker(context, [(i, tasks[i]) for i in waiting.pop(0)])
                     workers[worker.connection] = worker
                 for connection in wait(list(workers)):
                     worker = workers[connection]  # type: ignore[index]
@@ -90,10 +90,10 @@ def run_in_processes(
 class _Worker:
     """One process at one group of tasks."""
 
-    def __init__(self, context: Any, threads: int, tasks: list[tuple[int, Task]]) -> None:
+    def __init__(self, context: Any, tasks: list[tuple[int, Task]]) -> None:
         self.connection, theirs = context.Pipe()
         self.left = [i for i, _ in tasks]
-        self._process = context.Process(target=_work, args=(theirs, threads, tasks), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, tasks), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -123,12 +123,9 @@ class _Worker:
         self._process.join()
 
 
-def _work(connection: Connection, threads: int, tasks: list[tuple[int, Task]]) -> None:
+def _work(connection: Connection, tasks: list[tuple[int, Task]]) -> None:
     """What a process does; Ctrl-C is its parent's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import torch
-
-    torch.set_num_threads(threads)
     try:
         for index, task in tasks:
             _run_one(index, task, _simulate, connection.send)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from experiments.config import ExperimentConfig
 from experiments.flower_apps import device_of
 from experiments.flower_env import quieten
 from experiments.run import run_rounds
+from experiments.threads import num_processes
 
 
 def run_ray_simulation(
@@ -51,41 +54,42 @@ def run_ray_simulation(
         finally:
             ended.set()
 
-    with _own_ray(stop, ended):
+    runtime = config.runtime
+    workers = num_processes(min(runtime.workers, config.num_devices), runtime.threads)
+    with _own_ray(workers, stop, ended):
         run_simulation(
             make_server_app(serve),
             make_client_app(partial(device_of, config)),
             config.num_devices,
-            backend_config=_backend(config),
+            # As many actors as the cores have room for; Ray's own CPUs only count them.
+            backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
         )
     return summary
 
 
-def _backend(config: ExperimentConfig) -> Any:
-    """As many actors as there are workers, whatever cores there are: Ray's CPUs only count."""
-    workers = min(config.runtime.workers, config.num_devices)
-    is_verbose = logging.getLogger().isEnabledFor(logging.INFO)
-    return {
-        "init_args": {
-            "num_cpus": workers,
-            "logging_level": logging.WARNING if is_verbose else logging.ERROR,
-            "log_to_driver": is_verbose,
-        },
-        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-    }
-
-
 @contextmanager
-def _own_ray(stop: threading.Event, ended: threading.Event) -> Iterator[None]:
+def _own_ray(workers: int, stop: threading.Event, ended: threading.Event) -> Iterator[None]:
     """Whatever happens inside, Ray's processes and the cloud's thread end with it."""
     import ray
 
+    is_verbose = logging.getLogger().isEnabledFor(logging.INFO)
     flower = logging.getLogger("flwr")
-    level, path = flower.level, os.environ.get("PYTHONPATH")
+    level, on_sigterm = flower.level, signal.getsignal(signal.SIGTERM)
     # What an app raises is raised here again; Flower would print its traceback as well.
-    if not logging.getLogger().isEnabledFor(logging.INFO):
+    if not is_verbose:
         flower.setLevel(logging.CRITICAL)
     try:
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            logging_level=logging.WARNING if is_verbose else logging.ERROR,
+            log_to_driver=is_verbose,
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
+        )
+        # Ray puts a handler of its own there, which aborts and leaves its processes behind.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
         yield
     except RuntimeError as error:
         # Flower's "An error was encountered" around "crashed" around what it was.
@@ -100,6 +104,3 @@ def _own_ray(stop: threading.Event, ended: threading.Event) -> Iterator[None]:
         ray.shutdown()
         ended.wait(10.0)
         flower.setLevel(level)
-        os.environ.pop("PYTHONPATH", None)
-        if path is not None:
-            os.environ["PYTHONPATH"] = path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import build_config, dump_config, load_config, read_tree
 from experiments.pool import Event, Run, run_here, run_in_processes
 from experiments.results import KEY_COLUMNS, read_summary, write_results, write_text
+from experiments.threads import num_cores
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ def run_sweep(
     jobs = min(jobs, len(todo))
     try:
         if jobs > 1:
-            threads = max(1, _cores() // jobs)
+            threads = max(1, num_cores() // jobs)
             todo = [_with_threads(cell, threads) for cell in todo]
             groups = [list(g) for _, g in itertools.groupby(range(len(todo)), _master_of(todo))]
             run_in_processes(
@@ -264,12 +264,6 @@ def _with_threads(cell: Cell, threads: int) -> Cell:
     runtime = cell.config.runtime
     own = replace(runtime, threads=min(threads, runtime.threads))
     return replace(cell, config=replace(cell.config, runtime=own))
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _row(cell: Cell, summary: Mapping[str, Any]) -> dict[str, Any]:

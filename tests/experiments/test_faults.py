@@ -82,7 +82,7 @@ def test_finished_rounds_stay_readable_and_a_resumed_run_repairs_all(
 
 FEDERATED = (
     "mode=federated", "data.partition=dirichlet", "federated.dropout=0.2",
-    "federated.cloud_steps=1", "payload.coding=residual",
+    "federated.cloud_steps=1", "payload.coding=residual", "federated.aggregator=clipped",
 )  # fmt: skip
 
 
@@ -93,8 +93,9 @@ FEDERATED = (
         ("policy.name=paper", "policy.ppo.update_every=2", "training.dropout=0.1"),
         ("policy.name=greedy:gain", "channel.preset=uma-vehicular", "channel.away_per_s=0.3"),
         FEDERATED,
+        ("mode=federated", "federated.aggregator=trimmed", "federated.dropout=0.2"),
     ],
-    ids=["learning", "paper", "moving", "federated"],
+    ids=["learning", "paper", "moving", "federated", "shared-a"],
 )
 def test_whatever_a_run_remembers_is_in_its_checkpoint(sets, tiny_toml, tmp_path):
     common = ("rounds=4", "runtime.checkpoint_s=0")

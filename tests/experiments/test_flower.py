@@ -1,89 +1,125 @@
-"""`flwr run .` under Flower's simulation runtime gives the numbers of the local one."""
+"""`flwr run .` under Flower's simulation runtime, and Ray's processes when a run is interrupted."""
 
 import json
 import os
-import shutil
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import load_config
+from experiments.flower_env import child_environment
 from experiments.run import run_simulation
 
+pytestmark = pytest.mark.flower
+
 ROOT = Path(__file__).parents[2]
-FLWR = Path(sys.executable).parent / "flwr"
+(FLWR_RUN,) = (
+    line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("flwr run")
+)
+MARK = "AIRLLM_TEST"  # in the environment of every process that a test has started
+PATIENCE_S = 400.0  # for a state on a busy machine
 
 
-def end_processes_of(home):
-    """`flwr run` leaves a SuperLink and Ray behind: end all that were started under this home."""
-    marker = f"FLWR_HOME={home}".encode()
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """Of all processes of a test, which are ended with it: `flwr run` leaves a SuperLink."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    more = {
+        "FLWR_HOME": str(tmp_path / "flower"),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": free_port(),
+        "FLWR_LOCAL_CONTROL_API_PORT": free_port(),
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        MARK: str(tmp_path),
+    }
+    yield child_environment(more)
     for _ in range(3):
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            try:
-                if marker in (entry / "environ").read_bytes().split(b"\0"):
-                    os.kill(int(entry.name), signal.SIGKILL)
-            except (OSError, ProcessLookupError):
-                continue
+        for process in alive(tmp_path):
+            with suppress(psutil.Error):
+                process.kill()
         time.sleep(0.2)
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="ends processes through /proc")
-def test_flower_simulation_gives_the_numbers_of_the_local_runtime(tiny_toml, tmp_path):
-    config = load_config(ExperimentConfig, tiny_toml, ["policy.name=airllm"], presets=PRESETS)
+def alive(mark):
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(MARK) == str(mark) and process.status() != "zombie":
+                found.append(process)
+    return found
+
+
+def test_flwr_run_gives_the_numbers_of_the_local_runtime(tiny_toml, tmp_path, environment):
     tiny_toml.write_text(tiny_toml.read_text().replace('name = "uniform"', 'name = "airllm"'))
+    config = load_config(ExperimentConfig, tiny_toml, presets=PRESETS)
     run_simulation(config, tmp_path / "local")
-    home = tmp_path / "flower"
-    env = {
-        **os.environ,
-        # flwr starts its own commands by name.
-        "PATH": f"{FLWR.parent}{os.pathsep}{os.environ['PATH']}",
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "OMP_NUM_THREADS": "1",
-    }
     out = tmp_path / "flower-run"
+    line = FLWR_RUN.replace("run .", f"run {ROOT}").replace("'quick'", f"'{tiny_toml}' out='{out}'")
 
     def flwr(*arguments):
         done = subprocess.run(
-            [str(FLWR), *arguments, "--format", "json"],
-            env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+            [*arguments, "--format", "json"], env=environment, cwd=tmp_path,
+            capture_output=True, text=True, timeout=PATIENCE_S,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         answer = json.loads(done.stdout[done.stdout.index("{") :])
         assert answer["success"], answer
         return answer
 
-    # A copy without what a working tree has beside the project.
-    app = tmp_path / "app"
-    app.mkdir()
-    for name in ("airllm", "channel", "edge", "cloud", "experiments"):
-        shutil.copytree(ROOT / name, app / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, app / name)
-    try:
-        started = flwr(
-            "run", str(app),
-            "--run-config", f"config='{tiny_toml}' out='{out}'",
-            "--federation-config", "num-supernodes=2 client-resources-num-cpus=1",
-        )  # fmt: skip
-        run_id = str(started["run-id"])
-        deadline = time.monotonic() + 150
-        status = ""
-        while not status.startswith("finished") and time.monotonic() < deadline:
+    def run(num_nodes):
+        nodes = f"num-supernodes={num_nodes} client-resources-num-cpus=1"
+        started = flwr(*shlex.split(line.replace("num-supernodes=4", nodes)))
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            (found,) = flwr("flwr", "list", "--run-id", started["run-id"])["runs"]
+            if found["status"].startswith("finished"):
+                return found["status"], found["status-details"]
+            assert time.monotonic() < deadline
             time.sleep(1.0)
-            status = flwr("list", "--run-id", run_id)["runs"][0]["status"]
-        assert status == "finished:completed"
-    finally:
-        end_processes_of(home)
-    for file in ("rounds.csv", "config.toml"):
+
+    assert run(2)[0] == "finished:completed"
+    for file in ("rounds.csv", "config.toml", "summary.json"):
         assert (out / file).read_text() == (tmp_path / "local" / file).read_text()
+    status, details = run(3)
+    assert status == "finished:failed"
+    assert "num_devices is 2, but 3 nodes are connected" in details
+
+
+def test_an_interrupted_simulation_leaves_no_process(tiny_toml, tmp_path, environment):
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments", "run", str(tiny_toml), "--runtime", "simulation",
+         "--out", str(out), "--set", "rounds=300", "--set", "training.steps_per_round=1",
+         "--set", "policy.name=fixed:0"],
+        cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    rounds, deadline = out / "rounds.csv", time.monotonic() + PATIENCE_S
+    while not rounds.exists() or len(rounds.read_text().splitlines()) < 4:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert any("ray" in p.name() for p in alive(tmp_path))
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 143, err
+    assert "terminated: finished rounds are in" in err
+    assert "Traceback" not in err
+    deadline = time.monotonic() + 60.0
+    while alive(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)

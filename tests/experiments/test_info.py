@@ -55,8 +55,3 @@ def test_without_torch_the_rest_is_still_told(monkeypatch):
     found = dict(info.describe())
     assert found["device"] == "cannot be told: No module named 'torch'; run `make setup`"
     assert "data docstrings" in found
-
-
-def test_cores_are_counted_where_affinity_is_unknown(monkeypatch):
-    monkeypatch.delattr("os.sched_getaffinity", raising=False)
-    assert info._num_cores() >= 1

@@ -34,8 +34,8 @@ class Hanging(LocalGrid):
 
 @pytest.fixture
 def run(tiny_toml, tmp_path):
-    def run(policy, silent_to, *, forgets_before=None, rounds=4):
-        sets = [f"policy.name={policy}", f"rounds={rounds}", "channel.bandwidth_hz=1e6"]
+    def run(policy, silent_to, *more, forgets_before=None, rounds=4):
+        sets = [f"policy.name={policy}", f"rounds={rounds}", "channel.bandwidth_hz=1e6", *more]
         config = load_config(ExperimentConfig, tiny_toml, sets, presets=PRESETS)
         text = {"config": dump_config(config)}
         grid = Hanging(client_app, config.num_devices, text, silent_to=silent_to)
@@ -92,6 +92,17 @@ def test_a_device_that_comes_back_with_nothing_is_given_its_head_again(run):
     frame, *_ = run("fixed:2", {("train", "2")}, forgets_before=3)
     assert frame.loc[[3, 4]]["answered"].all()
     assert frame.loc[3, 1]["delivered"] == 1
+
+
+@pytest.mark.parametrize("about", ["query", "train", "train.send"])
+@pytest.mark.parametrize("forgets_before", [None, 3])
+def test_a_federated_round_goes_on_without_a_silent_device(about, forgets_before, run):
+    frame, *_ = run("uniform", {(about, "2")}, "mode=federated", forgets_before=forgets_before)
+    assert frame.loc[2, 1]["answered"] == 0
+    assert frame.loc[2, 1][["uplink_delivered", "uplink_delivered_bits"]].tolist() == [0, 0]
+    assert frame.drop((2, 1))["answered"].all()
+    assert frame.drop((2, 1))["uplink_delivered"].all()  # from who went on, and who came back
+    assert np.isfinite(frame).all(axis=None)
 
 
 def test_in_one_process_every_device_answers(tiny_toml, tmp_path):

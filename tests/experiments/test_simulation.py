@@ -1,6 +1,7 @@
 """--runtime simulation: Ray's workers give the numbers of one process, and leave nothing behind."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,8 +34,12 @@ def config(tiny_toml, monkeypatch):
 
 
 def ray_processes():
-    own = psutil.Process().children(recursive=True)
-    return [p for p in own if p.status() != psutil.STATUS_ZOMBIE and "ray" in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it may end while it is looked at
+            if process.status() != psutil.STATUS_ZOMBIE and "ray" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 # Ray's own worker warns about its future defaults, and its sockets are closed by its collector.

@@ -1,0 +1,28 @@
+"""How the cores of this machine are shared out; here alone."""
+
+from __future__ import annotations
+
+import os
+
+
+def num_cores() -> int:
+    """Those this process may use, which not every system can tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def use_threads(wanted: int) -> None:
+    """Let PyTorch compute with so many threads, but never with more than there are cores."""
+    import torch
+
+    torch.set_num_threads(min(wanted, num_cores()))
+
+
+def num_processes(wanted: int, threads: int) -> int:
+    """How many processes of so many threads there is room for; one at least.
+
+    The processes give way and not the threads, whose number the order of sums depends on: a run
+    gives the same numbers in one process as in several.
+    """
+    return max(1, min(wanted, num_cores() // threads))
