@@ -39,10 +39,6 @@ class Master(Protocol):
         """[projections] ranks the master trained under."""
         ...
 
-    def symbols(self, grants: Mapping[int, bytes]) -> dict[int, int]:
-        """Real numbers that granted updates have."""
-        return {}
-
     def final(self) -> Adapter:
         """The whole master after the last round."""
         ...
@@ -177,6 +173,10 @@ class CloudService:
 
     def grant(self, round_index: int, requests: Mapping[int, Request]) -> dict[int, bytes]:
         """The devices that may send an update of their own: none, in this mode."""
+        return {}
+
+    def symbols(self, grants: Mapping[int, bytes]) -> dict[int, int]:
+        """Real numbers that granted updates have: none, where none is granted."""
         return {}
 
     def final(self) -> Adapter:

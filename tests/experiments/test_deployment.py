@@ -34,7 +34,7 @@ COMMANDS = [
     line for block in re.findall(r"```\n(.*?)```", TEXT, flags=re.DOTALL)
     for line in block.strip().splitlines()
 ]  # fmt: skip
-PATIENCE_S = 400.0  # for a state on a busy machine, where every process takes long to start
+PATIENCE_S = 900.0  # for a state on a busy machine, where every process takes long to start
 
 
 def command(start):
@@ -48,6 +48,22 @@ def environment(**more):
     return child_environment({"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **more})
 
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def reaped():
+    """No process of a test outlives it, however it ends."""
+    yield
+    while STARTED:
+        end(STARTED.pop())
+
+
+def end(process):
+    with process:  # closes its pipe and waits for it
+        process.kill()
+
+
 def start(line, folder, *more):
     """A command as written (but for `airllm`, which need not be installed) at work."""
     words = shlex.split(line)
@@ -55,18 +71,17 @@ def start(line, folder, *more):
     words = [w for w in words if not re.match(r"[A-Z_]+=", w)]
     if words[0] == "airllm":
         words[:1] = [sys.executable, "-m", "experiments"]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*words, *more], cwd=folder, env=environment(**variables), stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+    STARTED.append(process)
+    return process
 
 
 def ended(process):
     """(exit code, what it said)"""
-    try:
-        text, _ = process.communicate(timeout=PATIENCE_S)
-    finally:
-        process.kill()
+    text, _ = process.communicate(timeout=PATIENCE_S)
     return process.returncode, " ".join(text.split())
 
 
@@ -99,9 +114,10 @@ def supernode(device, folder):
 
 @pytest.fixture(scope="module")
 def federation(tiny_folder):
-    """Folder of a federation of two devices, which is up and goes down as Ctrl-C ends it."""
+    """A federation of two devices, which is up and goes down as Ctrl-C ends it."""
     folder = tiny_folder / "runs" / "federation"
-    process = start(command("airllm federation up"), tiny_folder)
+    process, here = start(command("airllm federation up"), tiny_folder), Federation(folder)
+    STARTED.remove(process)
     try:
         said = []
         for line in process.stdout:
@@ -109,14 +125,16 @@ def federation(tiny_folder):
             if "Ctrl-C ends it" in line:
                 break
         assert process.poll() is None, "".join(said)
-        yield folder
+        yield here
         process.send_signal(signal.SIGINT)
         code, text = ended(process)
         assert (code, "the federation is down" in text) == (130, True), text
         assert running(folder) == []
+        code, text = ended(start(command("airllm federation down"), tiny_folder))
+        assert (code, text) == (0, "0 processes ended")
     finally:
-        process.kill()
-        Federation(folder).down()
+        end(process)
+        here.down()
 
 
 @pytest.fixture(scope="module")
@@ -125,13 +143,25 @@ def pace():
     return {}
 
 
+def test_every_command_of_the_page_is_run():
+    here = [
+        "airllm federation up", "airllm federation status", "airllm federation down",
+        "airllm run quick --runtime deployment", "FLWR_HOME=runs/federation/flower flwr run",
+        "FLWR_HOME=runs/federation/flower flwr list",
+    ]  # fmt: skip
+    elsewhere = ["airllm run quick --runtime simulation", "flwr run ."]  # in test_flower.py
+    starts = (*here, *elsewhere)
+    assert len(COMMANDS) == len(starts)
+    assert all(command(start) for start in starts)
+
+
 def test_what_is_secret_is_for_its_owner_only(federation):
-    assert stat.S_IMODE(federation.stat().st_mode) == 0o700
-    secrets = [p for p in federation.rglob("*") if p.suffix == ".key"]
+    assert stat.S_IMODE(federation.folder.stat().st_mode) == 0o700
+    secrets = [p for p in federation.folder.rglob("*") if p.suffix == ".key"]
     assert len(secrets) == 3
-    for path in (*secrets, federation / "flower" / "config.toml"):
+    for path in (*secrets, federation.folder / "flower" / "config.toml"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert not (federation / "ca.key").exists()
+    assert not (federation.folder / "ca.key").exists()
 
 
 def test_status_counts_the_connected(federation, tiny_folder):
@@ -174,7 +204,7 @@ def test_flwr_run_sends_the_clone_and_flwr_list_tells_how_it_ended(federation, t
     code, text = ended(start(line, tiny_folder))
     assert code == 0, text
     (run_id,) = re.findall(r"Successfully started run (\d+)", text)
-    link = SuperLink.find(str(federation))
+    link = SuperLink.find(str(federation.folder))
     deadline = time.monotonic() + PATIENCE_S
     while not (status := link.status(run_id)[0]).startswith("finished"):
         assert time.monotonic() < deadline
@@ -204,13 +234,13 @@ def test_a_run_that_cannot_be_ends_with_a_sentence(federation, tiny_folder, tmp_
 
 
 def test_who_has_no_valid_key_or_certificate_is_refused(federation, tiny_folder, tmp_path):
-    link = SuperLink.find(str(federation))
-    port = Federation(federation).about()["port"]
+    link = SuperLink.find(str(federation.folder))
+    port = federation.about()["port"]
     for name in ("key", "none"):
         keys = ["--auth-supernode-private-key", str(write_node_key(tmp_path / "other.key"))]
         line = (
             f"flower-supernode --superlink 127.0.0.1:{port} --max-retries 1 "
-            f"--root-certificates {federation / 'ca.crt'} --isolation process "
+            f"--root-certificates {federation.folder / 'ca.crt'} --isolation process "
             f"--node-config 'partition-id=0 num-partitions=2' --port {free_port()}"
         )
         code, text = ended(start(line, tmp_path, *(keys if name == "key" else [])))
@@ -220,9 +250,9 @@ def test_who_has_no_valid_key_or_certificate_is_refused(federation, tiny_folder,
     write_certificates(tmp_path)
     other = tmp_path / "wrong" / "flower"
     other.mkdir(parents=True)
-    config = (federation / "flower" / "config.toml").read_text()
+    config = (federation.folder / "flower" / "config.toml").read_text()
     (other / "config.toml").write_text(
-        config.replace(str(federation / "ca.crt"), str(tmp_path / "ca.crt"))
+        config.replace(str(federation.folder / "ca.crt"), str(tmp_path / "ca.crt"))
     )
     line = f"airllm run tiny.toml --runtime deployment --superlink {other.parent} --out runs/failed"
     code, text = ended(start(line, tiny_folder))
@@ -236,7 +266,7 @@ def test_a_second_federation_in_the_same_folder_is_refused(federation, tiny_fold
     code, text = ended(start(command("airllm federation up"), tiny_folder))
     assert code == 2
     assert "a federation is up in" in text
-    assert len([p for p in running(federation) if "superlink" in " ".join(p.cmdline())]) >= 1
+    assert len([p for p in running(federation.folder) if "superlink" in " ".join(p.cmdline())]) >= 1
 
 
 def test_a_supernode_that_is_killed_and_comes_back(federation, tiny_folder, pace):
@@ -245,10 +275,10 @@ def test_a_supernode_that_is_killed_and_comes_back(federation, tiny_folder, pace
     # Three times what a phase takes here: the other device must never be taken for silent.
     timeout_s = max(15.0, 3.0 * pace.get("run", 200.0) / 5.0)
     line = f"airllm run tiny.toml --runtime deployment --out {out}"
-    sets = ["rounds=8", "policy.name=fixed:2", "channel.bandwidth_hz=1e6"]
+    sets = ["rounds=5", "policy.name=fixed:2", "channel.bandwidth_hz=1e6"]
     sets.append(f"runtime.reply_timeout_s={timeout_s}")
     process = start(line, tiny_folder, *(w for s in sets for w in ("--set", s)))
-    node = supernode(1, federation)
+    node = supernode(1, federation.folder)
     wait_until(lambda: len(rounds_of(out)) >= 2, process)
     node.kill()
     wait_until(lambda: len(rounds_of(out)) >= 4, process)
@@ -257,14 +287,14 @@ def test_a_supernode_that_is_killed_and_comes_back(federation, tiny_folder, pace
     assert frame.loc[2, "answered"].tolist() == [1, 0]
     assert frame.loc[(2, 0), "delivered"] == 1
     assert not frame.loc[(2, 1), ["delivered", "delivered_bits"]].any()
-    Federation(federation).start_device(1)
+    federation.start_device(1)
     code, text = ended(process)
     assert code == 0, text
     frame = rounds_of(out)
-    assert len(frame) == 16
+    assert len(frame) == 10
     assert frame.xs(0, level="device")["answered"].all()
-    assert frame.loc[(8, 1), "answered"] == 1
-    assert frame.loc[(8, 1), "delivered"] == 1
+    assert frame.loc[(5, 1), "answered"] == 1
+    assert frame.loc[(5, 1), "delivered"] == 1
 
 
 def test_ctrl_c_stops_the_run_at_the_superlink(federation, tiny_folder):
@@ -275,12 +305,12 @@ def test_ctrl_c_stops_the_run_at_the_superlink(federation, tiny_folder):
     process.send_signal(signal.SIGINT)
     code, text = ended(process)
     assert code == 130
-    assert "finished rounds are in" in text
-    link = SuperLink.find(str(federation))
+    assert text.startswith("interrupted: ")
+    link = SuperLink.find(str(federation.folder))
     (newest, *_) = link._flwr("list", link.connection)["runs"]
     assert newest["status"] == "finished:stopped"
     deadline = time.monotonic() + PATIENCE_S
-    while any("serverapp" in " ".join(p.cmdline()) for p in running(federation)):
+    while any("serverapp" in " ".join(p.cmdline()) for p in running(federation.folder)):
         assert time.monotonic() < deadline
         time.sleep(0.5)
 
