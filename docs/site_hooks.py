@@ -21,8 +21,13 @@ def on_page_markdown(markdown, **_):
 
     def modules(found):
         package = found[1]
-        names = sorted(p.stem for p in (ROOT / package).glob("*.py") if p.stem[0] != "_")
-        return "\n\n".join(f"::: {package}.{name}" for name in names)
+        files = [p for p in (ROOT / package).glob("*.py") if p.stem[0] != "_"]
+        inner = [
+            p.parent for p in (ROOT / package).glob("*/__init__.py") if p.parent.stem != "bench"
+        ]
+        return "\n\n".join(
+            f"::: {package}.{name}" for name in sorted(p.stem for p in files + inner)
+        )
 
     return _MODULES.sub(modules, _OUTSIDE.sub(path, markdown))
 
