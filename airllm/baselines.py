@@ -11,6 +11,8 @@ from airllm.observation import RoundObservation
 from airllm.policy import Importance, RoundFeedback
 from airllm.ranks import Ranks, fit_budget, fit_knapsack
 
+_RANDOM_STREAM = 53
+
 
 class _Formula:
     """A policy with nothing to learn."""
@@ -72,7 +74,9 @@ class RandomFeasible(_Formula):
 
     def decide(self, observation: RoundObservation) -> Ranks:
         shape = (*observation.unit_cost_s.shape, observation.r_max)
-        key = np.random.SeedSequence(self._seed, spawn_key=(observation.round_index,))
+        key = np.random.SeedSequence(
+            self._seed, spawn_key=(_RANDOM_STREAM, observation.round_index)
+        )
         # Sorted along the rank axis, so that any order keeps the first components of each.
         value = -np.sort(-np.random.default_rng(key).random(shape), axis=2)
         cost = observation.unit_cost_s

@@ -196,8 +196,8 @@ class AirGrid(Grid):
             if not reply.has_content() or "report" not in reply.content:
                 continue
             try:
-                device = DeviceReport.from_metrics(reply.content.metric_records["report"]).device
-            except (ValueError, TypeError, KeyError) as error:
+                device = self._speaker(reply.content)
+            except (ValueError, TypeError, KeyError, OverflowError) as error:
                 logger.warning("answer of node %d left out: %s", reply.metadata.src_node_id, error)
                 reply.content = RecordDict()
                 continue
@@ -213,6 +213,16 @@ class AirGrid(Grid):
         if self._is_timed:
             self._stamp([a for a in answers if a.has_content() and "report" in a.content])
         return answers
+
+    def _speaker(self, content: RecordDict) -> int:
+        """The device that an answer says it is from, if the answer is what one may be."""
+        device = DeviceReport.from_metrics(content.metric_records["report"]).device
+        for name in ("work", "update"):
+            if name in content and name not in content.config_records:
+                raise TypeError(f"record {name!r} must be a ConfigRecord")
+        if "work" in content and device not in self.deliveries:
+            raise ValueError("work was not asked for")
+        return device
 
     def _stage(self, device: int) -> str:
         return self._dropouts[device].stage if device in self._dropouts else ""

@@ -35,6 +35,7 @@ from cloud.service import CloudService, LinkReport, Outcome, Plan, Request, chec
 logger = logging.getLogger(__name__)
 
 _AIR_STREAM = 93
+_MOST_EXAMPLES = 10.0  # times the median over devices: more counts as this
 _CLOUD_KEY = 1_000_000  # takes a device's place in the keys of the cloud's own training
 
 
@@ -99,6 +100,7 @@ class FederatedService:
         self._first_loss: dict[int, float] = {}
         self._previous = np.zeros((self.num_devices, len(self.base.specs)), dtype=np.int64)
         self._asked: list[int] = []
+        self._has_decided = False
         self._awaited: NDArray[np.float64] | None = None
         self.merged: Collection[int] = ()
         self.round_deadline_s = config.deadline_s or None
@@ -132,6 +134,7 @@ class FederatedService:
         """The global adapter's way down, and the ranks at which devices are to train."""
         plan = self.down.plan(round_index, reports, links)
         self._asked, self._granted = sorted(reports), {}
+        self._has_decided = False  # where nobody asks to send, there is nothing to decide
         for d in reports:
             self._work[d] = self._ranks_to_train(d, plan)
         return Plan(plan.ranks, plan.payloads, dict(self._work), self.up_policy.importance)
@@ -155,6 +158,7 @@ class FederatedService:
             rewards, self._awaited = self._awaited, None
             self.up_policy.learn(RoundFeedback(rewards, False, observation))
         ranks = checked(self.up_policy.decide(observation), observation, self.up_policy.name)
+        self._has_decided = True
         for i, d in enumerate(self._asked):
             # Nothing is sent that training did not leave.
             limit = self._work[d] if self.config.is_absolute else (worth[i] != 0).sum(axis=1)
@@ -262,7 +266,9 @@ class FederatedService:
                 for u in updates
             ]
             return np.array(norms) + 1e-12
-        return np.array([max(self._examples[d], 1) for d in devices], dtype=float)
+        # What a device says of itself must not make the mean its own.
+        most = _MOST_EXAMPLES * max(float(np.median(list(self._examples.values()))), 1.0)
+        return np.array([min(max(self._examples[d], 1), most) for d in devices], dtype=float)
 
     def _ranks_to_train(self, device: int, plan: Plan) -> NDArray[np.int64]:
         """What a device holds of each projection once its download is in, as far as it can."""
@@ -351,7 +357,7 @@ class FederatedService:
         """A policy that learns is paid, for every device alike, by what merging did to the loss on
         the cloud's texts, less the device's own air time."""
         rewards = np.zeros(self.num_devices)
-        if not getattr(self.up_policy, "is_exploring", False):
+        if not (getattr(self.up_policy, "is_exploring", False) and self._has_decided):
             return rewards
         losses = [
             evaluate(self.base, self.head, adapter, list(self._probes)).loss

@@ -82,7 +82,8 @@ class Inspector:
         factors = [f for f in (*update.adapter.down, *update.adapter.up) if f.numel()]
         if not all(bool(torch.isfinite(f).all()) for f in factors):
             raise RefusedUpdate("values", "not all numbers are finite")
-        norm = norm_of(update.adapter)
+        # Of the factors too: where these are averaged apart, one may be huge and the other tiny.
+        norm = max(norm_of(update.adapter), *(float(f.norm()) for f in factors), 0.0)
         if not norm <= self.max_norm:
             raise RefusedUpdate("norm", f"norm {norm:.3g} is beyond {self.max_norm:.3g}")
         return update.adapter

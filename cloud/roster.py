@@ -112,9 +112,13 @@ class Roster:
             self._deploy(newcomers, round_index)
 
     def _present(self) -> dict[int, int]:
-        """Node of each device that is there; of two nodes for one device, the later to arrive."""
-        nodes = set(self.air.get_node_ids())
-        return {device: node for node, device in self.air.device_of.items() if node in nodes}
+        """Node of each device that is there; of two nodes for one device, the earlier to arrive:
+        nobody can take a device while its node is connected."""
+        nodes, found = set(self.air.get_node_ids()), dict[int, int]()
+        for node, device in self.air.device_of.items():
+            if node in nodes:
+                found.setdefault(device, node)
+        return found
 
     def _deploy(self, nodes: list[int], round_index: int) -> dict[int, DeviceReport]:
         contents = dict.fromkeys(nodes, self._deployment)

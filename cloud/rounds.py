@@ -268,7 +268,7 @@ class Round:
             compute_s=compute[:, 0],
             round_s=air.round_s(),
             reward=reward,
-            is_answered=~lost & np.isin(devices, asked),
+            is_answered=~lost,
         )  # fmt: skip
 
     def _planned(self, links: Mapping[int, LinkReport], sharers: int) -> NDArray[np.float64]:

@@ -151,6 +151,7 @@ class CloudService:
         )
         self._held = [Adapter.zero(base.specs) for _ in range(num_devices)]
         self._held_number = [0] * num_devices
+        self._sent = [b""] * num_devices
         self._ranks = np.zeros((num_devices, len(base.specs)), dtype=np.int64)
         self._devices: list[int] = []
         self._reports: dict[int, DeviceReport] = {}
@@ -193,8 +194,7 @@ class CloudService:
         self._devices = devices = sorted(reports)
         for i, report in reports.items():
             if report.update_number != self._held_number[i]:
-                # The device is not where the books have it (a restart): start it afresh.
-                self._held[i], self._held_number[i] = Adapter.zero(self.base.specs), -1
+                self._settle(i, report.update_number)
         self._reports |= reports
         master = self.master.before(round_index)
         found = candidates_of(
@@ -231,6 +231,7 @@ class CloudService:
                 coding="absolute" if fresh else self.payload.coding,
                 is_half=self._shared_down is not None,
             )
+            self._sent[d] = payloads[d]
         self._plan = Plan(self._ranks, tuple(payloads))
         return self._plan
 
@@ -274,6 +275,7 @@ class CloudService:
         return {
             "held": [[list(adapter.down), list(adapter.up)] for adapter in self._held],
             "held_number": list(self._held_number),
+            "sent": list(self._sent),
             "ranks": self._ranks,
             "awaited": self._awaited,
             "first_loss": self._first_loss,
@@ -284,7 +286,7 @@ class CloudService:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self._held = [Adapter(tuple(down), tuple(up)) for down, up in state["held"]]
-        self._held_number = list(state["held_number"])
+        self._held_number, self._sent = list(state["held_number"]), list(state["sent"])
         self._ranks, self._awaited = state["ranks"], state["awaited"]
         self._first_loss = state["first_loss"]
         restore(self.policy, state["policy"])
@@ -292,8 +294,20 @@ class CloudService:
 
     def confirm(self, device: int, report: DeviceReport, data: bytes) -> None:
         """Book a payload that a device says it has installed."""
-        if not report.is_installed:
-            return
+        if report.is_installed:
+            self._book(device, data)
+
+    def _settle(self, device: int, number: int) -> None:
+        """A device is not where the books have it: it has installed what was sent last, and its
+        answer was lost; or it has lost its state, and is started afresh."""
+        if self._sent[device]:
+            sent = decode(self._sent[device], self.base.specs, shared_down=self._shared_down)
+            if sent.number == number:
+                self._book(device, self._sent[device])
+                return
+        self._held[device], self._held_number[device] = Adapter.zero(self.base.specs), -1
+
+    def _book(self, device: int, data: bytes) -> None:
         update = decode(data, self.base.specs, shared_down=self._shared_down)
         if update.coding == "residual":
             held = accumulate(self._held[device], update.adapter, self.payload.hold_rank)

@@ -53,7 +53,9 @@ def run_deployment(
         status, details = _follow(link, run_id, out / "rounds.csv", config, began, on_round)
     if status != "finished:completed":
         raise ValueError(f"the run has {status.replace(':', ', ')} at the SuperLink: {details}")
-    if not (out / "summary.json").is_file():
+    summary = out / "summary.json"
+    # One that was there before is another run's.
+    if not summary.is_file() or summary.stat().st_mtime < began:
         raise ValueError(
             f"the run is complete, but {out} is on the machine of the SuperLink {link.address}; "
             f"fetch it from there"

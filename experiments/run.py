@@ -223,7 +223,7 @@ def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str,
         "payload_bits": mean("payload_bits", rows),
         "sent_bits": mean("sent_bits", rows),
         "delivered_bits": mean("delivered_bits", rows),
-        "total_delivered_bits": float(sum(row["delivered_bits"] for row in rows)),
+        "total_delivered_bits": float(sum(_delivered_bits(row) for row in rows)),
         "overhead_bits": mean("overhead_bits", rows),
         "uplink_sent_bits": mean("uplink_sent_bits", rows),
         "uplink_delivered_bits": mean("uplink_delivered_bits", rows),
@@ -244,6 +244,11 @@ def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str,
     return summary
 
 
+def _delivered_bits(row: dict[str, Any]) -> int:
+    """Down and up."""
+    return row["delivered_bits"] + row["uplink_delivered_bits"]
+
+
 def bits_until(rows: list[dict[str, Any]], accuracy: float) -> float:
     """Bits delivered per device until the devices' mean accuracy first reaches a value.
 
@@ -252,7 +257,7 @@ def bits_until(rows: list[dict[str, Any]], accuracy: float) -> float:
     bits = 0.0
     for r in range(1, max((row["round"] for row in rows), default=0) + 1):
         own = [row for row in rows if row["round"] == r]
-        bits += float(np.mean([row["delivered_bits"] for row in own]))
+        bits += float(np.mean([_delivered_bits(row) for row in own]))
         if np.mean([row["accuracy"] for row in own]) >= accuracy:
             return bits
     return float("nan")
