@@ -267,7 +267,8 @@ class FederatedService:
             ]
             return np.array(norms) + 1e-12
         # What a device says of itself must not make the mean its own.
-        most = _MOST_EXAMPLES * max(float(np.median(list(self._examples.values()))), 1.0)
+        usual = float(np.quantile(list(self._examples.values()), 0.5, method="lower"))
+        most = _MOST_EXAMPLES * max(usual, 1.0)
         return np.array([min(max(self._examples[d], 1), most) for d in devices], dtype=float)
 
     def _ranks_to_train(self, device: int, plan: Plan) -> NDArray[np.int64]:

@@ -125,3 +125,12 @@ def test_with_a_frozen_a_only_b_is_taken():
     assert torch.equal(opened.delta(0), own.delta(0))
     whole = bytes_of(own, coding="absolute")
     assert inspector.open(0, whole, granted=GRANTED, number=ROUND) is None
+
+
+def test_a_huge_factor_is_refused_although_the_product_is_small(inspector):
+    honest = update()
+    lying = Adapter(
+        tuple(1e6 * d for d in honest.down), tuple(1e-6 * u for u in honest.up)
+    )  # fmt: skip
+    assert inspector.open(0, bytes_of(lying), granted=GRANTED, number=ROUND) is None
+    assert dict(inspector.refused) == {"norm": 1}

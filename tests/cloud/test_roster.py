@@ -173,3 +173,12 @@ def test_a_run_that_is_asked_to_end_does_not_wait_for_answers(make):
     stops.append(True)
     with pytest.raises(Stopped):
         ask(roster)
+
+
+def test_nobody_takes_a_device_whose_node_is_still_there(make):
+    grid, roster = make(num_nodes=3)
+    roster.assemble(wait_s=0.0)
+    grid.partition(4, 0)  # it says that it is device 0, while device 1 has left
+    grid.absent = {3}
+    assert ask(roster) == [0]
+    assert roster._present() == {0: 2}

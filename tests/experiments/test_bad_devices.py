@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
+from airllm.payload import decode
 from cloud.local_grid import LocalGrid
 from cloud.server_app import run_federation
 from experiments.build import make_cell, workbench_for
@@ -136,3 +137,63 @@ def test_who_claims_more_examples_later_weighs_no_more(run):
     honest = run(lambda message_type, reply: None)[2]
     for a, b in zip(service.final().up, honest.final().up, strict=True):
         assert np.array_equal(a.numpy(), b.numpy())
+
+
+def test_who_claims_more_examples_than_anybody_from_the_start_counts_as_ten(run):
+    def lie(message_type, reply):
+        if message_type == "query.deploy":
+            reply.content.metric_records["report"]["num_examples"] = 10**18
+
+    _, _, service = run(lie)
+    honest, liar = service._weights([0, 1], [])
+    assert liar == 10 * honest
+
+
+@pytest.mark.parametrize(
+    ("when", "record"),
+    [
+        ("train", ("work", MetricRecord({"worth": 1.0}))),
+        ("train.send", ("update", MetricRecord({"payload": 1.0}))),
+        ("train", ("report", "device")),
+        ("query", ("report", "num_examples")),
+    ],
+)
+def test_an_answer_of_the_wrong_kinds_is_left_out(when, record, run):
+    name, value = record
+
+    def lie(message_type, reply):
+        if message_type != when:
+            return
+        if isinstance(value, str):
+            reply.content.metric_records[name][value] = float("inf")
+        else:
+            del reply.content[name]
+            reply.content[name] = value
+
+    _, rounds, _ = run(lie)
+    assert (rounds[rounds["device"] == 1]["uplink_delivered_bits"] == 0).all()
+    assert (rounds[rounds["device"] == 0]["uplink_delivered"] == 1).all()
+
+
+def test_work_before_there_was_any_is_no_answer(run):
+    def lie(message_type, reply):
+        if message_type == "query.deploy":
+            reply.content["work"] = ConfigRecord({"worth": b""})
+
+    with pytest.raises(ValueError, match=r"devices \[1\] did not answer the deployment"):
+        run(lie)
+
+
+def test_a_device_whose_answer_was_lost_is_not_started_afresh(run):
+    """It has installed what was sent, which its next report says."""
+    answers = []
+
+    def lose(message_type, reply):
+        answers.append(message_type)
+        if message_type == "train" and answers.count("train") == 2:
+            reply.content = RecordDict()
+
+    _, rounds, service = run(lose)
+    assert rounds[rounds["device"] == 1]["payload_bits"].tolist()[1:] != [0, 0]
+    last = decode(service.down._sent[1], service.base.specs)
+    assert (last.number, last.coding) == (3, "residual")

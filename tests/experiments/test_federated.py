@@ -215,3 +215,11 @@ def test_a_device_without_the_memory_is_named(tiny_toml, tmp_path):
     small.write_text("flops_per_s = 1e6\npower_w = 1.0\nmemory_bytes = 1e4\n")
     with pytest.raises(ValueError, match=r"device 0 \(small\) has 0 MB, but training takes"):
         run_simulation(config_of(tiny_toml, f"federated.hardware={small}"))
+
+
+def test_a_policy_learns_although_nobody_asks_to_send(tiny_toml, tmp_path):
+    sets = ("policy.name=airllm", "policy.is_exploring=true", "federated.dropout=0.9", "rounds=6")
+    _, rounds = rounds_of(tiny_toml, tmp_path, *sets)
+    asking = rounds[rounds["compute_s"] > 0].groupby("round").size()
+    assert len(asking) < 6  # there were rounds without a decision
+    assert np.isfinite(rounds["reward"]).all()
