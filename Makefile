@@ -15,9 +15,10 @@ $(STAMP): pyproject.toml constraints.txt
 run: setup
 	$(VENV)/bin/airllm sweep quick --out runs/quick
 
-# Two processes of one thread each: more threads than cores would slow both down.
+# Two processes of one thread each: more threads than cores would slow both down. The commands of a
+# document go on from each other, in one process.
 test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup
 
 # Tests that start Flower's servers, one after another: each needs the cores for itself.
 flower: setup

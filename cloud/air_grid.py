@@ -220,7 +220,7 @@ class AirGrid(Grid):
         for name in ("work", "update"):
             if name in content and name not in content.config_records:
                 raise TypeError(f"record {name!r} must be a ConfigRecord")
-        if "work" in content and device not in self.deliveries:
+        if self._is_timed and "work" in content and device not in self.deliveries:
             raise ValueError("work was not asked for")
         return device
 

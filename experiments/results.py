@@ -317,6 +317,8 @@ def read_rounds(folder: Path) -> pd.DataFrame:
     frame = _read_table(path, ROUND_COLUMNS, is_growing=True)
     if frame.empty:
         raise ValueError(f"{path} has no rows; no round of the run has finished yet")
+    if frame[["round", "device"]].isna().any(axis=None):
+        raise ValueError(f"{path} is damaged: a row is of no round or no device; run it again")
     # A round that a killed run or a full disk has cut short does not count.
     counts = frame["round"].value_counts()
     if len(counts) and counts[frame["round"].iloc[-1]] < counts.iloc[0]:

@@ -12,6 +12,7 @@ import pytest
 
 from experiments.sweep import load_sweep
 
+pytestmark = pytest.mark.xdist_group("test_docs")
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", flags=re.DOTALL)
@@ -60,9 +61,16 @@ def test_the_sweep_of_its_page_is_one():
     assert len(cells) == 4 * 3 * 2 * 10 + 2 * 2 * 2
 
 
-def test_the_python_of_the_sweeps_page_runs(folder, monkeypatch):
-    """After the tutorial's commands, whose sweep it reads."""
-    monkeypatch.chdir(folder)
+@pytest.fixture
+def own_sweep(run_command):
+    """The tutorial's sweep, made here unless its command has made it before."""
+    (command,) = [c for c in COMMANDS if c.startswith("airllm sweep own.toml")]
+    run_command(command)
+
+
+@pytest.mark.usefixtures("own_sweep")
+def test_the_python_of_the_sweeps_page_runs(folder):
+    """It reads the tutorial's sweep."""
     scope = {}
     for text in blocks("sweeps.md", "python"):
         exec(text, scope)
@@ -70,9 +78,8 @@ def test_the_python_of_the_sweeps_page_runs(folder, monkeypatch):
     assert (folder / "own.pdf").exists()
 
 
-def test_the_figure_of_the_tutorial_is_drawn(folder, monkeypatch):
-    """After the commands, whose sweep it reads."""
-    monkeypatch.chdir(folder)
+@pytest.mark.usefixtures("own_sweep")
+def test_the_figure_of_the_tutorial_is_drawn(folder):
     (text,) = blocks("tutorial.md", "python")
     exec(text, {})
     assert (folder / "runs/own/in-time.png").stat().st_size > 5000

@@ -66,13 +66,16 @@ def test_the_same_configuration_gives_the_same_bytes(tiny_toml, tmp_path):
 
 def test_bits_are_counted_until_the_devices_are_there_on_average():
     rows = [
-        {"round": r, "device": d, "delivered_bits": 100 * r + d, "accuracy": 0.1 * r + 0.02 * d}
+        {
+            "round": r, "device": d, "delivered_bits": 100 * r + d, "uplink_delivered_bits": 10,
+            "accuracy": 0.1 * r + 0.02 * d,
+        }
         for r in (1, 2, 3)
         for d in (0, 1)
-    ]
-    # Means over the devices: 100.5, 200.5, 300.5 bits and 0.11, 0.21, 0.31.
-    assert bits_until(rows, 0.2) == 301.0
-    assert bits_until(rows, 0.1) == 100.5
+    ]  # fmt: skip
+    # Means over the devices: 110.5, 210.5, 310.5 bits down and up, and 0.11, 0.21, 0.31.
+    assert bits_until(rows, 0.2) == 321.0
+    assert bits_until(rows, 0.1) == 110.5
     assert np.isnan(bits_until(rows, 0.5))
 
 
