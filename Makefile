@@ -22,7 +22,7 @@ test: setup
 
 # Tests that start Flower's servers, one after another: each needs the cores for itself.
 flower: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m flower
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "flower and not slow"
 
 slow: setup
 	$(PY) -m pytest -m slow

@@ -100,6 +100,7 @@ def test_flwr_run_gives_the_numbers_of_the_local_runtime(tiny_toml, tmp_path, en
     assert "num_devices is 2, but 3 nodes are connected" in details
 
 
+@pytest.mark.slow
 def test_an_interrupted_simulation_leaves_no_process(tiny_toml, tmp_path, environment):
     out = tmp_path / "out"
     process = subprocess.Popen(
