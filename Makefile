@@ -16,9 +16,11 @@ run: setup
 	$(VENV)/bin/airllm sweep quick --out runs/quick
 
 # Two processes of one thread each: more threads than cores would slow both down. The commands of a
-# document go on from each other, in one process.
+# document go on from each other: in order, in one process.
+DOCUMENTS := tests/test_docs.py tests/test_readme.py
 test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 $(addprefix --ignore=,$(DOCUMENTS))
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(DOCUMENTS)
 
 # Tests that start Flower's servers, one after another: each needs the cores for itself.
 flower: setup

@@ -12,7 +12,6 @@ import pytest
 
 from experiments.sweep import load_sweep
 
-pytestmark = pytest.mark.xdist_group("test_docs")
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", flags=re.DOTALL)
