@@ -56,8 +56,7 @@ class LocalResult:
 
 def initial_factors(specs: Sequence[ProjectionSpec], r_max: int, seed: int) -> Adapter:
     """A Gaussian, B zero: what everybody starts from where factors are trained, from the seed."""
-    key = np.random.SeedSequence(seed, spawn_key=(_FACTOR_STREAM,)).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(key[0] >> 1))
+    generator = _generator(seed, _FACTOR_STREAM)
     return Adapter(
         tuple(
             torch.randn(r_max, s.in_features, generator=generator) * s.in_features**-0.5
@@ -65,6 +64,11 @@ def initial_factors(specs: Sequence[ProjectionSpec], r_max: int, seed: int) -> A
         ),
         tuple(torch.zeros(s.out_features, r_max) for s in specs),
     )
+
+
+def _generator(seed: int, *key: int) -> torch.Generator:
+    state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> 1))
 
 
 def train_local(
@@ -144,8 +148,7 @@ def _split(
             tuple(d[len(o) :] for d, o in zip(form.down, own.down, strict=True)),
             tuple(u[:, o.shape[1] :] for u, o in zip(form.up, own.up, strict=True)),
         )
-    state = np.random.SeedSequence(training.seed, spawn_key=(_FRESH_STREAM, *key))
-    generator = torch.Generator().manual_seed(int(state.generate_state(1, np.uint64)[0] >> 1))
+    generator = _generator(training.seed, _FRESH_STREAM, *key)
     down, up = [], []
     for spec, rank, d, u in zip(base.specs, ranks, own.down, own.up, strict=True):
         fresh = torch.randn(int(rank), spec.in_features, generator=generator)
