@@ -115,11 +115,10 @@ class Learner:
         config: ExperimentConfig,
         training: RankEnvironment,
         held_out: RankEnvironment,
-        depths: Sequence[int],
-        kinds: Sequence[str],
     ) -> None:
         self.config, self.training, self.held_out = config, training, held_out
-        self.depths, self.kinds = list(depths), list(kinds)
+        specs = training.scenarios[0].start.world.base.specs
+        self.depths, self.kinds = depths, kinds = [s.depth for s in specs], [s.kind for s in specs]
         policy = make_policy(
             replace(config.policy, is_exploring=True),
             num_projections=len(depths), depths=depths, kinds=kinds,
@@ -222,10 +221,10 @@ class Learner:
         _cut(folder / _CURVE, self.update)
 
 
-def make_learner(
+def make_environments(
     config: ExperimentConfig, on_progress: Progress = lambda what, done, total: None
-) -> Learner:
-    """Record, measure the references, and put a learner together."""
+) -> tuple[RankEnvironment, RankEnvironment]:
+    """Record and measure the references: the environment to learn in, and the held-out one."""
     learn = config.learn
     if max(learn.sharers) > config.num_devices:
         raise ValueError(
@@ -246,8 +245,14 @@ def make_learner(
     )  # fmt: skip
     for env in (training, held_out):
         env.prepare(lambda done, total: on_progress("playing the reference rule", done, total))
-    specs = training.scenarios[0].start.world.base.specs
-    return Learner(config, training, held_out, [s.depth for s in specs], [s.kind for s in specs])
+    return training, held_out
+
+
+def make_learner(
+    config: ExperimentConfig, on_progress: Progress = lambda what, done, total: None
+) -> Learner:
+    """A learner, with environments of its own."""
+    return Learner(config, *make_environments(config, on_progress))
 
 
 def _world(config: ExperimentConfig) -> World:
