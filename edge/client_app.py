@@ -8,7 +8,7 @@ the ranks at which the device's own update is to go up. The device's state lives
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 from airllm.lora import Adapter
 from airllm.models import BaseModel
 from airllm.policy import Importance
+from airllm.ranks import ProjectionSpec
 from airllm.report import DeviceReport
 from airllm.tuning import Head, Metrics
 from airllm.worth import pack_worth
@@ -128,14 +129,21 @@ def write_state(store: RecordDict, state: DeviceState) -> None:
 
 
 def _pack(adapter: Adapter) -> ArrayRecord:
-    return ArrayRecord(
-        [f.numpy() for pair in zip(adapter.down, adapter.up, strict=True) for f in pair]
-    )
+    """Ranks, and all factors end to end: many small arrays would cost more than the numbers."""
+    factors = [f.reshape(-1) for pair in zip(adapter.down, adapter.up, strict=True) for f in pair]
+    return ArrayRecord([adapter.ranks, torch.cat(factors).numpy()])
 
 
-def _unpack(record: ArrayRecord) -> Adapter:
-    arrays = [torch.from_numpy(np.array(a)) for a in record.to_numpy_ndarrays()]
-    return Adapter(tuple(arrays[0::2]), tuple(arrays[1::2]))
+def _unpack(record: ArrayRecord, specs: Sequence[ProjectionSpec]) -> Adapter:
+    ranks, numbers = record.to_numpy_ndarrays()
+    shapes = [
+        shape
+        for spec, r in zip(specs, ranks.tolist(), strict=True)
+        for shape in ((r, spec.in_features), (spec.out_features, r))
+    ]
+    pieces = torch.from_numpy(np.array(numbers)).split([rows * columns for rows, columns in shapes])
+    factors = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    return Adapter(tuple(factors[0::2]), tuple(factors[1::2]))
 
 
 def read_state(store: RecordDict, base: BaseModel) -> DeviceState:
@@ -157,9 +165,9 @@ def read_state(store: RecordDict, base: BaseModel) -> DeviceState:
         )
         head = Head(weight, bias).to(base.device)
     return DeviceState(
-        _unpack(store.array_records["held"]),
+        _unpack(store.array_records["held"], base.specs),
         int(numbers["update_number"]),  # type: ignore[arg-type]
         metrics,
         head,
-        _unpack(store.array_records["trained"]) if "trained" in store else None,
+        _unpack(store.array_records["trained"], base.specs) if "trained" in store else None,
     )
