@@ -89,6 +89,13 @@ class FederatedConfig:
     during its upload"""
     air_threshold_db: float = 0.0
     """uplink SNR below which a device stays silent, and with which all others arrive (aircomp)"""
+    privacy_noise: float = 0.0
+    """standard deviation of the noise on a device's update over its sensitivity, which is twice
+    privacy_clip; 0: none. Only where A is frozen, and rounds are synchronous"""
+    privacy_clip: float = 1.0
+    """Frobenius norm that the change of a round's update is cut to before (privacy_noise > 0)"""
+    privacy_delta: float = 1e-5
+    """at which privacy_epsilon is reported, that of all of a device's updates (privacy_noise > 0)"""
     max_norm: float = 1e3
     """largest Frobenius norm of an update that the cloud takes for honest"""
 
@@ -102,12 +109,13 @@ class FederatedConfig:
         for key in ("local_steps", "local_batch_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"federated.{key} must be >= 1, got {getattr(self, key)}")
-        for key in ("server_learning_rate", "local_learning_rate", "max_norm"):
+        for key in ("server_learning_rate", "local_learning_rate", "max_norm", "privacy_clip"):
             value = getattr(self, key)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"federated.{key} must be > 0 and finite, got {value}")
         for key in (
             "cloud_steps", "participants", "deadline_s", "buffer", "staleness_exponent",
+            "privacy_noise",
         ):  # fmt: skip
             value = getattr(self, key)
             if not (value >= 0 and math.isfinite(value)):
@@ -117,6 +125,16 @@ class FederatedConfig:
                 f"federated.buffer {self.buffer} needs an aggregator of unequal ranks and "
                 f"deadline_s = 0, since there is no round to wait for; got {self.aggregator!r} and "
                 f"{self.deadline_s}"
+            )
+        if not 0.0 < self.privacy_delta < 1.0:
+            raise ValueError(
+                f"federated.privacy_delta must be between 0 and 1, got {self.privacy_delta}"
+            )
+        if self.privacy_noise and not (self.shares_a and not self.buffer):
+            raise ValueError(
+                f"federated.privacy_noise {self.privacy_noise} needs a frozen A (method ffa-lora, or "
+                f"aggregator {', '.join(SHARED_A)}) and buffer = 0: elsewhere the sensitivity of an "
+                f"update is not bounded; got aggregator {self.aggregator!r}, buffer {self.buffer}"
             )
         if not abs(self.air_threshold_db) <= 300:
             raise ValueError(

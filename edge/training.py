@@ -14,6 +14,7 @@ from airllm.local import LocalTraining, train_local
 from airllm.lora import Adapter, svd_form
 from airllm.models import BaseModel
 from airllm.policy import Importance
+from airllm.privacy import Privacy
 from airllm.tuning import Batch, BatchSampler, Head, bucket, collate
 from edge.profile import Hardware
 
@@ -41,6 +42,8 @@ class LocalWork:
     shared_down: Sequence[Tensor] | None
     """the frozen A, where only B travels"""
     hardware: Hardware
+    privacy: Privacy | None = None
+    """what is done to a change of B before anything of it is told"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +85,10 @@ def train(
     )
     if work.sends == "factors":
         # A component's place is its meaning: nothing is reordered.
-        energy = result.after.energy(work.r_max)
-        return Trained(result.after, energy, result.loss, result.flops)
+        after = result.after
+        if work.privacy is not None:
+            after = work.privacy.privatise(result.before, after, (device, round_index))
+        return Trained(after, after.energy(work.r_max), result.loss, result.flops)
     update = result.after if work.sends == "adapter" else result.change
     # A whole adapter takes the place of what is held; a change comes on top of it.
     at = Adapter.zero(base.specs) if work.sends == "adapter" else held

@@ -15,6 +15,7 @@ from airllm.local import LocalTraining, initial_factors
 from airllm.lora import Adapter
 from airllm.payload import MAX_RANK
 from airllm.policy import Importance
+from airllm.privacy import Privacy
 from airllm.ranks import Ranks
 from airllm.tuning import Batch, BatchSampler
 from cloud.aggregate import Aggregator
@@ -56,6 +57,7 @@ def federated_profile(bench: Workbench, device: int, config: ExperimentConfig) -
             initial=initial,
             shared_down=initial.down if federated.shares_a else None,
             hardware=hardware,
+            privacy=_privacy(config),
         ),
     )
 
@@ -136,6 +138,13 @@ def _training(config: ExperimentConfig, steps: int) -> LocalTraining:
         trains_down=not federated.shares_a,
         seed=config.seed,
     )
+
+
+def _privacy(config: ExperimentConfig) -> Privacy | None:
+    federated = config.federated
+    if not federated.privacy_noise:
+        return None
+    return Privacy(federated.privacy_clip, federated.privacy_noise, config.seed)
 
 
 def _initial(bench: Workbench, config: ExperimentConfig) -> Adapter:

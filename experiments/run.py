@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from airllm.checkpoint import Stateful, restore, state_of
 from airllm.lora import Adapter
+from airllm.privacy import epsilon
 from cloud.local_grid import LocalGrid
 from cloud.rounds import RoundResult, Transfers
 from cloud.server_app import Standing, run_federation
@@ -239,6 +240,12 @@ def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str,
         ),
         "energy_j": float(sum(row["energy_j"] for row in rows)),
     }
+    federated = config.federated
+    if config.mode == "federated" and federated.privacy_noise:
+        # As if every device had taken part in every round.
+        summary["privacy_epsilon"] = epsilon(
+            federated.privacy_noise, config.rounds, federated.privacy_delta
+        )
     if config.model.task == "causal":
         summary["perplexity"] = float(np.exp(min(summary["loss"], 700.0)))
     return summary

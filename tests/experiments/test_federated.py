@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from airllm.privacy import epsilon
 from experiments import build
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import load_config
@@ -223,3 +224,21 @@ def test_a_policy_learns_although_nobody_asks_to_send(tiny_toml, tmp_path):
     asking = rounds[rounds["compute_s"] > 0].groupby("round").size()
     assert len(asking) < 6  # there were rounds without a decision
     assert np.isfinite(rounds["reward"]).all()
+
+
+def test_private_updates_are_noised_and_their_epsilon_reported(tiny_toml, tmp_path):
+    ffa = ("federated.method=ffa-lora", *WIDE, *LEARNS)
+    plain, plain_rows = rounds_of(tiny_toml, tmp_path / "plain", *ffa)
+    noise = ("federated.privacy_noise=0.5", "federated.privacy_clip=0.5")
+    private, rows = rounds_of(tiny_toml, tmp_path / "private", *ffa, *noise)
+    assert "privacy_epsilon" not in plain
+    assert private["privacy_epsilon"] == pytest.approx(epsilon(0.5, 5, 1e-5))
+    assert (rows["uplink_delivered"] == 1).all()
+    assert not np.allclose(rows["loss"], plain_rows["loss"])
+
+
+@pytest.mark.parametrize("sets", [("federated.method=airllm",), ("federated.method=hetlora",),
+                                  ("federated.method=ffa-lora", "federated.buffer=2")])  # fmt: skip
+def test_privacy_is_refused_where_no_norm_bounds_an_update(tiny_toml, sets):
+    with pytest.raises(ValueError, match="privacy_noise 1.0 needs a frozen A"):
+        config_of(tiny_toml, "federated.privacy_noise=1", *sets)
