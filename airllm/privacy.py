@@ -35,9 +35,7 @@ class Privacy:
         What is computed from the result has no further cost. The noise comes from the run's seed, so
         that runs can be repeated; whoever knows the seed can subtract it.
         """
-        change = [
-            (a - b).double() for a, b in zip(after.up, before.up, strict=True)
-        ]  # [out, rank]
+        change = [(a - b).double() for a, b in zip(after.up, before.up, strict=True)]  # [out, rank]
         norm = math.sqrt(sum(float(c.square().sum()) for c in change))
         factor = min(1.0, self.clip / max(norm, 1e-300))
         sequence = np.random.SeedSequence(self.seed, spawn_key=(_NOISE_STREAM, *key))
