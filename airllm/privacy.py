@@ -1,8 +1,9 @@
 """Differential privacy of a device's updates over a frozen A, one device against the cloud and air.
 
-Where A is frozen and known to all (FFA-LoRA, Sun et al. 2024, arXiv 2403.12313), an update is linear
-in what was trained, B, and its norm bounds what a device's text can change. Where both factors are
-trained, the product of two noised factors has no such bound; there is no mechanism for it here.
+Where A is frozen and known to all (FFA-LoRA, Sun et al. 2024, arXiv 2403.12313), an update is
+linear in what was trained, B, and its norm bounds what a device's text can change. Where both
+factors are trained, the product of two noised factors has no such bound; there is no mechanism for
+it here.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class Privacy:
     seed: int
 
     def privatise(self, before: Adapter, after: Adapter, key: tuple[int, ...]) -> Adapter:
-        """``after`` with the change of its up factors clipped and noised; ``key`` tells draws apart.
+        """``after``, the change of its up factors clipped and noised; ``key`` tells draws apart.
 
-        What is computed from the result has no further cost. The noise comes from the run's seed, so
-        that runs can be repeated; whoever knows the seed can subtract it.
+        What is computed from the result has no further cost. The noise comes from the run's seed,
+        so that runs can be repeated; whoever knows the seed can subtract it.
         """
         change = [(a - b).double() for a, b in zip(after.up, before.up, strict=True)]  # [out, rank]
         norm = math.sqrt(sum(float(c.square().sum()) for c in change))

@@ -95,7 +95,7 @@ class FederatedConfig:
     privacy_clip: float = 1.0
     """Frobenius norm that the change of a round's update is cut to before (privacy_noise > 0)"""
     privacy_delta: float = 1e-5
-    """at which privacy_epsilon is reported, that of all of a device's updates (privacy_noise > 0)"""
+    """at which privacy_epsilon, that of all of a device's updates, is given (privacy_noise > 0)"""
     max_norm: float = 1e3
     """largest Frobenius norm of an update that the cloud takes for honest"""
 
@@ -132,9 +132,10 @@ class FederatedConfig:
             )
         if self.privacy_noise and not (self.shares_a and not self.buffer):
             raise ValueError(
-                f"federated.privacy_noise {self.privacy_noise} needs a frozen A (method ffa-lora, or "
-                f"aggregator {', '.join(SHARED_A)}) and buffer = 0: elsewhere the sensitivity of an "
-                f"update is not bounded; got aggregator {self.aggregator!r}, buffer {self.buffer}"
+                f"federated.privacy_noise {self.privacy_noise} needs a frozen A (method "
+                f"ffa-lora, or aggregator {', '.join(SHARED_A)}) and buffer = 0: elsewhere the "
+                f"sensitivity of an update is not bounded; got aggregator {self.aggregator!r}, "
+                f"buffer {self.buffer}"
             )
         if not abs(self.air_threshold_db) <= 300:
             raise ValueError(
