@@ -231,11 +231,12 @@ def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str,
         # Of the updates that were sent.
         "delivered_rate": mean("delivered", sent) if sent else float("nan"),
         "reward": mean("reward", rows),
-        # Until the last device of a round has what it gets; the sum over rounds.
+        # The longest transfer of a round, down and up; the sum over rounds.
         "airtime_s": float(
             sum(
-                max(row["delay_s"] for row in rows if row["round"] == r)
+                max(row[key] for row in rows if row["round"] == r)
                 for r in range(1, config.rounds + 1)
+                for key in ("delay_s", "uplink_delay_s")
             )
         ),
         "energy_j": float(sum(row["energy_j"] for row in rows)),

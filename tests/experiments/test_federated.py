@@ -242,3 +242,10 @@ def test_private_updates_are_noised_and_their_epsilon_reported(tiny_toml, tmp_pa
 def test_privacy_is_refused_where_no_norm_bounds_an_update(tiny_toml, sets):
     with pytest.raises(ValueError, match="privacy_noise 1.0 needs a frozen A"):
         config_of(tiny_toml, "federated.privacy_noise=1", *sets)
+
+
+def test_air_time_is_that_of_both_directions(tiny_toml, tmp_path):
+    summary, rounds = rounds_of(tiny_toml, tmp_path, "rounds=3", "channel.bandwidth_hz=2e5")
+    longest = rounds.groupby("round")[["delay_s", "uplink_delay_s"]].max().sum()
+    assert (longest > 0).all()
+    assert summary["airtime_s"] == pytest.approx(longest.sum())
