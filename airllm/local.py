@@ -13,7 +13,7 @@ from airllm.flops import training_flops
 from airllm.lora import Adapter, svd_form
 from airllm.models import BaseModel
 from airllm.ranks import ProjectionSpec
-from airllm.tuning import Batch, Head, losses
+from airllm.tuning import Batch, Head, generator_for, losses
 
 STARTS = ("held", "fresh")
 _FACTOR_STREAM, _FRESH_STREAM = 80, 81
@@ -56,7 +56,7 @@ class LocalResult:
 
 def initial_factors(specs: Sequence[ProjectionSpec], r_max: int, seed: int) -> Adapter:
     """A Gaussian, B zero: what everybody starts from where factors are trained, from the seed."""
-    generator = _generator(seed, _FACTOR_STREAM)
+    generator = generator_for(seed, _FACTOR_STREAM)
     return Adapter(
         tuple(
             torch.randn(r_max, s.in_features, generator=generator) * s.in_features**-0.5
@@ -64,11 +64,6 @@ def initial_factors(specs: Sequence[ProjectionSpec], r_max: int, seed: int) -> A
         ),
         tuple(torch.zeros(s.out_features, r_max) for s in specs),
     )
-
-
-def _generator(seed: int, *key: int) -> torch.Generator:
-    state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0] >> 1))
 
 
 def train_local(
@@ -148,7 +143,7 @@ def _split(
             tuple(d[len(o) :] for d, o in zip(form.down, own.down, strict=True)),
             tuple(u[:, o.shape[1] :] for u, o in zip(form.up, own.up, strict=True)),
         )
-    generator = _generator(training.seed, _FRESH_STREAM, *key)
+    generator = generator_for(training.seed, _FRESH_STREAM, *key)
     down, up = [], []
     for spec, rank, d, u in zip(base.specs, ranks, own.down, own.up, strict=True):
         fresh = torch.randn(int(rank), spec.in_features, generator=generator)

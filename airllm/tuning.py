@@ -120,6 +120,12 @@ def evaluate(base: BaseModel, head: Head | None, adapter: Adapter, batches: list
     return Metrics(total / count, right / count, count)
 
 
+def generator_for(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Torch's random numbers of one purpose; ``key`` tells purposes, devices and rounds apart."""
+    state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
+    return torch.Generator(device=device).manual_seed(int(state[0] >> 1))
+
+
 @dataclass(frozen=True, slots=True)
 class BatchSampler:
     """Which examples step n trains on: a keyed permutation for each pass over the data.

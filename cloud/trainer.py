@@ -21,7 +21,7 @@ from torch import Tensor
 
 from airllm.lora import Adapter
 from airllm.models import BaseModel
-from airllm.tuning import Batch, BatchSampler, Head, bucket, collate, losses
+from airllm.tuning import Batch, BatchSampler, Head, bucket, collate, generator_for, losses
 
 logger = logging.getLogger(__name__)
 
@@ -132,11 +132,6 @@ def gain_batches(
     return bucket(base, ids, labels, _GAIN_BATCH)
 
 
-def _generator(seed: int, stream: int, device: torch.device) -> torch.Generator:
-    key = np.random.SeedSequence(seed, spawn_key=(stream,)).generate_state(1, np.uint64)
-    return torch.Generator(device=device).manual_seed(int(key[0] >> 1))
-
-
 class _Stepper:
     """The optimiser loop that all three parametrisations share."""
 
@@ -164,7 +159,7 @@ class _Stepper:
             weight_decay=config.weight_decay,
             fused=base.device.type == "cuda" or None,
         )
-        base.bank.generator = _generator(seed, _DROPOUT_STREAM, base.device)
+        base.bank.generator = generator_for(seed, _DROPOUT_STREAM, device=base.device)
 
     def run_round(
         self,
@@ -231,7 +226,7 @@ def train_lora(
     on_round: Callable[[int, float], None] | None = None,
 ) -> Trajectory:
     """Plain LoRA (Hu et al. 2021): W + (alpha / r_max) B A, with A Gaussian and B zero at first."""
-    generator = _generator(seed, _INIT_STREAM, torch.device("cpu"))
+    generator = generator_for(seed, _INIT_STREAM)
     scale = config.lora_alpha / config.r_max
     down, up = [], []
     for spec in base.specs:
@@ -368,7 +363,7 @@ class MaskedTrainer:
         num_rounds: int,
         seed: int,
     ) -> None:
-        generator = _generator(seed, _INIT_STREAM, torch.device("cpu"))
+        generator = generator_for(seed, _INIT_STREAM)
         self.base, self.config = base, config
 
         def matrix(*shape: int) -> Tensor:
