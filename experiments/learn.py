@@ -146,8 +146,9 @@ class Learner:
     def run(self, folder: Path, on_progress: Progress = lambda what, done, total: None) -> None:
         """Learn until ``learn.updates`` are done; what is best on the held-out scenarios is kept.
 
-        Goes on from ``folder`` if learning by the same configuration was interrupted there. An
-        environment begins anew with every evaluation, so that it makes no difference.
+        Goes on from ``folder`` if learning by the same configuration was interrupted there, or was
+        finished with fewer updates. An environment begins anew with every evaluation, so that it
+        makes no difference.
         """
         learn = self.config.learn
         if (folder / _LEARNING).exists():
@@ -202,15 +203,20 @@ class Learner:
         _append(folder / _CURVE, row)
         save_state(
             {
-                "config": dump_config(self.config), "update": self.update, "best": self.best,
+                "config": self._identity, "update": self.update, "best": self.best,
                 "policy": self.policy.state_dict(), "environment": self.training.state_dict(),
             },
             folder / _LEARNING,
         )  # fmt: skip
 
+    @property
+    def _identity(self) -> str:
+        """The configuration, but for how long it learns: a finished policy may learn on."""
+        return dump_config(replace(self.config, learn=replace(self.config.learn, updates=1)))
+
     def _resume(self, folder: Path) -> None:
         state = load_state(folder / _LEARNING)
-        if state["config"] != dump_config(self.config):
+        if state["config"] != self._identity:
             raise ValueError(
                 f"--out {folder} holds a policy of another configuration; name another folder, or "
                 "remove it"

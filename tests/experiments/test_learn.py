@@ -62,7 +62,16 @@ def test_an_interrupted_learner_ends_where_an_uninterrupted_one_does(config, tmp
 def test_a_folder_of_another_configuration_is_not_continued(config, tiny_toml, tmp_path):
     make_learner(config_of(tiny_toml, "learn.updates=1")).run(tmp_path / "out")
     with pytest.raises(ValueError, match="another configuration"):
-        make_learner(config).run(tmp_path / "out")
+        make_learner(config_of(tiny_toml, "policy.ppo.clip=0.1")).run(tmp_path / "out")
+
+
+def test_a_finished_policy_learns_on_to_the_same_bytes(tiny_toml, tmp_path):
+    for updates in (2, 4):
+        settings = (f"learn.updates={updates}", "learn.evaluate_every=2")
+        make_learner(config_of(tiny_toml, *settings)).run(tmp_path / "on")
+    make_learner(config_of(tiny_toml, *settings)).run(tmp_path / "whole")
+    for name in ("learning_curve.csv", "learning.safetensors"):
+        assert (tmp_path / "on" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_saved_policy_decides_as_it_did(config, tiny_toml, tmp_path):
