@@ -36,7 +36,8 @@ def load_config(
     In rising order of weight: the defaults of ``cls``, the preset that a section names, what the
     file states, the settings. The preset's name is settled first, so where a setting names another
     preset, what the file states still wins over it; and since a dumped configuration states every
-    value, no preset changes it. ``presets`` maps the key that names one, such as
+    value, no preset changes it. A file's section [policy] counts for the policy it names: where a
+    setting names another one, that one starts from its own preset. ``presets`` maps the key that names one, such as
     ``channel.preset``, to what gives its values. In a setting, a list may be written with commas
     and ``none`` stands for no value. Raises ValueError naming the key, its value and the remedy.
     """
@@ -48,9 +49,18 @@ def read_tree(
 ) -> dict[str, Any]:
     """What ``path`` (or ``text``) states, as nested tables, with the settings on top."""
     tree = _read(path) if path else _parse(text or "", "the given text")
+    named, stated = _policy_of(tree), {}
     for setting in sets:
         _apply(cls, tree, setting)
+        _apply(cls, stated, setting)
+    if _policy_of(tree) != named:
+        tree["policy"] = stated["policy"]
     return tree
+
+
+def _policy_of(tree: Mapping[str, Any]) -> Any:
+    section = tree.get("policy")
+    return section.get("name", "airllm") if isinstance(section, dict) else "airllm"
 
 
 def build_config(cls: type[C], tree: Mapping[str, Any], *, presets: Presets | None = None) -> C:

@@ -185,3 +185,15 @@ def test_every_value_has_a_help_text():
     assert len(rows) > 60
     assert [key for key, _, _, text in rows if not text] == []
     assert not any(math.isnan(float(d)) for _, kind, d, _ in rows if kind == "float" and d)
+
+
+def test_a_files_policy_section_is_for_the_policy_that_it_names(tmp_path):
+    path = tmp_path / "one.toml"
+    path.write_text('[policy]\nname = "airllm"\npath = "some"\nrefine_std = 0.3\n')
+    own = load_config(ExperimentConfig, path, ["policy.name=airllm"], presets=PRESETS).policy
+    assert (own.path, own.refine_std) == ("some", 0.3)
+    other = load_config(ExperimentConfig, path, ["policy.name=uniform"], presets=PRESETS).policy
+    assert (other.path, other.refine_std) == ("", 0.1)
+    sets = ["policy.name=paper", "policy.ppo.clip=0.3"]
+    paper = load_config(ExperimentConfig, path, sets, presets=PRESETS).policy
+    assert (paper.ppo.clip, paper.ppo.activation, paper.path) == (0.3, "mish", "")
