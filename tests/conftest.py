@@ -10,8 +10,9 @@ from experiments import cli
 ROWS = [(f"{a} {b} number {i}", int(a == b)) for i in range(30) for a in "ab" for b in "ab"]
 SMALL = (
     "model.name=tiny:bert", "model.precision=fp32", "num_devices=2", "examples_per_device=8",
-    "policy.path=", "rounds=2", "training.steps_per_round=2", "training.r_max=2", "data.label_column=label",
-    "data.text_column=text", "data.source=data.csv", "data.eval_source=", "runtime.threads=1",
+    "rounds=2", "training.steps_per_round=2", "training.r_max=2", "policy.path=",
+    "data.label_column=label", "data.text_column=text", "data.source=data.csv",
+    "data.eval_source=", "runtime.threads=1",
 )  # fmt: skip
 
 
