@@ -37,9 +37,10 @@ def load_config(
     file states, the settings. The preset's name is settled first, so where a setting names another
     preset, what the file states still wins over it; and since a dumped configuration states every
     value, no preset changes it. A file's section [policy] counts for the policy it names: where a
-    setting names another one, that one starts from its own preset. ``presets`` maps the key that names one, such as
-    ``channel.preset``, to what gives its values. In a setting, a list may be written with commas
-    and ``none`` stands for no value. Raises ValueError naming the key, its value and the remedy.
+    setting names another one, that one starts from its own preset. ``presets`` maps the key that
+    names one, such as ``channel.preset``, to what gives its values. In a setting, a list may be
+    written with commas and ``none`` stands for no value. Raises ValueError naming the key, its
+    value and the remedy.
     """
     return build_config(cls, read_tree(cls, path, sets, text=text), presets=presets)
 
