@@ -269,18 +269,23 @@ def show(
           f"{_DEVICES} devices x {arguments.steps} steps x {arguments.batch} texts of at most "
           f"{arguments.tokens} tokens, rank {_RANK}, {arguments.rounds} rounds")  # fmt: skip
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print(f"{'':31s} {'start, s':>8s} {'round, s':>8s} {'CPU, s':>7s} {'ratio':>6s} "
-          f"{'(least, most)':>14s} {'of CPU':>6s} {'processes':>9s} {'resident':>9s} "
-          f"{'once, MiB':>9s}")  # fmt: skip
+    print(
+        f"{'':31s} {'start':>6s} {'round':>6s} {'ratio':>6s} {'CPU':>6s} {'ratio':>6s} "
+        f"{'(least, most)':>14s} {'processes':>9s} {'resident':>9s} {'once, MiB':>9s}"
+    )
     ours = "ours:fedit"
     for kind, name in _NAMES.items():
         later, times = np.array(wall[kind][1:]), np.array(cpu[kind][1:])
         ratio, of_cpu = later / wall[ours][1:], times / cpu[ours][1:]
-        print(f"{name:31s} {wall[kind][0] - np.median(later):8.1f} {np.median(later):8.2f} "
-              f"{np.median(times):7.2f} {np.median(ratio):6.2f} "
-              f"{f'({ratio.min():.2f}, {ratio.max():.2f})':>14s} {np.median(of_cpu):6.2f} "
+        print(f"{name:31s} {wall[kind][0] - np.median(later):6.1f} {np.median(later):6.2f} "
+              f"{np.median(ratio):6.2f} {np.median(times):6.2f} {np.median(of_cpu):6.2f} "
+              f"{f'({of_cpu.min():.2f}, {of_cpu.max():.2f})':>14s} "
               f"{trees[kind].num_processes:9d} {trees[kind].resident:9.0f} "
               f"{trees[kind].distinct:9.0f}")  # fmt: skip
+    print("every later round, seconds of the clock / of CPU:")
+    for kind, name in _NAMES.items():
+        pairs = zip(wall[kind][1:], cpu[kind][1:], strict=True)
+        print(f"  {name}: {', '.join(f'{w:.1f} / {c:.1f}' for w, c in pairs)}")
     print("CPU seconds of a round, means of the later ones:")
     for kind, name in _NAMES.items():
         keys = sorted({k for s in spent[kind][1:] for k in s} - {"all else"})
