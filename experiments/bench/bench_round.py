@@ -217,12 +217,12 @@ def main() -> None:
         if stage in alone:
             floor = passes.flops[stage] / rate
             least = f"{alone[stage] / config.rounds:9.3f} {floor / config.rounds:7.3f}"
-        print(f"{stage:38s} {calls[stage] / config.rounds:6.0f} {spent:8.3f} "
+        print(f"{stage:38s} {calls[stage] / config.rounds:6.1f} {spent:8.3f} "
               f"{spent / total:6.1%} {least}")  # fmt: skip
         for name, value in sorted(parts.items(), key=lambda row: -row[1]):
             if name != stage and value >= 0.002 * total:
                 print(f"{'    ' + name.partition(': ')[2]:38s} "
-                      f"{calls[name] / config.rounds:6.0f} {value:8.3f}")  # fmt: skip
+                      f"{calls[name] / config.rounds:6.1f} {value:8.3f}")  # fmt: skip
     in_rounds = [stage for stage in alone if stage not in _SETUP]
     shapes = sum(alone[stage] for stage in in_rounds) / config.rounds
     floor = sum(passes.flops[stage] for stage in in_rounds) / rate / config.rounds
