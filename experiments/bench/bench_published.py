@@ -22,6 +22,7 @@ import copy
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -263,6 +264,7 @@ def training(shape: str, config: TrainingConfig, num_passes: int) -> None:
         for which in np.roll(np.arange(3), n):
             row[which] = timed(work[which])  # type: ignore[arg-type]
         rows.append(row)
+        print(f"step {len(rows)} of {total + 1}: {row.round(2)}", file=sys.stderr, flush=True)
     times = np.array(rows[1:]).T
     passes = times.reshape(3, num_passes, _BATCHES).mean(axis=2)
     kept = f"of {sum(map(len, ids)) / _BATCHES:.0f}"
