@@ -47,29 +47,3 @@ class Privacy:
             for b, c in zip(before.up, change, strict=True)
         ]
         return Adapter(after.down, tuple(noised))
-
-
-def epsilon(noise: float, releases: int, delta: float) -> float:
-    """The epsilon, at ``delta``, of so many updates of one device, composed.
-
-    Renyi accounting of the Gaussian mechanism, by Flower's accountant (Google's dp-accounting). No
-    amplification by sampling is counted: who took part is known to the cloud.
-    """
-    from flwr.serverapp import (
-        GaussianPrivacyEvent,
-        NeighboringRelation,
-        PrivacyConfig,
-        RdpAccountant,
-        SamplingMethod,
-    )
-
-    accountant = RdpAccountant(
-        PrivacyConfig(
-            target_delta=delta,
-            population_size=1,
-            neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
-            sampling_method=SamplingMethod.NO_AMPLIFICATION,
-        )
-    )
-    accountant.compose(GaussianPrivacyEvent(noise, 1, 1), releases)
-    return float(accountant.get_epsilon(delta))

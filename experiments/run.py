@@ -13,10 +13,10 @@ from flwr.serverapp import Grid
 
 from airllm.checkpoint import Stateful, restore, state_of
 from airllm.lora import Adapter
-from airllm.privacy import epsilon
 from cloud.local_grid import LocalGrid
 from cloud.rounds import RoundResult, Transfers
 from cloud.server_app import Standing, run_federation
+from experiments.accounting import epsilon
 from experiments.build import Workbench, make_cell, workbench_for
 from experiments.checkpoints import Checkpoints, alone_in
 from experiments.config import ExperimentConfig

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from airllm.privacy import epsilon
 from experiments import build
+from experiments.accounting import epsilon
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import load_config
 from experiments.run import run_simulation
