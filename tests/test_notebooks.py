@@ -22,7 +22,7 @@ def kinds(notebook):
 
 
 def test_there_are_notebooks():
-    assert len(NOTEBOOKS) >= 4
+    assert len(NOTEBOOKS) >= 5
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -41,7 +41,7 @@ def test_committed_outputs_are_clean(path):
 @pytest.mark.notebooks
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_and_shows_what_is_committed(path, tmp_path, monkeypatch):
-    for folder in ("experiments/notebooks", "docs/examples"):
+    for folder in ("experiments/notebooks", "docs/examples", "docs/data"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(path, as_version=4)
