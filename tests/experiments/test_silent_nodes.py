@@ -8,6 +8,7 @@ from flwr.app import RecordDict
 from channel import Cell
 from cloud.local_grid import LocalGrid
 from cloud.server_app import run_federation
+from edge.client_app import read_state
 from experiments.build import workbench_for
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import dump_config, load_config
@@ -78,14 +79,10 @@ def test_an_update_without_an_answer_counts_as_missed_and_the_device_starts_afre
     assert row[["answered", "delivered", "delivered_bits"]].tolist() == [0, 0, 0]
     assert row["loss"] == frame.loc[1, 1]["loss"]  # the last that was heard of it
     # It had installed what it did not acknowledge: only an absolute update is safe then.
-    held = grid._contexts[3].state.array_records["held"].to_numpy_ndarrays()
-    for factor, (down, up) in zip(
-        zip(held[0::2], held[1::2], strict=True),
-        zip(service.held(1).down, service.held(1).up, strict=True),
-        strict=True,
-    ):
-        assert np.array_equal(factor[0], down)
-        assert np.array_equal(factor[1], up)
+    held = read_state(grid._contexts[3].state, service.base).held
+    known = service.held(1)
+    for ours, theirs in zip(held.down + held.up, known.down + known.up, strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 def test_a_device_that_comes_back_with_nothing_is_given_its_head_again(run):
