@@ -27,7 +27,8 @@ def main() -> None:
     sets = [
         f"num_devices={arguments.devices}", f"rounds={arguments.rounds}", "runtime.threads=1",
         "examples_per_device=4", "data.partition=iid", "federated.local_steps=1",
-        "federated.local_batch_size=8", "channel.bandwidth_hz=1e8", *arguments.sets,
+        "federated.local_batch_size=8", "federated.ranks=[8]", "channel.bandwidth_hz=1e8",
+        *arguments.sets,
     ]  # fmt: skip
     config = load_config(ExperimentConfig, find_config("federated"), sets, presets=PRESETS)
     print(

@@ -58,8 +58,9 @@ def config_of(arguments: argparse.Namespace, method: str) -> ExperimentConfig:
         f"model.max_length={arguments.tokens}", f"federated.local_steps={arguments.steps}",
         f"federated.local_batch_size={arguments.batch}", f"training.r_max={_RANK}",
         f"examples_per_device={_MEASURED}", "data.partition=iid", f"federated.method={method}",
-        "federated.hardware=['laptop']", "channel.bandwidth_hz=1e9", "channel.snr_db=30",
-        "channel.fading=none", "runtime.threads=1", "model.precision=fp32",
+        "federated.hardware=['laptop']", f"federated.ranks=[{_RANK}]",
+        "channel.bandwidth_hz=1e9", "channel.snr_db=30", "channel.fading=none",
+        "runtime.threads=1", "model.precision=fp32",
     ]  # fmt: skip
     return load_config(ExperimentConfig, find_config("federated"), sets, presets=PRESETS)
 
