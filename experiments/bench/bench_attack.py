@@ -27,6 +27,7 @@ from torch import Tensor
 
 from airllm.lora import Adapter
 from airllm.payload import decode, encode
+from channel.fading import rng_for
 from cloud.local_grid import LocalGrid
 from experiments.build import workbench_for
 from experiments.config import PRESETS, ExperimentConfig
@@ -81,8 +82,7 @@ def attacked(config: ExperimentConfig, attack: Attack) -> Callable[[Message, Con
         shared = None if work is None else work.shared_down
         record = reply.content.config_records["update"]
         sent = decode(cast(bytes, record["payload"]), specs, shared_down=shared)
-        key = np.random.SeedSequence(config.seed, spawn_key=(_STREAM, sent.number))
-        rng = np.random.default_rng(key)
+        rng = rng_for(config.seed, _STREAM, sent.number)
         # The up factors: the product is linear in them.
         adapter = Adapter(sent.adapter.down, tuple(attack(u, rng) for u in sent.adapter.up))
         record["payload"] = encode(

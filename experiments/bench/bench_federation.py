@@ -133,23 +133,16 @@ def contend(kind: str, arguments: argparse.Namespace, work: Path, to: Connection
 def watched(stages: Any) -> Any:
     """Ours by stages; what they are called there has nothing to do with what the peer does."""
     import airllm.lora
-    import airllm.payload
     import airllm.tuning
-    import edge.client_app
     import edge.training
-    from channel.cell import Cell
     from cloud.federated import FederatedService
+    from experiments.bench.stages import watch_transport
 
     stages.watch(edge.training, "train_local", "train")
     stages.watch(airllm.tuning, "evaluate", "measure")
     stages.watch(airllm.lora, "svd_form", "decompose")
     stages.watch(FederatedService, "merge", "merge")
-    for name in ("encode", "decode"):
-        stages.watch(airllm.payload, name, "payload")
-    for name in ("read_state", "write_state"):
-        stages.watch(edge.client_app, name, "state")
-    for name in ("begin_round", "true_links", "reported_links", "transfer"):
-        stages.watch(Cell, name, "channel")
+    watch_transport(stages)
     return stages
 
 

@@ -33,19 +33,16 @@ from torch.nn import functional as F
 
 import airllm.lora
 import airllm.models
-import airllm.payload
 import airllm.probe
 import airllm.tuning
 import cloud.trainer
-import edge.client_app
 import experiments.build
 from airllm.airllm_policy import AirLlmPolicy
 from airllm.lora import AdapterBank
 from airllm.models import BaseModel
-from channel.cell import Cell
 from cloud.trainer import TrainingConfig
 from experiments.bench.bench_fleet import matrix_rate
-from experiments.bench.stages import Stages
+from experiments.bench.stages import Stages, watch_transport
 from experiments.build import Workbench, workbench_for
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import load_config
@@ -146,12 +143,7 @@ def watched() -> tuple[Stages, Passes]:
     stages.watch(Workbench, "policy", "make policy")  # and import diffusers
     stages.watch(AirLlmPolicy, "decide", "policy")
     stages.watch(Recorder, "record", "record")
-    for name in ("encode", "decode"):
-        stages.watch(airllm.payload, name, "payload")
-    for name in ("read_state", "write_state"):
-        stages.watch(edge.client_app, name, "device state")
-    for name in ("begin_round", "true_links", "reported_links", "transfer"):
-        stages.watch(Cell, name, "channel")
+    watch_transport(stages)
     stages.watch(Tensor, "backward", "backward", is_detail=True)
     stages.watch(torch.optim.AdamW, "step", "optimiser", is_detail=True)
     stages.watch(airllm.tuning, "collate", "collate", is_detail=True)
