@@ -50,18 +50,21 @@ def read_tree(
 ) -> dict[str, Any]:
     """What ``path`` (or ``text``) states, as nested tables, with the settings on top."""
     tree = _read(path) if path else _parse(text or "", "the given text")
-    named, stated = _policy_of(tree), {}
+    named, stated = _policy_of(cls, tree), {}
     for setting in sets:
         _apply(cls, tree, setting)
         _apply(cls, stated, setting)
-    if _policy_of(tree) != named:
+    if _policy_of(cls, tree) != named:
         tree["policy"] = stated["policy"]
     return tree
 
 
-def _policy_of(tree: Mapping[str, Any]) -> Any:
+def _policy_of(cls: type, tree: Mapping[str, Any]) -> Any:
+    """The policy that nested tables name, or the one that is meant where they name none."""
     section = tree.get("policy")
-    return section.get("name", "airllm") if isinstance(section, dict) else "airllm"
+    if isinstance(section, dict) and "name" in section:
+        return section["name"]
+    return next((f.default_factory().name for f in fields(cls) if f.name == "policy"), None)  # type: ignore
 
 
 def build_config(cls: type[C], tree: Mapping[str, Any], *, presets: Presets | None = None) -> C:
