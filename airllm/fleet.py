@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from airllm.lora import Adapter
 from airllm.models import BaseModel, HeadLayer
-from airllm.passes import Examples, Pass, make_passes, row_losses
+from airllm.passes import Examples, Pass, PassGraphs, make_passes, row_losses
 from airllm.tuning import Head
 
 # On CUDA, ranks are padded with zero components, which stay zero, to a multiple of a tensor core's
@@ -28,6 +29,7 @@ from airllm.tuning import Head
 _CUDA_TILE = 16
 # Widths of passes: a CPU's time is its tokens, a GPU's the number of its kernels.
 _CPU_MULTIPLE, _CUDA_MULTIPLE = 8, 64
+_CPU_MEMORY = 1 << 28  # bytes: larger passes are no faster there
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,18 +178,23 @@ class Fleet:
         *,
         weight_decay: float = 0.0,
         trains_down: bool = True,
-        memory_bytes: int = 1 << 28,
+        memory_bytes: int | None = None,
         multiple: int | None = None,
+        has_graphs: bool | None = None,
     ) -> None:
         """``memory_bytes`` bounds what a pass keeps for its backward pass; one row is the least.
+        None: 256 MiB on a CPU, on CUDA half of what is free.
 
-        ``multiple`` is that to which widths are rounded up. Raises ValueError for no members.
+        ``multiple`` is that to which widths are rounded up; ``has_graphs`` (None: on CUDA) replays
+        passes of a shape met before as CUDA graphs. Raises ValueError for no members.
         """
         if not members:
             raise ValueError("members must not be empty: a fleet has at least one device")
+        is_cuda = base.device.type == "cuda"
+        if memory_bytes is None:
+            memory_bytes = torch.cuda.mem_get_info()[0] // 2 if is_cuda else _CPU_MEMORY
         if memory_bytes < 1:
             raise ValueError(f"memory_bytes must be >= 1, got {memory_bytes}")
-        is_cuda = base.device.type == "cuda"
         self.base, self.head, self.members = base, head, list(members)
         self.memory_bytes = memory_bytes
         self.multiple = multiple or (_CUDA_MULTIPLE if is_cuda else _CPU_MULTIPLE)
@@ -198,6 +205,7 @@ class Fleet:
         self._stack = ExitStack()
         self._segments: list[list[_Segment]] = [[] for _ in base.specs]
         self._cut: dict[tuple[int, int, int], _Factors] = {}
+        self._graphs = PassGraphs() if (is_cuda if has_graphs is None else has_graphs) else None
         self._lay_out()
         self._optimiser = torch.optim.AdamW(
             [{"params": [b], "lr": rate} for rate, b in self._values.items()],
@@ -295,17 +303,26 @@ class Fleet:
         loss = torch.zeros(sum(counts), device=device)  # [examples]
         right = torch.zeros(sum(counts), device=device, dtype=torch.long)
         for batch in self.passes(examples):
-            self._place(batch)
-            each, correct = row_losses(self.base, self.head, batch)
-            each = each * batch.weight
-            if is_training:
-                each.sum().backward()
-            loss[batch.place], right[batch.place] = each.detach(), correct.long()
+            if self._graphs is None:
+                each, correct = self._through(batch, is_training=is_training)
+            else:
+                work = partial(self._through, is_training=is_training)
+                each, correct = self._graphs(batch, work, is_training)
+            loss[batch.place], right[batch.place] = each, correct.long()
         # Each member's are summed apart, so that no sum depends on who else there is.
         return (
             torch.stack([part.double().sum() for part in loss.split(counts)]),
             torch.stack([part.sum() for part in right.split(counts)]),
         )
+
+    def _through(self, batch: Pass, *, is_training: bool) -> tuple[Tensor, Tensor]:
+        """Weighted losses and right answers, [rows] each; gradients are added where they lie."""
+        self._place(batch)
+        each, correct = row_losses(self.base, self.head, batch)
+        each = each * batch.weight
+        if is_training:
+            each.sum().backward()
+        return each.detach(), correct
 
     def _place(self, batch: Pass) -> None:
         """Tell the projections whose tokens stand where."""

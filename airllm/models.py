@@ -110,6 +110,12 @@ class BaseModel:
         ):
             yield
 
+    def put(self, tensor: Tensor) -> Tensor:
+        """A tensor of the host on the model's device; on CUDA the host does not wait for it."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Last hidden state (classify) or logits over the vocabulary (causal), in fp32.
 

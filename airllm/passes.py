@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,8 +52,7 @@ def make_passes(
 ) -> list[Pass]:
     """Group texts by width, their own length rounded up to ``multiple``, whoever's they are.
 
-    ``rows_of`` gives how many rows of a width a pass may have. Nothing here waits for the device:
-    tensors are built on the host, in pinned memory where there is CUDA, and copied asynchronously.
+    ``rows_of`` gives how many rows of a width a pass may have. Nothing here waits for the device.
     """
     is_causal = base.config.task == "causal"
     limit = base.config.max_length
@@ -100,26 +100,20 @@ def _collate(
     weight = torch.tensor([1.0 / terms[member] for member, _, _ in rows])
     where = torch.tensor([place for _, place, _ in rows])
     return Pass(
-        _copy(input_ids, base.device),
-        _copy(mask, base.device),
-        _copy(target, base.device),
-        _copy(weight, base.device),
-        _copy(where, base.device),
+        base.put(input_ids),
+        base.put(mask),
+        base.put(target),
+        base.put(weight),
+        base.put(where),
         tuple(counts),
     )
-
-
-def _copy(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def row_losses(base: BaseModel, head: Head | None, batch: Pass) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy in nats, and number of right answers, of each row: both [rows].
 
-    Unlike `airllm.tuning.losses` it selects nothing by a mask, for which the host would have to
-    wait.
+    Unlike `airllm.tuning.losses` it computes with what is padded too, so that its shapes are those
+    of the pass.
     """
     if base.config.task == "causal":
         logits = base.hidden(batch.input_ids, batch.attention_mask)[:, :-1]
@@ -134,3 +128,45 @@ def row_losses(base: BaseModel, head: Head | None, batch: Pass) -> tuple[Tensor,
     logits = base.logits(features, head.weight, head.bias)
     loss = F.cross_entropy(logits, batch.target, reduction="none")
     return loss, logits.argmax(dim=-1) == batch.target
+
+
+_TENSORS = tuple(f.name for f in fields(Pass) if f.name != "counts")
+
+
+class PassGraphs:
+    """Passes replayed as CUDA graphs: one launch where Python would make thousands.
+
+    A graph fits one shape and one distribution of rows over members. It is recorded when these are
+    met for the second time; the first time is the warm-up that recording needs. All graphs share
+    one pool of memory, since none runs while another does.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[Hashable] = set()
+        self._recorded: dict[Hashable, tuple[Any, Pass, tuple[Tensor, ...]]] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(
+        self, batch: Pass, work: Callable[[Pass], tuple[Tensor, ...]], *kind: Hashable
+    ) -> tuple[Tensor, ...]:
+        """What ``work`` returns of the batch, valid until the next call; ``kind`` tells works apart.
+
+        ``work`` must do the same for all batches of one shape and kind, in tensors that stay where
+        they are, and must not wait for the device.
+        """
+        where = (*kind, batch.input_ids.shape, batch.counts)
+        if where not in self._seen:
+            self._seen.add(where)
+            return work(batch)
+        if where not in self._recorded:
+            own = replace(batch, **{k: getattr(batch, k).clone() for k in _TENSORS})
+            graph = torch.cuda.CUDAGraph()
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph, pool=self._pool):
+                result = work(own)
+            self._recorded[where] = (graph, own, result)
+        graph, own, result = self._recorded[where]
+        for key in _TENSORS:
+            getattr(own, key).copy_(getattr(batch, key))
+        graph.replay()
+        return result

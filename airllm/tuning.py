@@ -29,6 +29,8 @@ class Batch:
     """[batch, tokens] 1 for text, 0 for padding"""
     labels: Tensor
     """[batch] classes; unused by a causal model, whose labels are its tokens"""
+    predicted: Tensor
+    """[predicted tokens] places in the flattened [batch, tokens - 1], for a causal model"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,9 @@ def collate(base: BaseModel, ids: Sequence[list[int]], labels: Iterable[int]) ->
         input_ids[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
     target = torch.tensor(list(labels), dtype=torch.long)
-    return Batch(input_ids.to(base.device), mask.to(base.device), target.to(base.device))
+    # Found here, where it is known without waiting for the model's device.
+    predicted = mask[:, 1:].flatten().nonzero()[:, 0]
+    return Batch(base.put(input_ids), base.put(mask), base.put(target), base.put(predicted))
 
 
 def bucket(
@@ -91,8 +95,8 @@ def losses(base: BaseModel, head: Head | None, batch: Batch) -> tuple[Tensor, Te
     """Cross-entropy and correctness, [batch] (classify) or [predicted tokens] (causal)."""
     if base.config.task == "causal":
         logits = base.hidden(batch.input_ids, batch.attention_mask)[:, :-1]
-        keep = batch.attention_mask[:, 1:].bool()
-        target, logits = batch.input_ids[:, 1:][keep], logits[keep]  # [tokens], [tokens, vocab]
+        logits = logits.flatten(0, 1)[batch.predicted]  # [predicted tokens, vocabulary]
+        target = batch.input_ids[:, 1:].flatten()[batch.predicted]
     else:
         if head is None:
             raise ValueError("a model of task 'classify' needs a head")

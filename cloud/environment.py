@@ -37,7 +37,7 @@ from channel.config import ChannelConfig
 
 Array = NDArray[np.float64]
 
-_STACKED = 16  # devices whose adapters share a forward pass
+_STACKED = 16  # devices whose adapters share a forward pass; on CUDA as many as there are
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,8 +418,9 @@ def _losses(jobs: Sequence[_Job]) -> Array:
         # One part after the other, texts of like length beside each other.
         work = [(i, p) for i, j in enumerate(jobs) if j.world is world for p in j.parts]
         work.sort(key=lambda item: item[1])
-        for first in range(0, len(work), _STACKED):
-            chunk = work[first : first + _STACKED]
+        size = _STACKED if base.device.type == "cpu" else len(work)
+        for first in range(0, len(work), size):
+            chunk = work[first : first + size]
             texts = [world.texts[jobs[i].device].parts[p] for i, p in chunk]
             batch = collate(
                 base, [row for ids, _ in texts for row in ids], [y for _, ys in texts for y in ys]

@@ -36,7 +36,7 @@ from cloud.trainer import (
 from edge.device import DeviceProfile
 from experiments.config import ExperimentConfig
 from experiments.extensions import is_own, make_own
-from experiments.threads import use_threads
+from experiments.threads import use_determinism, use_threads
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ def workbench_key(config: ExperimentConfig) -> _Key:
 def workbench_for(config: ExperimentConfig) -> Workbench:
     """The workbench of a configuration; the same object for runs that can share one."""
     use_threads(config.runtime.threads)
+    if config.runtime.deterministic:
+        use_determinism()
     return _workbench(workbench_key(config))
 
 

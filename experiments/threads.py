@@ -1,4 +1,4 @@
-"""How the cores of this machine are shared out; here alone."""
+"""How this machine computes: its cores are shared out here alone."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ def use_threads(wanted: int) -> None:
     import torch
 
     torch.set_num_threads(min(wanted, num_cores()))
+
+
+def use_determinism() -> None:
+    """Let CUDA compute by algorithms alone that give the same bits every time.
+
+    A CPU does so anyway. To be called before anything is on the GPU.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        # Without this cuBLAS refuses: its workspaces would make sums depend on what ran before.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
 
 
 def num_processes(wanted: int, threads: int) -> int:

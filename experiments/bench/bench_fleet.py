@@ -1,12 +1,13 @@
 """Many devices' adapters in a fleet, against a loop over their PeftModels.
 
-python -m experiments.bench.bench_fleet [--pairs 7] [--model opt-1.3b]
+python -m experiments.bench.bench_fleet [--pairs 7] [--model opt-1.3b] [--precision bf16]
+                                         [--loop-precision fp32] [--no-graphs] [--deterministic]
 
 Both do the same work: a step of AdamW, or an evaluation, of each device on a batch of its own, with
 ranks drawn from 0..16 for every device and projection. The loop is what PEFT's users write: one
 PeftModel a device (here all on one base's weights), batches padded to their longest text, attention
-by PyTorch's fused kernel. On a CPU both are in fp32, in one thread, and time is the process's; on
-CUDA both are in bf16, and time is the clock's. Runs alternate; ratios are of neighbours.
+by PyTorch's fused kernel. On a CPU one thread computes, and time is the process's; on CUDA time is
+the clock's. Runs alternate; ratios are of neighbours.
 
 `--model opt-1.3b` has that model's shape and random weights, on which speed does not depend, and
 texts of 16 to 128 random tokens.
@@ -36,34 +37,36 @@ from airllm.models import BaseModel, ModelConfig, load_base
 from airllm.passes import Examples
 from airllm.tiny import byte_tokenizer
 from airllm.tuning import Head, tokenize
+from experiments.threads import use_determinism
 
-_DEVICES, _BATCH, _MAX_RANK, _CLASSES, _RATE = 16, 4, 16, 6, 1e-3
+_DEVICES, _BATCH, _MAX_RANK, _CLASSES, _RATE = 16, 4, 16, 6, 1e-4
 
 
-def minilm(rng: np.random.Generator) -> tuple[BaseModel, list[list[int]]]:
-    """The default model on sentences of the embedded data."""
+def texts_of(model: str, rng: np.random.Generator) -> list[list[int]]:
+    """Tokens: of sentences of the embedded data, or drawn at random."""
+    count = _DEVICES * _BATCH
+    if model == "opt-1.3b":
+        return [rng.integers(4, 50000, n).tolist() for n in rng.integers(16, 129, count)]
     from airllm.data import DataConfig, load_splits
 
-    precision = "bf16" if torch.cuda.is_available() else "fp32"
-    base = load_base(ModelConfig(name="minilm", precision=precision))
     texts = load_splits(DataConfig(), seed=0).train.texts
-    pick = rng.permutation(len(texts))[: _DEVICES * _BATCH]
-    return base, tokenize(base, [texts[i] for i in pick])
+    pick = rng.permutation(len(texts))[:count]
+    return tokenize(load(model, "fp32"), [texts[i] for i in pick])
 
 
-def opt(rng: np.random.Generator) -> tuple[BaseModel, list[list[int]]]:
-    """OPT-1.3B's shape."""
+def load(model: str, precision: str) -> BaseModel:
+    """The default model, or one of OPT-1.3B's shape; the same weights every time."""
+    if model == "minilm":
+        return load_base(ModelConfig(name="minilm", precision=precision))
     from transformers import OPTConfig, OPTModel
 
     shape: Any = OPTConfig(
         hidden_size=2048, ffn_dim=8192, num_hidden_layers=24, num_attention_heads=32,
         word_embed_proj_dim=2048, vocab_size=50272,
     )  # fmt: skip
-    precision = "bf16" if torch.cuda.is_available() else "fp32"
     config = ModelConfig(name="opt-1.3b", pooling="last", max_length=128, precision=precision)
-    base = BaseModel(config, OPTModel(shape), byte_tokenizer())
-    lengths = rng.integers(16, 129, _DEVICES * _BATCH)
-    return base, [rng.integers(4, 50000, n).tolist() for n in lengths]
+    torch.manual_seed(0)
+    return BaseModel(config, OPTModel(shape), byte_tokenizer())
 
 
 class Peft:
@@ -149,7 +152,8 @@ def matrix_rate(base: BaseModel) -> float:
     """FLOP/s of the best of a few products as large as a pass's largest."""
     wide = max(base.specs, key=lambda s: s.params_per_rank)
     weight = torch.randn(wide.out_features, wide.in_features, device=base.device)
-    x = torch.randn(1024, wide.in_features, device=base.device)
+    rows = 8192 if base.device.type == "cuda" else 1024
+    x = torch.randn(rows, wide.in_features, device=base.device)
     if base.precision == "bf16":
         weight, x = weight.bfloat16(), x.bfloat16()
     F.linear(x, weight)
@@ -172,11 +176,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=7, help="runs of each, in turns")
     parser.add_argument("--model", choices=("minilm", "opt-1.3b"), default="minilm")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument(
+        "--loop-precision", choices=("fp32", "bf16"), help="default: the fleet's; fp32 on a CPU"
+    )
+    parser.add_argument("--no-graphs", action="store_true", help="CUDA: launch every kernel")
+    parser.add_argument("--deterministic", action="store_true", help="CUDA: the same bits always")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.deterministic:
+        use_determinism()
     rng = np.random.default_rng(0)
-    base, ids = (minilm if arguments.model == "minilm" else opt)(rng)
+    ids = texts_of(arguments.model, rng)
+    base = load(arguments.model, arguments.precision)
     is_cuda = base.device.type == "cuda"
+    precision = arguments.loop_precision or (base.precision if is_cuda else "fp32")
+    loop_base = base if precision == base.precision else load(arguments.model, precision)
     labels = rng.integers(0, _CLASSES, len(ids)).tolist()
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(_CLASSES, base.num_features, generator=generator) / 10
@@ -185,22 +200,27 @@ def main() -> None:
     examples = [
         Examples(ids[i : i + _BATCH], labels[i : i + _BATCH]) for i in range(0, len(ids), _BATCH)
     ]
-    loop = [Peft(base, head, r, own) for r, own in zip(ranks, examples, strict=True)]
+    loop = [Peft(loop_base, head, r, own) for r, own in zip(ranks, examples, strict=True)]
     members = [Member(peft.adapter(), _RATE) for peft in loop]
     where = torch.cuda.get_device_name() if is_cuda else f"{platform.machine()}, one thread"
+    how = "".join(
+        f", {text}" for text, is_so in (("no graphs", arguments.no_graphs and is_cuda),
+                                        ("deterministic", arguments.deterministic)) if is_so
+    )  # fmt: skip
     print(
-        f"{arguments.model}, {base.precision}, {where}, torch {torch.__version__}; "
-        f"{_DEVICES} devices x {_BATCH} texts, ranks 0..{_MAX_RANK}; medians of {arguments.pairs}"
+        f"{arguments.model}, fleet {base.precision}{how}, loop {precision}, {where}, torch "
+        f"{torch.__version__}; {_DEVICES} devices x {_BATCH} texts, ranks 0..{_MAX_RANK}; medians "
+        f"of {arguments.pairs}"
     )
-    with Fleet(base, head, members) as fleet:
+    with Fleet(base, head, members, has_graphs=is_cuda and not arguments.no_graphs) as fleet:
         work: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-            "training step": (
-                lambda: np.array([peft.step() for peft in loop]),
-                lambda: fleet.step(examples).cpu().numpy(),
-            ),
             "evaluation": (
                 lambda: np.array([peft.evaluate() for peft in loop]),
                 lambda: fleet.evaluate(examples)[0].cpu().numpy(),
+            ),
+            "training step": (
+                lambda: np.array([peft.step() for peft in loop]),
+                lambda: fleet.step(examples).cpu().numpy(),
             ),
         }
         tokens = {"true": sum(map(len, ids))}
@@ -214,7 +234,9 @@ def main() -> None:
               f"{'losses differ by':>17s} {'share of matrix rate':>21s}")  # fmt: skip
         for name, (theirs, ours) in work.items():
             # The first run of both warms up, and shows that they do the same.
-            gap = float(np.max(np.abs(theirs() / ours() - 1.0)))
+            slow_loss, fast_loss = theirs(), ours()
+            gap = float(np.max(np.abs(slow_loss - fast_loss)) / np.max(np.abs(slow_loss)))
+            ours()  # records the graphs
             pairs = []
             for _ in range(arguments.pairs):
                 pairs.append((timed(theirs, is_cuda), timed(ours, is_cuda), matrix_rate(base)))

@@ -63,6 +63,9 @@ def test_a_single_changed_bit_is_noticed_wherever_it_is(tmp_path):
         assert torch.equal(state["a"], torch.arange(4.0))
         assert (state["n"], state["raw"]) == (7, b"ab")
         assert whole[position] == 0x20
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match="the checksum of a tensor does not match"):
+        load_state(path)
 
 
 def test_equal_tensors_are_stored_once_and_come_back_apart(tmp_path):

@@ -1,5 +1,7 @@
 """A fleet against its members one by one, and against PEFT."""
 
+import subprocess
+import sys
 import traceback
 
 import numpy as np
@@ -298,17 +300,60 @@ def test_nothing_waits_for_the_device_within_a_step(family, task):
         assert seen.found == ["aten._local_scalar_dense.default"]
 
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def steps_of(device, count, **settings):
+    """Losses of a few steps, and of an evaluation after them: both of tiny OPT in fp32."""
+    config = ModelConfig(name="tiny:opt", task="causal", precision="fp32", device=device)
+    base = load_base(config, seed=0)
+    with Fleet(base, None, members_of(base), **settings) as fleet:
+        found = [fleet.step(examples_of(base)).cpu() for _ in range(count)]
+        return torch.stack([*found, fleet.evaluate(examples_of(base))[0].cpu()])
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_cuda
 def test_a_fleet_on_cuda_does_what_it_does_on_a_cpu():
-    found = []
-    for device in ("cpu", "cuda"):
-        config = ModelConfig(name="tiny:opt", task="causal", precision="fp32", device=device)
-        base = load_base(config, seed=0)
-        with Fleet(base, None, members_of(base)) as fleet:
-            found.append([fleet.step(examples_of(base)).cpu() for _ in range(3)])
-    for cpu, cuda in zip(*found, strict=True):
-        torch.testing.assert_close(cpu, cuda, rtol=1e-3, atol=0)
+    torch.testing.assert_close(steps_of("cpu", 3), steps_of("cuda", 3), rtol=1e-3, atol=0)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_replayed_graph_does_what_was_recorded():
+    # From the second step on it is replayed.
+    replayed, launched = (steps_of("cuda", 5, has_graphs=is_so) for is_so in (True, False))
+    torch.testing.assert_close(replayed, launched, rtol=1e-4, atol=0)
+    assert (replayed[0] != replayed[4]).all()
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_replayed_step_waits_for_nothing():
+    config = ModelConfig(name="tiny:opt", task="causal", precision="fp32", device="cuda")
+    base = load_base(config, seed=0)
+    with Fleet(base, None, members_of(base)) as fleet:
+        for _ in range(2):
+            fleet.step(examples_of(base))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            fleet.step(examples_of(base))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_cuda_is_deterministic_when_asked_to_be():
+    code = (
+        "import runpy; from experiments.threads import use_determinism; use_determinism()\n"
+        f"print(runpy.run_path({__file__!r})['steps_of']('cuda', 4).tolist())"
+    )
+    first, second = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    )
+    assert first.stdout == second.stdout
 
 
 def test_bad_arguments_are_named():

@@ -100,3 +100,48 @@ def test_a_knapsack_on_a_dead_link_is_empty():
         [0, 0, 0], [2, 2, 0],
     ]  # fmt: skip
     assert not fit_knapsack(value, cost, np.zeros(2), is_joint=True).any()
+
+
+def net_worth(value, ranks, stake):
+    """[devices] worth of what is sent, less the stakes of those that are sent anything."""
+    rank = value.shape[2]
+    worth = (value * (np.arange(rank) < ranks[:, :, None])).sum(axis=(1, 2))
+    return np.where(ranks.any(axis=1), worth - stake, 0.0)
+
+
+def test_whom_to_serve_is_nearly_always_the_best_choice_there_is():
+    """Against all subsets of up to four devices, each served by the water level."""
+    rng, ratios = np.random.default_rng(0), []
+    for _ in range(300):
+        devices, projections, rank = rng.integers(1, (5, 4, 4))
+        value = -np.sort(-rng.exponential(size=(devices, projections, rank)), axis=2)
+        cost = np.broadcast_to(rng.uniform(0.2, 2.0, (devices, 1)), (devices, projections))
+        budget = rng.uniform(0.0, projections * rank / 2, devices)
+        stake = rng.uniform(0.0, projections * rank / 2, devices)
+        ranks = fit_budget(value, cost, budget, is_joint=True, stake=stake)
+        net = net_worth(value, ranks, stake)
+        assert (net[ranks.any(axis=1)] > 0.0).all()
+        assert (ranks * cost).sum() <= budget.sum() + 1e-9
+        best = 0.0
+        for served in product((0, 1), repeat=int(devices)):
+            own = value * np.array(served)[:, None, None]
+            other = fit_budget(own, cost, budget, is_joint=True)
+            best = max(best, net_worth(value, other, stake).sum())
+        if best > 0.0:
+            ratios.append(net.sum() / best)
+    assert len(ratios) > 150
+    assert np.mean(np.array(ratios) > 1.0 - 1e-9) > 0.9
+    assert np.mean(ratios) > 0.97
+
+
+def test_a_stake_above_all_that_could_be_sent_leaves_the_air_to_the_others():
+    value = np.array([[[3.0, 2.0]], [[4.0, 3.0]]])
+    ranks = fit_budget(
+        value, np.ones((2, 1)), np.ones(2), is_joint=True, stake=np.array([0.0, 7.5])
+    )
+    assert ranks.tolist() == [[2], [0]]
+    # What is worth as much as its stake is not worth being sent.
+    ranks = fit_budget(
+        value, np.ones((2, 1)), np.full(2, 2.0), is_joint=True, stake=np.array([5.0, 6.9])
+    )
+    assert ranks.tolist() == [[0], [2]]

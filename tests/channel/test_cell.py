@@ -185,6 +185,35 @@ def test_reports_are_quantised_and_scatter_around_the_truth():
     assert abs(np.mean(errors)) < 5 * sigma / np.sqrt(2000)
 
 
+@pytest.mark.parametrize(("periods", "seen"), [(0, 5), (0.5, 4), (1, 4), (2, 3), (9, 0)])
+def test_a_report_with_an_age_is_of_the_round_it_was_measured_in(periods, seen):
+    config = steady(fading="rayleigh")
+    old = steady(fading="rayleigh", csi_delay_s=periods * config.round_period_s)
+    truth = begun(config, 4, round_index=seen).true_links().snr_db
+    np.testing.assert_array_equal(begun(old, 4, round_index=5).reported_links().snr_db, truth)
+
+
+def test_where_rounds_last_as_they_do_a_report_with_an_age_is_of_the_round_before():
+    for delay_s, seen in ((0.0, 5), (0.1, 4), (100.0, 4)):
+        cell = Cell(steady(fading="rayleigh", csi_delay_s=delay_s), 4, seed=0)
+        cell.begin_round(5, start_s=7.77)
+        truth = begun(steady(fading="rayleigh"), 4, round_index=seen).true_links().snr_db
+        np.testing.assert_array_equal(cell.reported_links().snr_db, truth)
+
+
+def test_the_log_tells_who_began_and_ended_when():
+    cell = begun(steady(sharing="orthogonal"), 3)
+    rate = cell.true_links().rate_bps[0]
+    found = cell.transfer({0: 1000, 2: 10**9}, start_s={2: 0.25}, deadline_s=0.5)
+    assert [(d, found[d].device, found[d].is_delivered) for d in found] == [
+        (0, 0, True), (2, 2, False),
+    ]  # fmt: skip
+    assert sorted(cell.log) == [
+        (0.0, 0, "start"), (pytest.approx(1000 / rate), 0, "end"),
+        (0.25, 2, "start"), (0.5, 2, "cut"),
+    ]  # fmt: skip
+
+
 def test_rounds_only_go_forward():
     cell = begun(ChannelConfig(), 1, round_index=3)
     with pytest.raises(ValueError, match="round_index must be above 3, .* got 3"):

@@ -21,7 +21,7 @@ checkpoint_s = 0
 """
 
 
-def drive(tiny_toml, folder, *moments, policy="airllm", rounds=4):
+def drive(tiny_toml, folder, *moments, policy="airllm", rounds=5):
     text = tiny_toml.read_text().replace("rounds = 2", f"rounds = {rounds}", 1)
     text = text.replace('[policy]\nname = "uniform"\n', "").replace("[runtime]\nthreads = 1\n", "")
     text = text.replace("[channel]\n", '[channel]\nfading = "ar1"\ncsi_error_db = 2.0\n')
@@ -60,7 +60,7 @@ def test_fifty_moments(tiny_toml, tmp_path):
     (names,) = drive(tiny_toml, tmp_path / "events")
     tiny_toml.write_text(text)
     inside = [i for i, name in enumerate(names) if name.startswith("half of")]
-    assert len(inside) >= 8
+    assert len(inside) >= 10
     spread = [round(i * (len(names) - 1) / 39) for i in range(40)]
     written = [i for i, n in enumerate(names) if "rename" in n or "fsync" in n or "unlink" in n]
     moments = sorted({*spread, *inside, *written[:: max(1, len(written) // 12)]})
