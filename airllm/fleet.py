@@ -27,8 +27,9 @@ from airllm.tuning import Head
 # On CUDA, ranks are padded with zero components, which stay zero, to a multiple of a tensor core's
 # tile, so that runs are few; on a CPU one component more is time more.
 _CUDA_TILE = 16
-# Widths of passes: a CPU's time is its tokens, a GPU's the number of its kernels.
-_CPU_MULTIPLE, _CUDA_MULTIPLE = 8, 64
+# Widths of passes: a CPU's time is its tokens, a GPU's the number of its kernels. There all texts
+# of a step have one width, so that a device has as many tokens as the next one and runs stay whole.
+_CPU_MULTIPLE, _CUDA_MULTIPLE = 8, 32
 _CPU_MEMORY = 1 << 28  # bytes: larger passes are no faster there
 
 
@@ -73,11 +74,11 @@ class _Factors:
     def add(self, x: Tensor, sums: Tensor) -> Tensor:
         """sums += scale * (x down^T) up; returns x down^T. Both are [tokens, features]."""
         if self.count == 1:
-            low = torch.mm(x, _as(self.down_t, x))
-            sums.addmm_(low, _as(self.up, x), alpha=self.scale)
+            low = torch.mm(x, self.down_t)
+            sums.addmm_(low, self.up, alpha=self.scale)
             return low
-        low = torch.bmm(self._apart(x), _as(self.down_t, x))
-        self._apart(sums).baddbmm_(low, _as(self.up, x), alpha=self.scale)
+        low = torch.bmm(self._apart(x), self.down_t)
+        self._apart(sums).baddbmm_(low, self.up, alpha=self.scale)
         return low
 
     def back(self, x: Tensor, low: Tensor, grad: Tensor, sums: Tensor | None) -> None:
@@ -89,11 +90,11 @@ class _Factors:
             _add_product(self.up_grad, low.mT, grad, self.scale)
         if self.down_grad is None and sums is None:
             return
-        low_grad = grad @ _as(self.up_t, grad)
+        low_grad = grad @ self.up_t
         if self.down_grad is not None:
             _add_product(self.down_grad, low_grad.mT, x, self.scale)
         if sums is not None:
-            _add_product(sums, low_grad, _as(self.down, grad), self.scale)
+            _add_product(sums, low_grad, self.down, self.scale)
 
     def _apart(self, x: Tensor) -> Tensor:
         """[devices, tokens of each, features] out of [tokens, features]."""
@@ -112,10 +113,6 @@ class _Factors:
             None if self.down_grad is None else self.down_grad[cut],
             None if self.up_grad is None else self.up_grad[cut],
         )
-
-
-def _as(factor: Tensor, like: Tensor) -> Tensor:
-    return factor if factor.dtype == like.dtype else factor.to(like.dtype)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
@@ -145,7 +142,7 @@ class _Linear(torch.autograd.Function):
         segments: list[_Segment],
     ) -> Tensor:  # fmt: skip
         flat = x.reshape(-1, x.shape[-1])  # [tokens, in]
-        flat = _as(flat, weight)
+        flat = flat.to(weight.dtype)
         sums = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
         lows = [factors.add(flat[i:j], sums[i:j]) for i, j, factors in segments]
         ctx.segments, ctx.x_shape, ctx.x_dtype = segments, x.shape, x.dtype
@@ -199,6 +196,7 @@ class Fleet:
         self.memory_bytes = memory_bytes
         self.multiple = multiple or (_CUDA_MULTIPLE if is_cuda else _CPU_MULTIPLE)
         self._tile = _CUDA_TILE if is_cuda else 1
+        self._is_one_width = is_cuda
         self._trains_down = trains_down
         self._row_bytes: dict[int, int] = {}
         self._anchor = torch.zeros((), device=base.device, requires_grad=True)
@@ -235,6 +233,7 @@ class Fleet:
         for group, learning_rate in zip(self._optimiser.param_groups, self._values, strict=True):
             group["lr"] = learning_rate * rate
         self._optimiser.step()
+        self._round()
         return found
 
     @torch.no_grad()
@@ -248,10 +247,10 @@ class Fleet:
         down, up = [], []
         for p, spec in enumerate(self.base.specs):
             d, u = torch.zeros(0, spec.in_features), torch.zeros(spec.out_features, 0)
-            for run in self._trained[p]:
-                if 0 <= member - run.first < run.count:
-                    one = run.part(member - run.first, member - run.first + 1)
-                    d, u = one.down[: ranks[p]].cpu().clone(), one.up[: ranks[p]].T.cpu().clone()
+            for first, down_run, up_run in self._exact[p]:
+                if 0 <= member - first < len(down_run):
+                    d = down_run[member - first, : ranks[p]].cpu().clone()
+                    u = up_run[member - first, : ranks[p]].T.cpu().clone()
             down.append(d)
             up.append(u)
         return Adapter(tuple(down), tuple(up))
@@ -262,7 +261,10 @@ class Fleet:
             raise ValueError(
                 f"examples must be those of {len(self.members)} members, got {len(examples)}"
             )
-        return make_passes(self.base, examples, rows_of=self._rows_of, multiple=self.multiple)
+        return make_passes(
+            self.base, examples, rows_of=self._rows_of, multiple=self.multiple,
+            is_one_width=self._is_one_width,
+        )  # fmt: skip
 
     def row_bytes(self, width: int) -> int:
         """What autograd keeps of one row of a width, measured once on one."""
@@ -381,28 +383,48 @@ class Fleet:
         }
         for values in self._values.values():
             values.grad = torch.zeros_like(values)
+        # What is multiplied: the values themselves, or their copies in bf16.
+        is_low = self.base.precision == "bf16"
+        self._low = {
+            rate: torch.zeros_like(v, dtype=torch.bfloat16) for rate, v in self._values.items()
+        } if is_low else {}  # fmt: skip
         self._trained: list[list[_Factors]] = [[] for _ in specs]
+        self._exact: list[list[tuple[int, Tensor, Tensor]]] = [[] for _ in specs]
         at: dict[float, int] = defaultdict(int)
         for p, first, count, (rank, rate, scale) in plans:
             if not rank:
                 continue
+            low = self._low.get(rate) if self._dtype(p) == torch.bfloat16 else None
             views = []
             for features in (specs[p].in_features, specs[p].out_features):
                 cut = slice(at[rate], at[rate] + count * rank * features)
                 at[rate] = cut.stop
                 values = self._values[rate]
                 assert values.grad is not None
+                exact = values.detach()
                 views += [
-                    t[cut].view(count, rank, features) for t in (values.detach(), values.grad)
+                    t[cut].view(count, rank, features)
+                    for t in (exact, exact if low is None else low, values.grad)
                 ]
-            down, down_grad, up, up_grad = views
+            down, low_down, down_grad, up, low_up, up_grad = views
             for i, m in enumerate(members[first : first + count]):
                 own = m.adapter.down[p]
                 down[i, : len(own)] = own.to(device)
                 up[i, : len(own)] = m.adapter.up[p].T.to(device)
             grads = (down_grad if self._trains_down else None, up_grad)
-            self._trained[p].append(_Factors(first, scale, down, up, *grads))
+            self._trained[p].append(_Factors(first, scale, low_down, low_up, *grads))
+            self._exact[p].append((first, down, up))
+        self._round()
         self._loaded = [runs + self._frozen(p) for p, runs in enumerate(self._trained)]
+
+    def _round(self) -> None:
+        for rate, low in self._low.items():
+            low.copy_(self._values[rate].detach())
+
+    def _dtype(self, projection: int) -> torch.dtype:
+        """That in which a projection multiplies; the head's weight is not the module's own."""
+        weight = getattr(self.base.modules[projection], "weight", None)
+        return torch.float32 if weight is None else weight.dtype
 
     def _frozen(self, projection: int) -> list[_Factors]:
         device, runs = self.base.device, []
@@ -411,8 +433,9 @@ class Fleet:
         for first, count, rank in _consecutive([len(h.down[projection]) for h in held]):
             if rank:
                 own = held[first : first + count]
-                down = torch.stack([h.down[projection] for h in own]).to(device)
-                up = torch.stack([h.up[projection].T for h in own]).to(device)
+                dtype = self._dtype(projection)
+                down = torch.stack([h.down[projection] for h in own]).to(device, dtype)
+                up = torch.stack([h.up[projection].T for h in own]).to(device, dtype)
                 runs.append(_Factors(first, 1.0, down, up))
         return runs
 

@@ -49,10 +49,12 @@ def make_passes(
     *,
     rows_of: Callable[[int], int],
     multiple: int,
+    is_one_width: bool = False,
 ) -> list[Pass]:
     """Group texts by width, their own length rounded up to ``multiple``, whoever's they are.
 
-    ``rows_of`` gives how many rows of a width a pass may have. Nothing here waits for the device.
+    With ``is_one_width`` all have that of the longest. ``rows_of`` gives how many rows of a width a
+    pass may have. Nothing here waits for the device.
     """
     is_causal = base.config.task == "causal"
     limit = base.config.max_length
@@ -66,6 +68,9 @@ def make_passes(
             width = max(min(-(-len(ids) // multiple) * multiple, limit), len(ids))
             by_width.setdefault(width, []).append((member, place, ids))
             place += 1
+    if is_one_width:
+        rows = sorted((row for group in by_width.values() for row in group), key=_place)
+        by_width = {max(by_width): rows} if rows else {}
     labels = [int(y) for own in examples for y in own.labels]
     passes = []
     for width, rows in sorted(by_width.items()):
@@ -75,6 +80,10 @@ def make_passes(
                 _collate(base, rows[first : first + size], width, labels, terms, is_causal)
             )
     return passes
+
+
+def _place(row: tuple[int, int, list[int]]) -> int:
+    return row[1]
 
 
 def _collate(
@@ -149,7 +158,7 @@ class PassGraphs:
     def __call__(
         self, batch: Pass, work: Callable[[Pass], tuple[Tensor, ...]], *kind: Hashable
     ) -> tuple[Tensor, ...]:
-        """What ``work`` returns of the batch, valid until the next call; ``kind`` tells works apart.
+        """What ``work`` returns of the batch, valid until the next call; ``kind`` tells it apart.
 
         ``work`` must do the same for all batches of one shape and kind, in tensors that stay where
         they are, and must not wait for the device.
