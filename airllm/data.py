@@ -287,7 +287,7 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
 
     try:
         return list(pyarrow.parquet.read_table(path).to_pylist())
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"data file {path} is no readable parquet file: {error}") from None
 
 

@@ -170,6 +170,15 @@ def test_a_bad_file_is_named(name, content, message, tmp_path):
         read_table(bad(tmp_path, name, content), "text", "label")
 
 
+def test_a_parquet_file_whose_column_names_are_no_text_is_named(tmp_path):
+    """Found by the fuzzer: pyarrow's error names no file."""
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"text": ["x"], "label": ["a"]}).to_parquet(path)
+    path.write_bytes(path.read_bytes().replace(b"label", b"la\xffel"))
+    with pytest.raises(ValueError, match=r"a\.parquet is no readable parquet file"):
+        read_table(path, "text", "label")
+
+
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="nothing.csv does not exist"):
         load_splits(DataConfig(source=str(tmp_path / "nothing.csv")), seed=0)

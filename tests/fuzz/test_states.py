@@ -95,6 +95,16 @@ def test_a_damaged_policy_is_refused(fuzz, policy_folder):
 BAD = [None, True, -1, 0, 10**9, 1e308, float("nan"), "none", [], [1], {}, torch.ones(3)]
 
 
+def test_a_policy_whose_kinds_are_no_text_is_one_for_another_model(policy_folder):
+    """Found by the fuzzer: the sentence that says so ended in a TypeError."""
+    path = policy_folder / "policy.safetensors"
+    state = load_state(path)
+    state["about"]["kinds"] = [1, 2]
+    save_state(state, path)
+    with pytest.raises(ValueError, match="was learned for a model with 4 projections"):
+        load(policy_folder)
+
+
 def test_a_policy_made_to_mislead_is_refused_or_has_sane_sizes(fuzz, policy_folder):
     """The checksums are right, what they stand over is not: from a peer with bad intentions."""
     path = policy_folder / "policy.safetensors"
