@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from airllm.lora import Adapter
 from airllm.models import BaseModel, HeadLayer
-from airllm.passes import Examples, Pass, PassGraphs, make_passes, row_losses
+from airllm.passes import Examples, Pass, make_passes, row_losses
 from airllm.tuning import Head
 
 # On CUDA, ranks are padded with zero components, which stay zero, to a multiple of a tensor core's
@@ -177,13 +176,11 @@ class Fleet:
         trains_down: bool = True,
         memory_bytes: int | None = None,
         multiple: int | None = None,
-        has_graphs: bool | None = None,
     ) -> None:
         """``memory_bytes`` bounds what a pass keeps for its backward pass; one row is the least.
         None: 256 MiB on a CPU, on CUDA half of what is free.
 
-        ``multiple`` is that to which widths are rounded up; ``has_graphs`` (None: on CUDA) replays
-        passes of a shape met before as CUDA graphs. Raises ValueError for no members.
+        ``multiple`` is that to which widths are rounded up. Raises ValueError for no members.
         """
         if not members:
             raise ValueError("members must not be empty: a fleet has at least one device")
@@ -203,7 +200,6 @@ class Fleet:
         self._stack = ExitStack()
         self._segments: list[list[_Segment]] = [[] for _ in base.specs]
         self._cut: dict[tuple[int, int, int], _Factors] = {}
-        self._graphs = PassGraphs() if (is_cuda if has_graphs is None else has_graphs) else None
         self._lay_out()
         self._optimiser = torch.optim.AdamW(
             [{"params": [b], "lr": rate} for rate, b in self._values.items()],
@@ -305,26 +301,17 @@ class Fleet:
         loss = torch.zeros(sum(counts), device=device)  # [examples]
         right = torch.zeros(sum(counts), device=device, dtype=torch.long)
         for batch in self.passes(examples):
-            if self._graphs is None:
-                each, correct = self._through(batch, is_training=is_training)
-            else:
-                work = partial(self._through, is_training=is_training)
-                each, correct = self._graphs(batch, work, is_training)
-            loss[batch.place], right[batch.place] = each, correct.long()
+            self._place(batch)
+            each, correct = row_losses(self.base, self.head, batch)
+            each = each * batch.weight
+            if is_training:
+                each.sum().backward()
+            loss[batch.place], right[batch.place] = each.detach(), correct.long()
         # Each member's are summed apart, so that no sum depends on who else there is.
         return (
             torch.stack([part.double().sum() for part in loss.split(counts)]),
             torch.stack([part.sum() for part in right.split(counts)]),
         )
-
-    def _through(self, batch: Pass, *, is_training: bool) -> tuple[Tensor, Tensor]:
-        """Weighted losses and right answers, [rows] each; gradients are added where they lie."""
-        self._place(batch)
-        each, correct = row_losses(self.base, self.head, batch)
-        each = each * batch.weight
-        if is_training:
-            each.sum().backward()
-        return each.detach(), correct
 
     def _place(self, batch: Pass) -> None:
         """Tell the projections whose tokens stand where."""

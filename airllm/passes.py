@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -137,45 +136,3 @@ def row_losses(base: BaseModel, head: Head | None, batch: Pass) -> tuple[Tensor,
     logits = base.logits(features, head.weight, head.bias)
     loss = F.cross_entropy(logits, batch.target, reduction="none")
     return loss, logits.argmax(dim=-1) == batch.target
-
-
-_TENSORS = tuple(f.name for f in fields(Pass) if f.name != "counts")
-
-
-class PassGraphs:
-    """Passes replayed as CUDA graphs: one launch where Python would make thousands.
-
-    A graph fits one shape and one distribution of rows over members. It is recorded when these are
-    met for the second time; the first time is the warm-up that recording needs. All graphs share
-    one pool of memory, since none runs while another does.
-    """
-
-    def __init__(self) -> None:
-        self._seen: set[Hashable] = set()
-        self._recorded: dict[Hashable, tuple[Any, Pass, tuple[Tensor, ...]]] = {}
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(
-        self, batch: Pass, work: Callable[[Pass], tuple[Tensor, ...]], *kind: Hashable
-    ) -> tuple[Tensor, ...]:
-        """What ``work`` returns of the batch, valid until the next call; ``kind`` tells it apart.
-
-        ``work`` must do the same for all batches of one shape and kind, in tensors that stay where
-        they are, and must not wait for the device.
-        """
-        where = (*kind, batch.input_ids.shape, batch.counts)
-        if where not in self._seen:
-            self._seen.add(where)
-            return work(batch)
-        if where not in self._recorded:
-            own = replace(batch, **{k: getattr(batch, k).clone() for k in _TENSORS})
-            graph = torch.cuda.CUDAGraph()
-            torch.cuda.synchronize()
-            with torch.cuda.graph(graph, pool=self._pool):
-                result = work(own)
-            self._recorded[where] = (graph, own, result)
-        graph, own, result = self._recorded[where]
-        for key in _TENSORS:
-            getattr(own, key).copy_(getattr(batch, key))
-        graph.replay()
-        return result

@@ -1,7 +1,7 @@
 """Many devices' adapters in a fleet, against a loop over their PeftModels.
 
 python -m experiments.bench.bench_fleet [--pairs 7] [--model opt-1.3b] [--precision bf16]
-                                         [--loop-precision fp32] [--no-graphs] [--deterministic]
+                                         [--loop-precision fp32] [--deterministic]
 
 Both do the same work: a step of AdamW, or an evaluation, of each device on a batch of its own, with
 ranks drawn from 0..16 for every device and projection. The loop is what PEFT's users write: one
@@ -180,7 +180,6 @@ def main() -> None:
     parser.add_argument(
         "--loop-precision", choices=("fp32", "bf16"), help="default: the fleet's; fp32 on a CPU"
     )
-    parser.add_argument("--no-graphs", action="store_true", help="CUDA: launch every kernel")
     parser.add_argument("--deterministic", action="store_true", help="CUDA: the same bits always")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -203,16 +202,13 @@ def main() -> None:
     loop = [Peft(loop_base, head, r, own) for r, own in zip(ranks, examples, strict=True)]
     members = [Member(peft.adapter(), _RATE) for peft in loop]
     where = torch.cuda.get_device_name() if is_cuda else f"{platform.machine()}, one thread"
-    how = "".join(
-        f", {text}" for text, is_so in (("no graphs", arguments.no_graphs and is_cuda),
-                                        ("deterministic", arguments.deterministic)) if is_so
-    )  # fmt: skip
+    how = ", deterministic" if arguments.deterministic else ""
     print(
         f"{arguments.model}, fleet {base.precision}{how}, loop {precision}, {where}, torch "
         f"{torch.__version__}; {_DEVICES} devices x {_BATCH} texts, ranks 0..{_MAX_RANK}; medians "
         f"of {arguments.pairs}"
     )
-    with Fleet(base, head, members, has_graphs=is_cuda and not arguments.no_graphs) as fleet:
+    with Fleet(base, head, members) as fleet:
         work: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
             "evaluation": (
                 lambda: np.array([peft.evaluate() for peft in loop]),
@@ -236,7 +232,6 @@ def main() -> None:
             # The first run of both warms up, and shows that they do the same.
             slow_loss, fast_loss = theirs(), ours()
             gap = float(np.max(np.abs(slow_loss - fast_loss)) / np.max(np.abs(slow_loss)))
-            ours()  # records the graphs
             pairs = []
             for _ in range(arguments.pairs):
                 pairs.append((timed(theirs, is_cuda), timed(ours, is_cuda), matrix_rate(base)))

@@ -1,5 +1,8 @@
 """Payload bits against the bytes; what a damaged payload does."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from airllm.lora import Adapter
 from airllm.payload import (
     FORMATS,
+    VERSION,
     PayloadConfig,
     PayloadError,
     bits_per_rank,
@@ -141,3 +145,12 @@ def test_rank_above_one_byte_is_refused():
 def test_bad_values_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         PayloadConfig(**values)
+
+
+def test_what_is_wrong_with_a_payload_is_said():
+    data = encode(adapter_of([1, 1, 1]), number=1, number_format="fp16", coding="absolute")
+    with pytest.raises(PayloadError, match="payload of 7 bytes is cut off in its header"):
+        decode(data[:7], SPECS)
+    body = bytes([VERSION + 1]) + data[1:-4]
+    with pytest.raises(PayloadError, match=f"version {VERSION + 1} or flags 0x.* are not known"):
+        decode(body + struct.pack("<I", zlib.crc32(body)), SPECS)

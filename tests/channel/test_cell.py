@@ -214,6 +214,25 @@ def test_the_log_tells_who_began_and_ended_when():
     ]  # fmt: skip
 
 
+def test_a_report_of_the_uplink_is_the_uplinks_on_whatever_grid():
+    config = steady(fading="rayleigh", uplink_offset_db=-7.0, csi_quantisation_db=0.5)
+    cell = begun(config, 20)
+    for direction in ("down", "up"):
+        error = cell.reported_links(direction).snr_db - cell.true_links(direction).snr_db
+        assert 0.1 < np.abs(error).max() <= 0.25
+    gap = cell.true_links("down").snr_db - cell.true_links("up").snr_db
+    np.testing.assert_allclose(gap, 7.0)
+
+
+@pytest.mark.parametrize("values", [{}, {"fading": "clarke", "doppler_hz": 0.0}])
+def test_link_adaptation_knows_the_uplink_in_events_and_in_slots(values):
+    """Whose modulation followed the downlink, 20 dB better, would get nothing through."""
+    link = LinkConfig(adaptation="cqi", max_tries=1, is_reliable=False)
+    config = steady(sharing="orthogonal", snr_db=25.0, uplink_offset_db=-20.0, link=link, **values)
+    found = begun(config, 30).transfer(dict.fromkeys(range(30), 10_000), direction="up")
+    assert sum(d.is_delivered for d in found.values()) > 15
+
+
 def test_rounds_only_go_forward():
     cell = begun(ChannelConfig(), 1, round_index=3)
     with pytest.raises(ValueError, match="round_index must be above 3, .* got 3"):
@@ -233,6 +252,7 @@ def test_transfers_that_run_into_the_next_round_are_said_to():
     [
         (lambda: begun(ChannelConfig(), 2).transfer({0: float("nan")}), "got nan"),
         (lambda: Cell(ChannelConfig(), 0, seed=0), "num_devices must be >= 1, got 0"),
+        (lambda: begun(ChannelConfig(), 2).broadcast(1, []), "devices must not be empty"),
         (lambda: begun(ChannelConfig(), 2).transfer({2: 1}), r"device must be in 0..1, got 2"),
         (
             lambda: begun(ChannelConfig(), 2).transfer({0: -1}),

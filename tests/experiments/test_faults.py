@@ -168,6 +168,7 @@ def test_a_checkpoint_of_something_else_is_refused_with_the_reason(config, tiny_
     other = load_config(ExperimentConfig, tiny_toml, (*sets, "channel.snr_db=3"), presets=PRESETS)
     assert can_resume(dump_config(config), tmp_path)
     assert not can_resume(dump_config(other), tmp_path)
+    assert not can_resume(dump_config(config), tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"run with channel.snr_db = 5.0, not 3.0; resume with"):
         run_simulation(other, tmp_path, is_resuming=True)
     newest = found(tmp_path)[0]
