@@ -1,62 +1,161 @@
-"""Many devices in one process: is memory flat, and does a round cost the same each time?
+"""Many devices, or nodes that die: is memory flat, does a round cost the same, is anything left?
 
-    python -m experiments.bench.bench_load [DEVICES] [ROUNDS]
+    python -m experiments.bench.bench_load [--runtime local] [--devices 2000] [--rounds 20]
+    python -m experiments.bench.bench_load --runtime simulation    (200 devices, 5 rounds)
+    python -m experiments.bench.bench_load --runtime deployment    (8 SuperNodes, 30 rounds)
 
-A tiny random BERT, a text a device, residual coding, a checkpoint after every fifth round. Printed
-is, for every round, the wall-clock time it took and the resident memory after it.
+A tiny random BERT, a text a device, residual coding. Printed are, for every round, the wall-clock
+time it took and the memory of all processes of the run after it, shared pages counted once. In the
+deployment a SuperNode, each in its turn, is killed after every third round and started again after
+the next one: the round ends without it.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 import tempfile
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import psutil
 
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import load_config
+from experiments.federation import Federation, running
+from experiments.results import read_rounds
 from experiments.run import run_simulation
 
+_SIZES = {"local": (2000, 20), "simulation": (200, 5), "deployment": (8, 30)}
+_KILL_EVERY = 3
+_TIMEOUT_S = 30.0  # within which a node has to answer in the deployment
 
-def resident_mib() -> float:
-    """Of this process, now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+def memory_mib(processes: list[psutil.Process]) -> float:
+    """Proportional set size of some processes, summed: what they share counts once."""
+    total = 0
+    for process in processes:
+        with suppress(psutil.Error):
+            total += process.memory_full_info().pss
+    return total / 2**20
+
+
+def config_for(folder: Path, runtime: str, devices: int, rounds: int) -> ExperimentConfig:
+    source = folder / "data.csv"
+    rows = [f"{a} {b} number {i},{int(a == b)}" for i in range(devices) for a in "ab" for b in "ab"]
+    source.write_text("text,label\n" + "\n".join(rows) + "\n")
+    sets = [
+        "model.name=tiny:bert", "model.precision=fp32", "model.device=cpu",
+        f"data.source={source}", "data.eval_fraction=0.5", f"num_devices={devices}",
+        f"rounds={rounds}", "examples_per_device=1", "training.r_max=2",
+        "training.steps_per_round=2", "training.batch_size=8", "training.head_examples=16",
+        "training.head_steps=5", "payload.hold_rank=4", "policy.name=greedy:energy",
+        "channel.preset=wide-band", "channel.sharing=orthogonal", "runtime.threads=1",
+        "runtime.checkpoint_s=60",
+    ]  # fmt: skip
+    if runtime == "deployment":
+        sets += [f"runtime.reply_timeout_s={_TIMEOUT_S}", "runtime.connect_timeout_s=300"]
+    return load_config(ExperimentConfig, sets=sets, presets=PRESETS)
+
+
+class Killer:
+    """Kills a SuperNode after every third round, and starts it again after the next one."""
+
+    def __init__(self, federation: Federation, devices: int) -> None:
+        self.federation, self.devices = federation, devices
+        self.killed: list[tuple[int, int]] = []
+        """(after which round, device)"""
+        self._absent: int | None = None
+
+    def after(self, done: int, total: int) -> str:
+        """What was done after a round, in a word."""
+        if self._absent is not None:
+            device, self._absent = self._absent, None
+            self.federation.start_device(device)
+            return f"device {device} started again"
+        if done % _KILL_EVERY or done + _KILL_EVERY > total:
+            return ""
+        device = len(self.killed) % self.devices
+        for process in running(self.federation.folder):
+            if any(word.startswith(f"partition-id={device} ") for word in process.cmdline()):
+                process.kill()
+        self.federation.ended()
+        self.killed.append((done, device))
+        self._absent = device
+        return f"device {device} killed"
 
 
 def main() -> None:
-    devices, rounds = (int(a) for a in (sys.argv[1:] + ["2000", "20"][len(sys.argv) - 1 :])[:2])
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "data.csv"
-        rows = [
-            f"{a} {b} number {i},{int(a == b)}" for i in range(devices) for a in "ab" for b in "ab"
-        ]
-        source.write_text("text,label\n" + "\n".join(rows) + "\n")
-        config = load_config(
-            ExperimentConfig,
-            sets=(
-                "model.name=tiny:bert", "model.precision=fp32", "model.device=cpu",
-                f"data.source={source}", "data.eval_fraction=0.5", f"num_devices={devices}",
-                f"rounds={rounds}", "examples_per_device=1", "training.r_max=2",
-                "training.steps_per_round=2", "training.batch_size=8", "training.head_examples=16",
-                "training.head_steps=5", "payload.hold_rank=4", "policy.name=greedy:energy",
-                "channel.preset=wide-band", "channel.sharing=orthogonal", "runtime.threads=1",
-                "runtime.checkpoint_s=60",
-            ),
-            presets=PRESETS,
-        )  # fmt: skip
-        last = time.perf_counter()
-        print(f"{devices} devices, {rounds} rounds\nround  seconds  resident MiB", flush=True)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runtime", choices=tuple(_SIZES), default="local")
+    parser.add_argument("--devices", type=int)
+    parser.add_argument("--rounds", type=int)
+    arguments = parser.parse_args()
+    runtime = arguments.runtime
+    devices = arguments.devices or _SIZES[runtime][0]
+    rounds = arguments.rounds or _SIZES[runtime][1]
+    own, killer = psutil.Process(), None
+    before = {p.pid for p in psutil.process_iter()}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        config = config_for(folder, runtime, devices, rounds)
+        print(f"{runtime} runtime, {devices} devices, {rounds} rounds, tiny BERT\n"
+              f"round  seconds  MiB", flush=True)  # fmt: skip
+        if runtime == "deployment":
+            federation = Federation(folder / "federation")
+            stack.callback(federation.down)
+            federation.up(devices)
+            killer = Killer(federation, devices)
+        said, last = 0, time.perf_counter()
 
         def on_round(done: int, total: int) -> None:
-            nonlocal last
-            now = time.perf_counter()
-            print(f"{done:5d}  {now - last:7.1f}  {resident_mib():12.0f}", flush=True)
+            nonlocal said, last
+            if done == said:
+                return
+            now, said = time.perf_counter(), done
+            processes = [own, *own.children(recursive=True)]
+            if killer:
+                processes += running(killer.federation.folder)
+            mib = memory_mib(list({p.pid: p for p in processes}.values()))
+            what = killer.after(done, total) if killer else ""
+            print(f"{done:5d}  {now - last:7.1f}  {mib:6.0f}  {what}".rstrip(), flush=True)
             last = now
 
-        summary = run_simulation(config, Path(folder) / "run", on_round=on_round)
-        print(f"delivered {summary['delivered_rate']:.3f} of the updates")
+        out = folder / "run"
+        if runtime == "local":
+            run_simulation(config, out, on_round=on_round)
+        elif runtime == "simulation":
+            from experiments.simulation import run_ray_simulation
+
+            run_ray_simulation(config, out, on_round=on_round)
+        else:
+            from experiments.deployment import run_deployment
+
+            run_deployment(config, out, superlink=str(folder / "federation"), on_round=on_round)
+        rows = read_rounds(out)
+    answered = rows["answered"].astype(bool)
+    print(
+        f"{rows['round'].nunique()} rounds of {rounds}, {len(rows)} rows of {rounds * devices}; "
+        f"{answered.mean():.3f} answered, {rows.loc[answered, 'delivered'].mean():.3f} of these "
+        "got their update"
+    )
+    if killer:
+        missed = rows[~answered].groupby("device")["round"].apply(list).to_dict()
+        print(f"killed (after round, device): {killer.killed}\nunanswered rounds: {missed}")
+    left = [p for p in psutil.process_iter() if p.pid not in before | {own.pid}]
+    left = [p for p in left if any(w in " ".join(_words(p)) for w in ("flower", "flwr", "ray"))]
+    print(f"processes left behind: {len(left)}")
+
+
+def _words(process: psutil.Process) -> list[str]:
+    with suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 if __name__ == "__main__":
