@@ -55,8 +55,9 @@ def run_in_processes(
     """Run all of them in ``jobs`` processes of ``threads`` threads.
 
     ``groups`` holds the indices of those tasks that share what is dear: a process takes a whole
-    one. Where there are fewer than processes, the longest are cut in halves. A process that dies,
-    as for want of memory, costs the run it was at; another one goes on with the rest.
+    one. Those at the end that are fewer than processes are cut in halves, so that none has a whole
+    one to do alone. A process that dies, as for want of memory, costs the run it was at; another
+    one goes on with the rest.
     """
     waiting = _cut([list(group) for group in groups if group], jobs)
     # Forked from one server that has imported everything: libraries lie in memory once, and a
@@ -174,12 +175,14 @@ def _simulate(
 
 
 def _cut(groups: list[list[int]], jobs: int) -> list[list[int]]:
-    """At least ``jobs`` groups, where there are tasks for so many."""
-    while len(groups) < jobs and max(map(len, groups), default=0) > 1:
-        longest = max(range(len(groups)), key=lambda i: len(groups[i]))
-        group, half = groups[longest], len(groups[longest]) // 2
-        groups[longest : longest + 1] = [group[:half], group[half:]]
-    return groups
+    """The same groups, of which those that would come last, too few for all jobs, are cut."""
+    count = len(groups) % jobs
+    whole, last = groups[: len(groups) - count], groups[len(groups) - count :]
+    while 0 < len(last) < jobs and max(map(len, last)) > 1:
+        longest = max(range(len(last)), key=lambda i: len(last[i]))
+        group, half = last[longest], len(last[longest]) // 2
+        last[longest : longest + 1] = [group[:half], group[half:]]
+    return whole + last
 
 
 @contextlib.contextmanager

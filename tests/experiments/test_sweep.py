@@ -3,10 +3,12 @@
 import os
 import signal
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from experiments.config_loader import dump_config
+from experiments.pool import _cut
 from experiments.results import RESULT_COLUMNS, load, read_results, write_summary
 from experiments.sweep import load_sweep, run_sweep, value_of
 
@@ -265,6 +267,26 @@ def test_a_real_sweep_sends_more_over_a_better_link_and_repeats(sweep, tmp_path)
     per_cell = rounds.groupby("cell", sort=False)
     assert list(per_cell["accuracy"].mean()) == pytest.approx(list(cells["mean_accuracy"]))
     assert list(per_cell["delivered_bits"].sum()) == list(cells["total_delivered_bits"])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "jobs", "expected"),
+    [
+        ([4, 4, 4], 2, [4, 4, 2, 2]),
+        ([5], 2, [2, 3]),
+        ([1], 3, [1]),
+        ([3, 3], 2, [3, 3]),
+        ([4, 6], 4, [2, 2, 3, 3]),
+        ([2, 2, 2], 1, [2, 2, 2]),
+        ([], 2, []),
+    ],
+)
+def test_no_process_is_left_with_a_whole_group_while_others_have_nothing(sizes, jobs, expected):
+    ends = np.cumsum(sizes).tolist()
+    groups = [list(range(end - n, end)) for n, end in zip(sizes, ends, strict=True)]
+    found = _cut([list(g) for g in groups], jobs)
+    assert [len(group) for group in found] == expected
+    assert [i for group in found for i in group] == list(range(sum(sizes)))
 
 
 def test_processes_side_by_side_find_the_same_and_one_that_dies_costs_one_run(
