@@ -74,9 +74,12 @@ def load_sweep(
         )
     tree = {key: value for key, value in tree.items() if key not in ("sweep", "learn")}
     methods = [(variant.label, {**crossed, **variant.axes}) for variant in labelled]
-    if "policy.name" in crossed:
-        names = crossed["policy.name"]
-        methods = [(n, {**crossed, "policy.name": (n,)}) for n in names] + methods
+    # Lines are policies, or where there is one policy alone, methods of federated mode.
+    line = "policy.name"
+    if line not in crossed and not methods and "federated.method" in crossed:
+        line = "federated.method"
+    if line in crossed:
+        methods = [(name, {**crossed, line: (name,)}) for name in crossed[line]] + methods
     elif not methods:
         methods = [(base.policy.name, crossed)]
     labels = [label for label, _ in methods]
@@ -89,7 +92,7 @@ def load_sweep(
         # A variant's single values are what its label stands for.
         swept = [k for k in own if k in crossed or len(own[k]) > 1]
         # Mean SNR and seed always, so that a run keeps its name when they come to be swept.
-        named = dict.fromkeys((*(k for k in swept if k != "policy.name"), *KEY_COLUMNS[3:]))
+        named = dict.fromkeys((*(k for k in swept if k != line), *KEY_COLUMNS[3:]))
         for values in itertools.product(*own.values()):
             settings = dict(zip(own, values, strict=True))
             config = _config_of(tree, base.policy.name, settings)

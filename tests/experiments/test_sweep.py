@@ -211,6 +211,17 @@ def test_variants_of_a_policy_stand_beside_it_with_axes_of_their_own(tiny_toml):
     assert [c.config.seed for c in sweep.cells] == sorted(c.config.seed for c in sweep.cells)
 
 
+def test_with_one_policy_the_lines_are_the_methods(tiny_toml):
+    methods = {"federated.method": ["airllm", "hetlora"], "seed": 1}
+    text = 'mode = "federated"\n' + tiny_toml.read_text().replace('"policy.name"', "#")
+    cells = load_sweep(text=text, axes=methods).cells
+    assert {(c.label, c.folder) for c in cells} == {
+        (m, f"{m}_snr_db={snr}_seed=0") for m in methods["federated.method"] for snr in (0, 10)
+    }
+    both = load_sweep(text=text, axes={"policy.name": ["uniform", "random"], **methods}).cells
+    assert {c.label for c in both} == {"uniform", "random"}
+
+
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
