@@ -114,6 +114,12 @@ class _Factors:
         )
 
 
+def _free_memory() -> int:
+    """Bytes that are to be had on the GPU, PyTorch's own reserve included."""
+    reserve = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return max(2, torch.cuda.mem_get_info()[0] + reserve)
+
+
 def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
     """total += scale * left right, summed in the total's precision."""
     if left.dtype != total.dtype:
@@ -178,7 +184,8 @@ class Fleet:
         multiple: int | None = None,
     ) -> None:
         """``memory_bytes`` bounds what a pass keeps for its backward pass; one row is the least.
-        None: 256 MiB on a CPU, on CUDA half of what is free.
+        None: 256 MiB on a CPU, on CUDA half of what is free (to have the same bits always, state
+        it: the order of sums depends on it).
 
         ``multiple`` is that to which widths are rounded up. Raises ValueError for no members.
         """
@@ -186,7 +193,7 @@ class Fleet:
             raise ValueError("members must not be empty: a fleet has at least one device")
         is_cuda = base.device.type == "cuda"
         if memory_bytes is None:
-            memory_bytes = torch.cuda.mem_get_info()[0] // 2 if is_cuda else _CPU_MEMORY
+            memory_bytes = _free_memory() // 2 if is_cuda else _CPU_MEMORY
         if memory_bytes < 1:
             raise ValueError(f"memory_bytes must be >= 1, got {memory_bytes}")
         self.base, self.head, self.members = base, head, list(members)
@@ -288,7 +295,11 @@ class Fleet:
                 kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        # Also where an evaluation asks first, which records nothing by itself.
+        with (
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
             self._place(one)
             # Bound to a name, so that no storage is freed and met again while it is counted.
             graph = row_losses(self.base, self.head, one)

@@ -61,7 +61,7 @@ def load_policy(
             raise ValueError(f"format {about['format']} is not {_FORMAT}")
         ppo, ddim = PpoConfig(**about["ppo"]), DdimConfig(**about["ddim"])
         settings = {key: about[key] for key in _SETTINGS}
-        known = ([int(d) for d in about["depths"]], [str(kind) for kind in about["kinds"]])
+        known = (list(about["depths"]), [str(kind) for kind in about["kinds"]])
         if known != (list(depths), list(kinds)):
             raise _OtherModel
         policy = AirLlmPolicy(

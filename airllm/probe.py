@@ -91,7 +91,7 @@ def _derivatives(scale: Tensor, first: int) -> Array:
 def _count(base: BaseModel, batches: Sequence[Batch]) -> int:
     """Terms of the loss: texts, or predicted tokens."""
     if base.config.task == "causal":
-        return sum(int(batch.attention_mask[:, 1:].sum()) for batch in batches)
+        return sum(len(batch.predicted) for batch in batches)
     return sum(len(batch.labels) for batch in batches)
 
 

@@ -37,7 +37,7 @@ from channel.config import ChannelConfig
 
 Array = NDArray[np.float64]
 
-_STACKED = 16  # devices whose adapters share a forward pass; on CUDA as many as there are
+_STACKED = {"cpu": 16, "cuda": 64}  # devices whose adapters share a forward pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,7 +418,7 @@ def _losses(jobs: Sequence[_Job]) -> Array:
         # One part after the other, texts of like length beside each other.
         work = [(i, p) for i, j in enumerate(jobs) if j.world is world for p in j.parts]
         work.sort(key=lambda item: item[1])
-        size = _STACKED if base.device.type == "cpu" else len(work)
+        size = _STACKED[base.device.type]
         for first in range(0, len(work), size):
             chunk = work[first : first + size]
             texts = [world.texts[jobs[i].device].parts[p] for i, p in chunk]

@@ -101,7 +101,8 @@ class RuntimeConfig:
     threads: int = 2
     """CPU threads of PyTorch, but never more than there are cores"""
     deterministic: bool = False
-    """on CUDA, only algorithms that give the same bits every time; a CPU has no others"""
+    """on CUDA, only algorithms that give the same bits every time, from a process's first such run
+    on; a CPU's do so for a given number of threads"""
     eval_batch_size: int = 16
     """examples a device evaluates at once, of like length"""
     reply_timeout_s: float = 3600.0

@@ -30,7 +30,7 @@ class Cell:
     """One run of a sweep."""
 
     label: str
-    """name of its policy, or of its variant"""
+    """name of its policy or variant; of its method where one policy is swept over methods"""
     folder: str
     settings: Mapping[str, Any]
     """value of each of the sweep's keys"""

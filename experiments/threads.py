@@ -1,4 +1,4 @@
-"""How this machine computes: its cores are shared out here alone."""
+"""Threads, processes and determinism: what is set for this machine, here alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def use_threads(wanted: int) -> None:
 def use_determinism() -> None:
     """Let CUDA compute by algorithms alone that give the same bits every time.
 
-    A CPU does so anyway. To be called before anything is on the GPU.
+    Until the process ends. To be called before anything is on the GPU; a CPU needs no such call.
     """
     import torch
 

@@ -39,6 +39,7 @@ from airllm.tiny import byte_tokenizer
 from airllm.tuning import Head, tokenize
 from experiments.threads import use_determinism
 
+# A rate at which losses on random weights do not fall to zero, where nothing can be compared.
 _DEVICES, _BATCH, _MAX_RANK, _CLASSES, _RATE = 16, 4, 16, 6, 1e-4
 
 

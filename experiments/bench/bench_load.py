@@ -31,6 +31,7 @@ from experiments.run import run_simulation
 
 _SIZES = {"local": (2000, 20), "simulation": (200, 5), "deployment": (8, 30)}
 _KILL_EVERY = 3
+_PROCESSES = ("flower", "flwr", "raylet", "ray::")  # in the command lines of a runtime's own
 _TIMEOUT_S = 30.0  # within which a node has to answer in the deployment
 
 
@@ -80,7 +81,7 @@ class Killer:
             return ""
         device = len(self.killed) % self.devices
         for process in running(self.federation.folder):
-            if any(word.startswith(f"partition-id={device} ") for word in process.cmdline()):
+            if any(word.startswith(f"partition-id={device} ") for word in _words(process)):
                 process.kill()
         self.federation.ended()
         self.killed.append((done, device))
@@ -148,7 +149,11 @@ def main() -> None:
         missed = rows[~answered].groupby("device")["round"].apply(list).to_dict()
         print(f"killed (after round, device): {killer.killed}\nunanswered rounds: {missed}")
     left = [p for p in psutil.process_iter() if p.pid not in before | {own.pid}]
-    left = [p for p in left if any(w in " ".join(_words(p)) for w in ("flower", "flwr", "ray"))]
+    left = [
+        p
+        for p in left
+        if any(w in " ".join(_words(p)) for w in ("flower", "flwr", "raylet", "ray::"))
+    ]
     print(f"processes left behind: {len(left)}")
 
 

@@ -300,6 +300,17 @@ def test_nothing_waits_for_the_device_within_a_step(family, task):
         assert seen.found == ["aten._local_scalar_dense.default"]
 
 
+def test_an_evaluation_before_the_first_step_measures_the_memory_as_well():
+    """It records nothing by itself, and the bound would be none."""
+    base = load()
+    with Fleet(base, head_of(base), members_of(base), memory_bytes=1 << 16) as fleet:
+        fleet.evaluate(examples_of(base))
+        after = len(fleet.passes(examples_of(base)))
+    with Fleet(base, head_of(base), members_of(base), memory_bytes=1 << 16) as fleet:
+        fleet.step(examples_of(base))
+        assert len(fleet.passes(examples_of(base))) == after > 1
+
+
 def test_with_one_width_all_devices_have_as_many_tokens():
     """As on CUDA, where otherwise each device would need products of its own."""
     base = load()
@@ -342,7 +353,8 @@ def test_a_fleet_on_cuda_does_what_it_does_on_a_cpu():
 def test_cuda_is_deterministic_when_asked_to_be():
     code = (
         "import runpy; from experiments.threads import use_determinism; use_determinism()\n"
-        f"print(runpy.run_path({__file__!r})['steps_of']('cuda', 4).tolist())"
+        f"print(runpy.run_path({__file__!r})['steps_of']('cuda', 4).tolist())\n"
+        "import torch; assert torch.are_deterministic_algorithms_enabled()"
     )
     first, second = (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
