@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from airllm.checkpoint import Stateful, restore, state_of
 from airllm.lora import Adapter
@@ -23,6 +24,8 @@ from experiments.config import ExperimentConfig
 from experiments.config_loader import dump_config
 from experiments.flower_apps import client_app
 from experiments.results import RoundsWriter, rows_until, write_bytes, write_summary, write_text
+
+Array = NDArray[np.float64]
 
 
 class Recorder:
@@ -45,7 +48,7 @@ class Recorder:
         self.config, self.workbench, self.out = config, workbench, out
         self._on_round, self._parts, self._is_resuming = on_round, parts, is_resuming
         self._ranks: list[np.ndarray] = []
-        self._rows: list[dict[str, Any]] = []
+        self._seen: list[dict[str, Array]] = []
         self._head = (np.nan, np.nan)  # loss and accuracy before anything was sent
         self._writer: RoundsWriter | None = None
         self._checkpoints: Checkpoints | None = None
@@ -83,7 +86,7 @@ class Recorder:
         if state is None:
             return 0
         own = state["recorder"]
-        self._rows = rows_until(path, own["mark"]) or []
+        self._seen = [_columns(rows_until(path, own["mark"]) or [])]
         self._ranks = list(own["ranks"].astype(np.int64))
         self._head = tuple(own["head"])
         for name, part in (self._parts or {}).items():
@@ -123,7 +126,7 @@ class Recorder:
                 float(np.mean([r.accuracy for r in result.requests])),
             )
         rows = rows_of(result)
-        self._rows.extend(rows)
+        self._seen.append(_columns(rows))
         self._ranks.append(result.down.ranks)
         if self._writer is not None:
             self._writer.write(rows)
@@ -136,11 +139,12 @@ class Recorder:
 
         ``master`` is the whole master after the last round: what nothing on the air could beat.
         """
-        summary = summarise(self._rows, self.config)
+        columns = {key: np.concatenate([part[key] for part in self._seen]) for key in _SUMMARISED}
+        summary = summarise(columns, self.config)
         bench = self.workbench
         full_loss, full_accuracy = bench.whole(master)
         summary |= {
-            "bits_to_95": bits_until(self._rows, 0.95 * full_accuracy),
+            "bits_to_95": bits_until(columns, 0.95 * full_accuracy),
             "head_accuracy": self._head[1],
             "head_loss": self._head[0],
             "full_accuracy": full_accuracy,
@@ -202,13 +206,29 @@ def _transfer(transfers: Transfers, device: int) -> dict[str, Any]:
     }
 
 
-def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str, Any]:
-    """The run in one row: the state after the last round, sums and means over all rounds."""
-    last = [row for row in rows if row["round"] == config.rounds]
-    sent = [row for row in rows if row["payload_bits"] > 0]
+# What the summary is made of: a run keeps these of all its rows, and not the rows.
+_SUMMARISED = (
+    "round", "accuracy", "loss", "payload_bits", "sent_bits", "delivered_bits", "overhead_bits",
+    "uplink_sent_bits", "uplink_delivered_bits", "delivered", "reward", "delay_s",
+    "uplink_delay_s", "energy_j",
+)  # fmt: skip
 
-    def mean(key: str, of: list[dict[str, Any]]) -> float:
-        return float(np.mean([row[key] for row in of]))
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, Array]:
+    return {key: np.array([row[key] for row in rows], dtype=np.float64) for key in _SUMMARISED}
+
+
+def summarise(columns: Mapping[str, Array], config: ExperimentConfig) -> dict[str, Any]:
+    """The run in one row: the state after the last round, sums and means over all rounds.
+
+    ``columns`` are those of rounds.csv, [rounds x devices] each.
+    """
+    last = columns["round"] == config.rounds
+    sent = columns["payload_bits"] > 0
+    every = np.ones(len(last), dtype=bool)
+
+    def mean(key: str, of: NDArray[np.bool_]) -> float:
+        return float(np.mean(columns[key][of]))
 
     summary: dict[str, Any] = {
         "policy": config.policy.name,
@@ -219,27 +239,27 @@ def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str,
         "accuracy": mean("accuracy", last),
         "loss": mean("loss", last),
         # Over rounds and devices: the area under the curve against virtual time.
-        "mean_accuracy": mean("accuracy", rows),
-        "mean_loss": mean("loss", rows),
-        "payload_bits": mean("payload_bits", rows),
-        "sent_bits": mean("sent_bits", rows),
-        "delivered_bits": mean("delivered_bits", rows),
-        "total_delivered_bits": float(sum(_delivered_bits(row) for row in rows)),
-        "overhead_bits": mean("overhead_bits", rows),
-        "uplink_sent_bits": mean("uplink_sent_bits", rows),
-        "uplink_delivered_bits": mean("uplink_delivered_bits", rows),
+        "mean_accuracy": mean("accuracy", every),
+        "mean_loss": mean("loss", every),
+        "payload_bits": mean("payload_bits", every),
+        "sent_bits": mean("sent_bits", every),
+        "delivered_bits": mean("delivered_bits", every),
+        "total_delivered_bits": float(sum(_delivered_bits(columns).tolist())),
+        "overhead_bits": mean("overhead_bits", every),
+        "uplink_sent_bits": mean("uplink_sent_bits", every),
+        "uplink_delivered_bits": mean("uplink_delivered_bits", every),
         # Of the updates that were sent.
-        "delivered_rate": mean("delivered", sent) if sent else float("nan"),
-        "reward": mean("reward", rows),
+        "delivered_rate": mean("delivered", sent) if sent.any() else float("nan"),
+        "reward": mean("reward", every),
         # The longest transfer of a round, down and up; the sum over rounds.
         "airtime_s": float(
             sum(
-                max(row[key] for row in rows if row["round"] == r)
+                columns[key][columns["round"] == r].max()
                 for r in range(1, config.rounds + 1)
                 for key in ("delay_s", "uplink_delay_s")
             )
         ),
-        "energy_j": float(sum(row["energy_j"] for row in rows)),
+        "energy_j": float(sum(columns["energy_j"].tolist())),
     }
     federated = config.federated
     if config.mode == "federated" and federated.privacy_noise:
@@ -252,21 +272,21 @@ def summarise(rows: list[dict[str, Any]], config: ExperimentConfig) -> dict[str,
     return summary
 
 
-def _delivered_bits(row: dict[str, Any]) -> int:
-    """Down and up."""
-    return row["delivered_bits"] + row["uplink_delivered_bits"]
+def _delivered_bits(columns: Mapping[str, Array]) -> Array:
+    """Of a device and round, in both directions."""
+    return columns["delivered_bits"] + columns["uplink_delivered_bits"]
 
 
-def bits_until(rows: list[dict[str, Any]], accuracy: float) -> float:
+def bits_until(columns: Mapping[str, Array], accuracy: float) -> float:
     """Bits delivered per device until the devices' mean accuracy first reaches a value.
 
     Counted to the end of the round in which it does; not a number where it never does.
     """
-    bits = 0.0
-    for r in range(1, max((row["round"] for row in rows), default=0) + 1):
-        own = [row for row in rows if row["round"] == r]
-        bits += float(np.mean([_delivered_bits(row) for row in own]))
-        if np.mean([row["accuracy"] for row in own]) >= accuracy:
+    bits, delivered = 0.0, _delivered_bits(columns)
+    for r in range(1, int(columns["round"].max(initial=0)) + 1):
+        own = columns["round"] == r
+        bits += float(np.mean(delivered[own]))
+        if np.mean(columns["accuracy"][own]) >= accuracy:
             return bits
     return float("nan")
 

@@ -65,18 +65,15 @@ def test_the_same_configuration_gives_the_same_bytes(tiny_toml, tmp_path):
 
 
 def test_bits_are_counted_until_the_devices_are_there_on_average():
-    rows = [
-        {
-            "round": r, "device": d, "delivered_bits": 100 * r + d, "uplink_delivered_bits": 10,
-            "accuracy": 0.1 * r + 0.02 * d,
-        }
-        for r in (1, 2, 3)
-        for d in (0, 1)
-    ]  # fmt: skip
+    r, d = np.repeat([1.0, 2.0, 3.0], 2), np.tile([0.0, 1.0], 3)
+    columns = {
+        "round": r, "delivered_bits": 100 * r + d, "uplink_delivered_bits": np.full(6, 10.0),
+        "accuracy": 0.1 * r + 0.02 * d,
+    }  # fmt: skip
     # Means over the devices: 110.5, 210.5, 310.5 bits down and up, and 0.11, 0.21, 0.31.
-    assert bits_until(rows, 0.2) == 321.0
-    assert bits_until(rows, 0.1) == 110.5
-    assert np.isnan(bits_until(rows, 0.5))
+    assert bits_until(columns, 0.2) == 321.0
+    assert bits_until(columns, 0.1) == 110.5
+    assert np.isnan(bits_until(columns, 0.5))
 
 
 def test_payload_bits_are_those_of_the_ranks(tiny_toml, tmp_path):
