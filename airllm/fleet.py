@@ -200,7 +200,6 @@ class Fleet:
         self.memory_bytes = memory_bytes
         self.multiple = multiple or (_CUDA_MULTIPLE if is_cuda else _CPU_MULTIPLE)
         self._tile = _CUDA_TILE if is_cuda else 1
-        self._is_one_width = is_cuda
         self._trains_down = trains_down
         self._row_bytes: dict[int, int] = {}
         self._anchor = torch.zeros((), device=base.device, requires_grad=True)
@@ -236,7 +235,7 @@ class Fleet:
         for group, learning_rate in zip(self._optimiser.param_groups, self._values, strict=True):
             group["lr"] = learning_rate * rate
         self._optimiser.step()
-        self._round()
+        self._round_off()
         return found
 
     @torch.no_grad()
@@ -266,7 +265,7 @@ class Fleet:
             )
         return make_passes(
             self.base, examples, rows_of=self._rows_of, multiple=self.multiple,
-            is_one_width=self._is_one_width,
+            is_one_width=self.base.device.type == "cuda",
         )  # fmt: skip
 
     def row_bytes(self, width: int) -> int:
@@ -412,10 +411,11 @@ class Fleet:
             grads = (down_grad if self._trains_down else None, up_grad)
             self._trained[p].append(_Factors(first, scale, low_down, low_up, *grads))
             self._exact[p].append((first, down, up))
-        self._round()
+        self._round_off()
         self._loaded = [runs + self._frozen(p) for p, runs in enumerate(self._trained)]
 
-    def _round(self) -> None:
+    def _round_off(self) -> None:
+        """Copy the values to where they are multiplied in bf16, if they are."""
         for rate, low in self._low.items():
             low.copy_(self._values[rate].detach())
 

@@ -30,7 +30,7 @@ class Batch:
     labels: Tensor
     """[batch] classes; unused by a causal model, whose labels are its tokens"""
     predicted: Tensor
-    """[predicted tokens] places in the flattened [batch, tokens - 1], for a causal model"""
+    """[predicted tokens] places in the flattened [batch, tokens - 1]; none unless causal"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,10 @@ def collate(base: BaseModel, ids: Sequence[list[int]], labels: Iterable[int]) ->
         input_ids[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
     target = torch.tensor(list(labels), dtype=torch.long)
-    # Found here, where it is known without waiting for the model's device.
-    predicted = mask[:, 1:].flatten().nonzero()[:, 0]
+    predicted = torch.empty(0, dtype=torch.long)
+    if base.config.task == "causal":
+        # Found here, where it is known without waiting for the model's device.
+        predicted = mask[:, 1:].flatten().nonzero()[:, 0]
     return Batch(base.put(input_ids), base.put(mask), base.put(target), base.put(predicted))
 
 

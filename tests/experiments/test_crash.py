@@ -66,5 +66,6 @@ def test_fifty_moments(tiny_toml, tmp_path):
     each = [names.index(name) for name in set(names)]
     moments = sorted({*spread, *inside, *each, *written[:: max(1, len(written) // 12)]})
     assert len(moments) >= 50
+    assert {names[i] for i in moments} == set(names)
     print(f"{len(moments)} moments of {len(names)}, {len(inside)} in half-written files")
     check(drive(tiny_toml, tmp_path / "runs", *moments))
