@@ -33,6 +33,7 @@ check: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(PY) .ci/audit.py
 
 notebooks: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m notebooks tests/test_notebooks.py

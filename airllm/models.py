@@ -32,7 +32,8 @@ class ModelConfig:
     """Base model: its origin, task and arithmetic."""
 
     name: str = "minilm"
-    """'minilm', a Hugging Face id, a local folder, or tiny:bert|opt|gpt2|llama (random weights)"""
+    """'minilm', a Hugging Face id, a local folder, a GGUF file (read to full precision), or
+    tiny:bert|opt|gpt2|llama (random weights)"""
     task: str = "classify"
     """'classify' (a label for each text) or 'causal' (next-token loss and perplexity)"""
     pooling: str = "mean"
@@ -258,8 +259,22 @@ def _check_reach(source: str) -> None:
         raise OSError(str(error)) from error
 
 
+def _split_gguf(name: str) -> tuple[str, dict[str, str]]:
+    """(folder, what the loaders need beside it) of a GGUF file."""
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"model.name {name!r} is no file; give the path of a GGUF file")
+    if find_spec("gguf") is None:
+        raise ValueError(
+            f"model.name {name!r} needs the package gguf to be read: pip install 'airllm-sim[gguf]'"
+        )
+    return str(path.parent), {"gguf_file": path.name}
+
+
 def load_base(config: ModelConfig, *, seed: int = 0, num_classes: int = 0) -> BaseModel:
     """Load the frozen base model; ``seed`` matters for tiny random models alone.
+
+    A GGUF file's weights are what its quantisation left of them, in full precision.
 
     ``num_classes`` makes the head a projection (see `BaseModel`).
 
@@ -278,15 +293,26 @@ def load_base(config: ModelConfig, *, seed: int = 0, num_classes: int = 0) -> Ba
     if config.name == "minilm":
         source = str(minilm_source() or MINILM_ID)
     loader = AutoModelForCausalLM if config.task == "causal" else AutoModel
+    inside: dict[str, str] = {}
+    if source.endswith(".gguf"):
+        source, inside = _split_gguf(source)
     try:
         _check_reach(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, **inside)
         # On a CPU, plain attention over a few dozen tokens is faster than the fused kernel: a
         # backward pass through MiniLM (256 texts of 32 tokens) took 2.8 s instead of 3.8 s.
         is_cpu = resolve_device(config.device).type == "cpu"
         attention = "eager" if is_cpu else None
-        network = loader.from_pretrained(source, attn_implementation=attention)
-    except (OSError, ValueError, KeyError) as error:
+        network = loader.from_pretrained(source, attn_implementation=attention, **inside)
+    except Exception as error:
+        if inside:  # the package gguf raises what it comes upon
+            raise ValueError(
+                f"model.name {config.name!r} could not be read as a model for task "
+                f"{config.task!r}; give a whole GGUF file of a family that transformers knows "
+                f"({type(error).__name__})"
+            ) from error
+        if not isinstance(error, OSError | ValueError | KeyError):
+            raise
         logger.debug("loading %s failed", source, exc_info=True)
         remedy = (
             MINILM_REMEDY

@@ -76,8 +76,9 @@ class Roster:
         reports = self._deploy(nodes, 0)
         if missing := sorted(set(range(self.num_devices)) - set(reports)):
             raise ValueError(
-                f"devices {missing} did not answer the deployment; give each node its own "
-                f"partition-id from 0 to {self.num_devices - 1}"
+                f"devices {missing} did not answer the deployment in {self._reply_timeout_s:g} s; "
+                f"give each node its own partition-id from 0 to {self.num_devices - 1}, or raise "
+                "runtime.reply_timeout_s where a node takes longer to start"
             )
         return reports
 
