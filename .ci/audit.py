@@ -1,4 +1,4 @@
-"""Known vulnerabilities of what constraints.txt pins, by pip-audit; exit code 1 where there are any.
+"""Known vulnerabilities of what constraints.txt pins, by pip-audit; exit code 1 if there are any.
 
 pip-audit says that none are known also where the index knows none of the versions, as mirrors do.
 Here they are counted, and without a database to ask the check is left out and says so.
