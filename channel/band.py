@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
 
 import simpy
+
+from channel.timeline import Timeline
 
 # A payload short of its end by no more than this part is through: it is what rounding leaves of
 # one that fills a deadline. Relative, so that it means the same for any size and virtual time.
@@ -25,7 +28,7 @@ class Band:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Timeline,
         *,
         is_shared: bool,
         on_end: Callable[[int], None] = lambda device: None,
@@ -38,15 +41,14 @@ class Band:
         self._heap: list[tuple[float, int]] = []
         self._clock = 0.0
         self._clock_at = env.now
-        self._timer_version = 0
+        self._timer: tuple[int, float] | None = None  # number and end of the wait that counts
 
     def start(self, transfers: Mapping[int, tuple[float, float]]) -> None:
         """Begin transfers now: (bits, rate in bit/s with the band to itself) of each device."""
         self._advance()
         for device, (bits, rate_bps) in transfers.items():
             self._active[device] = (bits, rate_bps, self._clock)
-            end = self._clock + (bits / rate_bps if rate_bps > 0 else math.inf)
-            self._heap.append((end, device))
+            self._heap.append((_end(*self._active[device]), device))
         heapq.heapify(self._heap)
         self._set_timer()
 
@@ -74,8 +76,35 @@ class Band:
                 cut[device] = carried
         self._active.clear()
         self._heap.clear()
-        self._timer_version += 1
+        self._timer = None
         return cut
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is on its way, for `load_state_dict`."""
+        return {
+            "active": [[device, *transfer] for device, transfer in self._active.items()],
+            "clock": [self._clock, self._clock_at],
+            "timer": self._timer,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, once `restart` has run."""
+        self._active = {int(d): (bits, rate, start) for d, bits, rate, start in state["active"]}
+        self._heap = [(_end(*transfer), device) for device, transfer in self._active.items()]
+        heapq.heapify(self._heap)
+        self._clock, self._clock_at = state["clock"]
+        self._timer = tuple(state["timer"]) if state["timer"] else None
+
+    @property
+    def wait(self) -> int:
+        """Number of the wait for the next end, 0 where there is none."""
+        return self._timer[0] if self._timer else 0
+
+    def restart(self) -> Generator[simpy.Event, Any, None]:
+        """A SimPy process that begins the wait for the next end again."""
+        if self._timer:
+            self._wait_until(self._timer[1])
+        yield from ()
 
     @property
     def is_idle(self) -> bool:
@@ -89,15 +118,19 @@ class Band:
         self._clock_at = self.env.now
 
     def _set_timer(self) -> None:
-        # SimPy keeps an abandoned timeout in its queue: the version says which one still counts.
-        self._timer_version += 1
+        self._timer = None
         if self._heap and math.isfinite(self._heap[0][0]):
             wait = max(self._heap[0][0] - self._clock, 0.0) / self._slope()
-            timer = self.env.timeout(wait, value=self._timer_version)
-            timer.callbacks.append(self._on_timer)
+            self._wait_until(self.env.now + wait)
+
+    def _wait_until(self, time_s: float) -> None:
+        timer = self.env.until(time_s)
+        timer.callbacks.append(self._on_timer)
+        self._timer = self.env.num_waits, time_s
 
     def _on_timer(self, event: simpy.Event) -> None:
-        if event.value != self._timer_version:
+        # SimPy keeps an abandoned wait in its queue: its number says that it does not count.
+        if event.value != self.wait:
             return
         # The clock is put on the head's own end: adding up would leave it a rounding error
         # short, and no epsilon fits every virtual time.
@@ -111,3 +144,8 @@ class Band:
         self._set_timer()
         for device in ended:
             self._on_end(device)
+
+
+def _end(bits: float, rate_bps: float, start: float) -> float:
+    """Of a transfer, on the work clock."""
+    return start + (bits / rate_bps if rate_bps > 0 else math.inf)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import simpy
 from numpy.typing import NDArray
 
 from channel.band import Band
@@ -19,6 +18,7 @@ from channel.link import LinkState
 from channel.presence import Presence
 from channel.process import LinkProcess, SnrModel
 from channel.slots import run_slots
+from channel.timeline import Timeline
 from channel.transmission import goodput_bps
 
 Array = NDArray[np.float64]
@@ -98,7 +98,7 @@ class Cell:
         self.round_index = -1
         self.log: list[tuple[float, int, str]] = []
         """(time in s, device, event) of the present round: start, end, cut, lost"""
-        self._env = simpy.Environment()
+        self._env = Timeline()
         self._start_s = 0.0  # of the present round
         self._process = LinkProcess(config, num_devices, seed=seed, model=model)
         self._presence = [
@@ -135,7 +135,7 @@ class Cell:
             )
         if is_free:
             # The round before may have ended before its deadline, up to which the clock has run.
-            self._env = simpy.Environment(initial_time=start_s)
+            self._env = Timeline(initial_time=start_s)
         if start_s < self._env.now - 1e-9 * start_s:
             raise ValueError(
                 f"round {round_index} starts at {start_s:g} s, but the transfers before it went on "
@@ -182,7 +182,7 @@ class Cell:
         """
         offsets = self._checked(bits, start_s)
         if begin_s is not None:
-            self._env = simpy.Environment(initial_time=begin_s)
+            self._env = Timeline(initial_time=begin_s)
         return self._send(bits, offsets, direction, worst_of=None, deadline_s=deadline_s)
 
     def broadcast(self, bits: int, devices: list[int]) -> dict[int, Delivery]:
@@ -201,7 +201,7 @@ class Cell:
         """Go on from a checkpoint."""
         self.round_index = int(state["round_index"])
         self._start_s = self.round_index * self.config.round_period_s
-        self._env = simpy.Environment(initial_time=float(state["now_s"]))
+        self._env = Timeline(initial_time=float(state["now_s"]))
 
     @property
     def _round(self) -> int:

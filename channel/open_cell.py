@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import simpy
@@ -12,8 +13,20 @@ from channel.cell import Cell, Delivery, Direction, Links
 from channel.config import ChannelConfig
 from channel.energy import receive_energy_j, transmit_energy_j
 from channel.fading import rng_for
+from channel.timeline import Timeline
 
 _ERROR_STREAM = 29
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A payload on its way."""
+
+    device: int
+    bits: int
+    direction: Direction
+    begin_s: float
+    rate_bps: float
 
 
 class OpenCell:
@@ -24,15 +37,28 @@ class OpenCell:
     """
 
     def __init__(self, cell: Cell) -> None:
-        self.cell, self.env = cell, simpy.Environment()
         _check(cell.config)
-        is_shared = cell.config.sharing == "shared"
-        self._ended: dict[tuple[Direction, int], simpy.Event] = {}
-        self._bands: dict[Direction, Band] = {
-            "down": Band(self.env, is_shared=is_shared, on_end=lambda d: self._end("down", d)),
-            "up": Band(self.env, is_shared=is_shared, on_end=lambda d: self._end("up", d)),
-        }
+        self.cell = cell
         self._counts: dict[int, int] = {}
+        self._open(0.0)
+
+    def _open(self, now_s: float) -> None:
+        self.env = Timeline(now_s)
+        self._ended: dict[tuple[Direction, int], simpy.Event] = {}
+        self.bands: dict[Direction, Band] = {
+            "down": self._band("down"),
+            "up": self._band("up"),
+        }
+
+    def _band(self, direction: Direction) -> Band:
+        return Band(
+            self.env,
+            is_shared=self.cell.config.sharing == "shared",
+            on_end=lambda device: self._end(direction, device),
+        )
+
+    def _end(self, direction: Direction, device: int) -> None:
+        self._ended[direction, device].succeed()
 
     @property
     def now_s(self) -> float:
@@ -49,23 +75,23 @@ class OpenCell:
         self._begin_block()
         return self.cell.reported_links(direction)
 
-    def transfer(
-        self, device: int, bits: int, direction: Direction
-    ) -> Generator[simpy.Event, Any, Delivery]:
-        """A SimPy process: send a payload, or give it up after ``deadline_s``.
-
-        A device has one transfer at a time in each direction.
-        """
-        config, begin_s = self.cell.config, self.now_s
+    def begin(self, device: int, bits: int, direction: Direction) -> Transfer:
+        """Put a payload on its way; a device has one at a time in each direction."""
         rate_bps = float(self.true_links(direction).rate_bps[device])
-        band = self._bands[direction]
+        if bits:
+            self.bands[direction].start({device: (float(bits), rate_bps)})
+        return Transfer(device, bits, direction, self.now_s, rate_bps)
+
+    def carry(self, transfer: Transfer) -> Generator[simpy.Event, Any, Delivery]:
+        """A SimPy process: until it is through, or given up after ``deadline_s``."""
+        config, device, direction = self.cell.config, transfer.device, transfer.direction
+        bits, rate_bps, band = transfer.bits, transfer.rate_bps, self.bands[direction]
         ended = self._ended[direction, device] = self.env.event()
         if bits:
-            band.start({device: (float(bits), rate_bps)})
-            yield ended | self.env.timeout(config.deadline_s)
+            yield ended | self.env.until(transfer.begin_s + config.deadline_s)
         is_through = not bits or ended.triggered
         sent = float(bits) if is_through else band.cancel(device)
-        delay_s = self.now_s - begin_s
+        delay_s = self.now_s - transfer.begin_s
         air_s = sent / rate_bps if rate_bps > 0 else 0.0
         self._counts[device] = self._counts.get(device, 0) + 1
         has_error = False
@@ -89,8 +115,18 @@ class OpenCell:
         if block > self.cell.round_index:
             self.cell.begin_round(block)
 
-    def _end(self, direction: Direction, device: int) -> None:
-        self._ended[direction, device].succeed()
+    def state_dict(self) -> dict[str, Any]:
+        """What is on its way, for `load_state_dict`; the `Cell` below has a state of its own."""
+        bands = {direction: band.state_dict() for direction, band in self.bands.items()}
+        return {"now_s": self.now_s, "counts": dict(self._counts), "bands": bands}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, once its transfers are carried again and its bands
+        restarted, in the order of their waits."""
+        self._open(float(state["now_s"]))
+        self._counts = dict(state["counts"])
+        for direction, band in self.bands.items():
+            band.load_state_dict(state["bands"][direction])
 
 
 def _check(config: ChannelConfig) -> None:

@@ -196,6 +196,7 @@ class FederatedService:
             "down": self.down.state_dict(),  # and the global adapter with it
             "up_policy": state_of(self.up_policy),
             "previous": self._previous,
+            "work": dict(self._work),
             "examples": dict(self._examples),
             "first_loss": dict(self._first_loss),
             "awaited": self._awaited,
@@ -207,6 +208,7 @@ class FederatedService:
         self.down.load_state_dict(state["down"])
         restore(self.up_policy, state["up_policy"])
         self._previous, self._awaited = state["previous"], state["awaited"]
+        self._work = dict(state["work"])
         self._examples, self._first_loss = dict(state["examples"]), dict(state["first_loss"])
         self.inspector.refused = Counter(state["refused"])
 

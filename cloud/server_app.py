@@ -9,6 +9,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from airllm.checkpoint import state_of
 from airllm.report import DeviceReport
 from channel.cell import Cell
 from channel.open_cell import OpenCell
@@ -21,7 +22,10 @@ from cloud.rounds import Round, RoundResult, Service
 
 @dataclass(slots=True)
 class Standing:
-    """Where a federation stands between two rounds, beside what service, cell and grid hold."""
+    """Where a federation stands between two rounds, beside what service, cell and grid hold.
+
+    Its state is a checkpoint's where it `is_quiet`.
+    """
 
     num_done: int = 0
     """rounds that are over"""
@@ -31,6 +35,13 @@ class Standing:
     """device of each node"""
     start_s: float = 0.0
     """virtual time at which the next round can begin"""
+    under_way: BufferedRun | dict[str, Any] | None = None
+    """asynchronous rounds, or the state that they left"""
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether this is a moment to ask for the state."""
+        return not isinstance(self.under_way, BufferedRun) or self.under_way.is_quiet
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as plain values."""
@@ -39,6 +50,7 @@ class Standing:
             "known": [report.to_metrics() for report in self.known.values()],
             "device_of": dict(self.device_of),
             "start_s": self.start_s,
+            "under_way": state_of(self.under_way),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -47,6 +59,7 @@ class Standing:
         reports = [DeviceReport.from_metrics(metrics) for metrics in state["known"]]
         self.known = {report.device: report for report in reports}
         self.device_of, self.start_s = dict(state["device_of"]), float(state["start_s"])
+        self.under_way = state["under_way"]
 
 
 def run_federation(
@@ -92,7 +105,16 @@ def run_federation(
         standing.known = roster.assemble(wait_s=connect_timeout_s)
         service.welcome(standing.known)
     if buffered is not None:
-        BufferedRun(roster, buffered, OpenCell(cell), standing.known, on_round).run()
+
+        def on_merge(result: RoundResult) -> None:
+            standing.num_done, standing.device_of = result.round_index + 1, air.device_of
+            on_round(result)
+
+        run = BufferedRun(roster, buffered, OpenCell(cell), standing.known, on_merge)
+        if isinstance(standing.under_way, dict):
+            run.load_state_dict(standing.under_way)
+        standing.under_way = run
+        run.run()
         return
     for round_index in range(standing.num_done, service.num_rounds):
         air.begin_round(

@@ -279,6 +279,7 @@ class CloudService:
             "ranks": self._ranks,
             "awaited": self._awaited,
             "first_loss": self._first_loss,
+            "reports": [report.to_metrics() for report in self._reports.values()],
             "policy": state_of(self.policy),
             "master": state_of(self.master),
         }
@@ -289,6 +290,8 @@ class CloudService:
         self._held_number, self._sent = list(state["held_number"]), list(state["sent"])
         self._ranks, self._awaited = state["ranks"], state["awaited"]
         self._first_loss = state["first_loss"]
+        reports = [DeviceReport.from_metrics(metrics) for metrics in state["reports"]]
+        self._reports = {report.device: report for report in reports}
         restore(self.policy, state["policy"])
         restore(self.master, state["master"])
 

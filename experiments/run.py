@@ -32,7 +32,8 @@ class Recorder:
     """Writes config.toml, rounds.csv, ranks.npz and summary.json of one run, and its checkpoints.
 
     ``parts`` by name are what a checkpoint holds the states of, beside what was recorded; without
-    any there are none. ``is_resuming`` restores them from the newest usable checkpoint.
+    any there are none, and none is written where not ``is_quiet``. ``is_resuming`` restores them
+    from the newest usable checkpoint.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Recorder:
         *,
         parts: Mapping[str, object] | None = None,
         is_resuming: bool = False,
+        is_quiet: Callable[[], bool] = lambda: True,
     ) -> None:
         self.config, self.workbench, self.out = config, workbench, out
+        self._is_quiet = is_quiet
         self._on_round, self._parts, self._is_resuming = on_round, parts, is_resuming
         self._ranks: list[np.ndarray] = []
         self._seen: list[dict[str, Array]] = []
@@ -98,7 +101,7 @@ class Recorder:
         num_done = len(self._ranks)
         if self._checkpoints is None or self._writer is None or not self._parts:
             return
-        if num_done == self.config.rounds or not self._checkpoints.due():
+        if num_done == self.config.rounds or not self._checkpoints.due() or not self._is_quiet():
             return
         own = {
             "mark": self._writer.mark(),
@@ -312,13 +315,12 @@ def run_rounds(
     cell = make_cell(config.channel, config.num_devices, seed=config.seed)
     service, standing = workbench.service(config), Standing()
     parts: dict[str, object] = {}
-    is_buffered = config.mode == "federated" and config.federated.buffer
-    if isinstance(grid, Stateful) and not is_buffered:
-        # Buffered rounds have transfers under way at every moment: there is nothing to stand on.
+    if isinstance(grid, Stateful):
         parts = {"federation": standing, "service": service, "cell": cell, "grid": grid}
     with Recorder(
-        config, workbench, out, on_round, parts=parts, is_resuming=is_resuming
-    ) as recorder:
+        config, workbench, out, on_round,
+        parts=parts, is_resuming=is_resuming, is_quiet=lambda: standing.is_quiet,
+    ) as recorder:  # fmt: skip
         run_federation(
             grid,
             cell,

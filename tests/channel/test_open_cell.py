@@ -16,7 +16,7 @@ def open_cell(devices=3, **values):
 def send(cell, found, device, bits, start_s=0.0, direction="down"):
     def process():
         yield cell.env.timeout(start_s)
-        found[device, direction] = yield from cell.transfer(device, bits, direction)
+        found[device, direction] = yield from cell.carry(cell.begin(device, bits, direction))
 
     cell.env.process(process())
 

@@ -111,7 +111,7 @@ def run(config, out: Path, *, moment: int | None, is_resuming: bool, report: Pat
         events.install()
         run_simulation(config, out, is_resuming=is_resuming)
         events.moment, names = None, list(events.names)
-        save_state(state_of(kept[0].policy), out.with_suffix(".policy"))
+        save_state(state_of(kept[0]), out.with_suffix(".cloud"))
         if report:
             report.write_text(json.dumps(names))
         code = 0
@@ -122,9 +122,9 @@ def run(config, out: Path, *, moment: int | None, is_resuming: bool, report: Pat
 
 
 def left(out: Path) -> dict[str, bytes]:
-    """All that a run leaves, and its policy."""
+    """All that a run leaves, and what the cloud is at its end: the policy and all books."""
     files = {path.name: path.read_bytes() for path in out.iterdir()}
-    return files | {"policy": out.with_suffix(".policy").read_bytes()}
+    return files | {"cloud": out.with_suffix(".cloud").read_bytes()}
 
 
 def main() -> None:
@@ -136,7 +136,7 @@ def main() -> None:
     assert code == 0, code
     names = json.loads(report.read_text())
     whole = left(folder / "whole")
-    assert set(whole) == {*FILES, "policy"}, set(whole)
+    assert set(whole) == {*FILES, "cloud"}, set(whole)
     if len(sys.argv) == 3:
         print(json.dumps(names))
         return

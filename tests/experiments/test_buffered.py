@@ -1,5 +1,6 @@
 """Asynchronous rounds: virtual time alone decides who comes first."""
 
+import shutil
 import time
 
 import numpy as np
@@ -100,6 +101,38 @@ def test_the_same_configuration_gives_the_same_bytes(tiny_toml, tmp_path):
     rounds = pd.read_csv(tmp_path / "first" / "rounds.csv")
     # Some of what was begun was not finished.
     assert (rounds["uplink_delivered_bits"] < rounds["uplink_payload_bits"]).any()
+
+
+@pytest.mark.parametrize(
+    ("sets", "saved_after"),
+    [
+        (("federated.dropout=0.4", "federated.method=hetlora"), [1, 2, 3, 4]),
+        # Transfers that are given up, and a deadline that each of them has to meet.
+        (("channel.deadline_s=0.5", "channel.snr_db=-5"), [1, 2, 3, 4]),
+        # All do the same at the same time: it is quiet only after the last of them.
+        (("channel.fading=none", "channel.sharing=orthogonal", "num_devices=4"), [2, 4]),
+    ],
+)
+def test_a_run_goes_on_from_every_checkpoint_to_the_same_bytes(
+    sets, saved_after, tiny_toml, tmp_path
+):
+    config = config_of(tiny_toml, "runtime.checkpoint_s=0", "runtime.threads=1", *sets)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+
+    def keep(done, total):
+        shutil.copytree(whole, stopped / str(done))
+
+    run_simulation(config, whole, on_round=keep)
+    saved = {done: stopped / str(done) / f"checkpoint-{done:06d}.safetensors" for done in range(6)}
+    assert [done for done, path in saved.items() if path.exists()] == saved_after
+    for done in saved_after:
+        folder, rounds_left = stopped / str(done), []
+        run_simulation(
+            config, folder, is_resuming=True, on_round=lambda n, _, to=rounds_left: to.append(n)
+        )
+        assert rounds_left == list(range(done + 1, 6))
+        for path in whole.iterdir():
+            assert (folder / path.name).read_bytes() == path.read_bytes(), (done, path.name)
 
 
 def test_stale_updates_move_less(tiny_toml):

@@ -21,12 +21,29 @@ checkpoint_s = 0
 """
 
 
-def drive(tiny_toml, folder, *moments, policy="airllm", rounds=5):
+# Transfers on their way at every moment.
+BUFFERED = """
+[policy]
+name = "greedy:energy"
+[federated]
+buffer = 2
+dropout = 0.3
+[runtime]
+threads = 1
+checkpoint_s = 0
+"""
+
+
+def drive(tiny_toml, folder, *moments, policy="airllm", rounds=5, is_buffered=False):
     text = tiny_toml.read_text().replace("rounds = 2", f"rounds = {rounds}", 1)
     text = text.replace('[policy]\nname = "uniform"\n', "").replace("[runtime]\nthreads = 1\n", "")
-    text = text.replace("[channel]\n", '[channel]\nfading = "ar1"\ncsi_error_db = 2.0\n')
-    text = text.replace("[training]\n", "[training]\ndropout = 0.1\n")
-    tiny_toml.write_text(text + LEARNING.format(policy=policy))
+    if is_buffered:
+        text = 'mode = "federated"\n' + text + BUFFERED
+    else:
+        text = text.replace("[channel]\n", '[channel]\nfading = "ar1"\ncsi_error_db = 2.0\n')
+        text = text.replace("[training]\n", "[training]\ndropout = 0.1\n")
+        text += LEARNING.format(policy=policy)
+    tiny_toml.write_text(text)
     folder.mkdir()
     done = subprocess.run(
         [sys.executable, str(DRIVER), str(tiny_toml), str(folder), *map(str, moments)],
@@ -51,6 +68,14 @@ def test_a_few_moments(tiny_toml, tmp_path):
 @pytest.mark.slow
 def test_a_few_moments_of_a_master_that_trains_under_the_ranks(tiny_toml, tmp_path):
     check(drive(tiny_toml, tmp_path / "runs", 25, 40, 52, "33,30", policy="paper", rounds=3))
+
+
+@pytest.mark.slow
+def test_every_tenth_moment_of_asynchronous_rounds(tiny_toml, tmp_path):
+    text = tiny_toml.read_text()
+    (names,) = drive(tiny_toml, tmp_path / "events", is_buffered=True)
+    tiny_toml.write_text(text)
+    check(drive(tiny_toml, tmp_path / "runs", *range(0, len(names), 10), is_buffered=True))
 
 
 @pytest.mark.slow
