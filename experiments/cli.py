@@ -172,10 +172,11 @@ def run(
         summary = _simulate(simulate, experiment, out, tensorboard)
     table = Table("", "value", title=f"{summary['policy']}, {experiment.rounds} rounds")
     for key in (
-        "accuracy", "loss", "perplexity", "head_accuracy", "full_accuracy", "payload_bits",
-        "delivered_bits", "delivered_rate", "airtime_s", "energy_j", "reward",
+        "accuracy", "loss", "perplexity", "head_perplexity", "full_perplexity", "head_accuracy",
+        "full_accuracy", "payload_bits", "delivered_bits", "delivered_rate", "airtime_s",
+        "energy_j", "reward",
     ):  # fmt: skip
-        if key in summary:
+        if "perplexity" not in key or summary[key] == summary[key]:
             table.add_row(
                 key, f"{summary[key]:,.4g}" if abs(summary[key]) < 1e4 else _count(summary[key])
             )

@@ -30,6 +30,7 @@ METRICS = {
     "mean_accuracy": ("accuracy, mean over rounds", "%", 100.0, 1),
     "accuracy": ("accuracy after the last round", "%", 100.0, 1),
     "mean_loss": ("loss, mean over rounds", "nats", 1.0, 3),
+    "perplexity": ("perplexity after the last round", "per token", 1.0, 1),
     "total_delivered_bits": ("delivered in all", "Mbit", 1e-6, 3),
     "bits_to_95": ("delivered per device to 95 % of the whole update's accuracy", "Mbit", 1e-6, 3),
     "airtime_s": ("air time", "s", 1.0, 2),
@@ -121,6 +122,8 @@ def _aggregates(cells: pd.DataFrame, several: bool) -> list[str]:
     columns = {}
     conditions = 0
     for metric, (name, unit, scale, decimals) in METRICS.items():
+        if metric == "perplexity" and cells[metric].isna().all():
+            continue
         table = aggregate_table(cells, metric)
         conditions = int(table["conditions"].max()) if len(table) else 0
         columns[f"{name} ({unit})"] = [

@@ -31,8 +31,10 @@ KEY_COLUMNS = ("cell", "label", "policy.name", "channel.snr_db", "seed")
 RESULT_COLUMNS = (
     "accuracy", "loss", "mean_accuracy", "mean_loss", "bits_to_95", "head_accuracy",
     "full_accuracy", "payload_bits", "delivered_bits", "total_delivered_bits", "uplink_sent_bits",
-    "uplink_delivered_bits", "airtime_s", "energy_j", "delivered_rate", "reward",
+    "uplink_delivered_bits", "airtime_s", "energy_j", "delivered_rate", "reward", "perplexity",
+    "head_perplexity", "full_perplexity",
 )  # fmt: skip
+"""what a summary says of a run; perplexities of causal models only"""
 
 
 PACKED_ROUNDS, PACKED_RANKS = "rounds.parquet", "mean_ranks.npz"

@@ -152,6 +152,9 @@ class Recorder:
             "head_loss": self._head[0],
             "full_accuracy": full_accuracy,
             "full_loss": full_loss,
+            "perplexity": self._perplexity(summary["loss"]),
+            "head_perplexity": self._perplexity(self._head[0]),
+            "full_perplexity": self._perplexity(full_loss),
             "data_fingerprint": bench.splits.fingerprint,
             "num_train": len(bench.splits.train),
             "num_projections": len(bench.base.specs),
@@ -164,6 +167,10 @@ class Recorder:
         if self._checkpoints is not None:
             self._checkpoints.clear()
         return summary
+
+    def _perplexity(self, loss: float) -> float:
+        is_causal = self.config.model.task == "causal"
+        return float(np.exp(min(loss, 700.0))) if is_causal else float("nan")
 
 
 def rows_of(result: RoundResult) -> list[dict[str, Any]]:
@@ -270,8 +277,6 @@ def summarise(columns: Mapping[str, Array], config: ExperimentConfig) -> dict[st
         summary["privacy_epsilon"] = epsilon(
             federated.privacy_noise, config.rounds, federated.privacy_delta
         )
-    if config.model.task == "causal":
-        summary["perplexity"] = float(np.exp(min(summary["loss"], 700.0)))
     return summary
 
 

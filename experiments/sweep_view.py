@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -61,7 +64,7 @@ class SweepView:
             since, _ = self._running.pop(name, (time.monotonic(), 0.0))
             took = _time(time.monotonic() - since)
             if event.kind == "done":
-                what = f"accuracy {100 * event.summary['accuracy']:.1f} %, {took}"
+                what = f"{_quality(event.summary)}, {took}"
                 self._done.append((name, what))
             else:
                 what = f"failed: {event.reason}"
@@ -117,11 +120,14 @@ class SweepView:
 def print_results(console: Console, results: pd.DataFrame) -> None:
     """Policies against SNRs, means over seeds."""
     results = results.assign(series=series_of(results))
+    is_causal = results["perplexity"].notna().any()
     titles = {
+        "perplexity": ("perplexity after the last round", 1.0, "{:.1f}"),
         "accuracy": ("accuracy after the last round, %", 100.0, "{:.1f}"),
         "delivered_bits": ("delivered payload, kbit per device and round", 1e-3, "{:,.0f}"),
         "delivered_rate": ("updates in time, %", 100.0, "{:.0f}"),
     }
+    del titles["accuracy" if is_causal else "perplexity"]
     for column, (title, scale, form) in titles.items():
         means = results.pivot_table(
             column, "series", "channel.snr_db", sort=False, dropna=False
@@ -131,9 +137,19 @@ def print_results(console: Console, results: pd.DataFrame) -> None:
             cells = [form.format(scale * value) if value == value else "-" for value in row]
             table.add_row(escape(str(series)), *cells)
         console.print(table)
-    console.print(f"no update (preloaded head): {100 * results['head_accuracy'].mean():.1f} %")
+    what, scale, unit = ("perplexity", 1.0, "") if is_causal else ("accuracy", 100.0, " %")
+    none = scale * results[f"head_{what}"].mean()
+    console.print(
+        f"no update ({'base model' if is_causal else 'preloaded head'}): {none:.1f}{unit}"
+    )
     for series, rows in results.groupby("series", sort=False):
-        console.print(f"whole update, {series}: {100 * rows['full_accuracy'].mean():.1f} %")
+        console.print(f"whole update, {series}: {scale * rows[f'full_{what}'].mean():.1f}{unit}")
+
+
+def _quality(summary: Mapping[str, Any]) -> str:
+    if np.isnan(summary["perplexity"]):
+        return f"accuracy {100 * summary['accuracy']:.1f} %"
+    return f"perplexity {summary['perplexity']:.1f}"
 
 
 def _decibel(snr: float) -> str:

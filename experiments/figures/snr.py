@@ -24,6 +24,7 @@ SNR = "channel.snr_db"
 NAMES = {
     "accuracy": ("accuracy after last round (%)", 100.0),
     "mean_accuracy": ("mean accuracy over rounds (%)", 100.0),
+    "perplexity": ("perplexity after last round", 1.0),
     "loss": ("loss after last round (nats)", 1.0),
     "mean_loss": ("mean loss over rounds (nats)", 1.0),
     "delivered_bits": ("Mbit per device and round", 1e-6),
@@ -90,6 +91,18 @@ def accuracy_against_snr(axes: Axes, cells: pd.DataFrame, metric: str = "accurac
     bound_shares(axes)
 
 
+def perplexity_against_snr(axes: Axes, cells: pd.DataFrame) -> None:
+    """Perplexity between that of the base model and that with the whole update."""
+    metric_against_snr(axes, cells, "perplexity")
+    # AdaLoRA and the published scheme train masters of their own. Curves fall to the right.
+    is_plain = ~cells["policy.name"].str.match("adalora|paper")
+    plain = cells[is_plain] if is_plain.any() else cells
+    _reference(axes, cells["head_perplexity"].mean(), "base model", "right")
+    _reference(axes, plain["full_perplexity"].mean(), "whole update", "left")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.07 * (high - low), high + 0.07 * (high - low))
+
+
 def bits_against_snr(axes: Axes, cells: pd.DataFrame, metric: str = "delivered_bits") -> None:
     """Payload that got through, on a log axis."""
     metric_against_snr(axes, cells, metric)
@@ -104,8 +117,11 @@ def energy_against_snr(axes: Axes, cells: pd.DataFrame) -> None:
 
 
 def snr_figure(cells: pd.DataFrame) -> Figure:
-    """Accuracy and delivered bits; what else is swept has panels of its own."""
-    return _panels(cells, (accuracy_against_snr, bits_against_snr))
+    """Accuracy (perplexity of causal models) and delivered bits; what else is swept has panels of
+    its own."""
+    is_causal = cells["perplexity"].notna().any()
+    first = perplexity_against_snr if is_causal else accuracy_against_snr
+    return _panels(cells, (first, bits_against_snr))
 
 
 def energy_figure(cells: pd.DataFrame) -> Figure:

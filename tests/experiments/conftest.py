@@ -78,6 +78,7 @@ def cells_of(effects, *, seeds=6, snrs=(0.0, 10.0), codings=("absolute",), noise
         {"cell": f"{label}{snr}{coding}{seed}", "label": label, "policy.name": label,
          "channel.snr_db": snr, "seed": seed, "payload.coding": coding}
         | dict.fromkeys(RESULT_COLUMNS, 0.5)
+        | {"perplexity": np.nan}
         | {"accuracy": level[seed, snr] + effect + rng.normal(0, noise)}
         for label, effect in effects.items()
         for snr in snrs for coding in codings for seed in range(seeds)

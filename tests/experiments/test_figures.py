@@ -1,10 +1,13 @@
 """Figures: drawn for whatever a sweep or a run left, the same bytes for the same numbers."""
 
+import io
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from experiments import figures
 from experiments.figures import delays, over_time, ranks, run, snr, style, tradeoff
@@ -17,6 +20,7 @@ from experiments.results import (
     write_results,
     write_summary,
 )
+from experiments.sweep_view import print_results
 
 PROJECTIONS = [
     f"encoder.layer.{i}.{kind}"
@@ -27,6 +31,7 @@ PROJECTIONS = [
 
 def sweep(labels=("airllm", "uniform"), snrs=(-5.0, 5.0, 15.0), seeds=(0,), bits=3e5, codings=()):
     base = dict.fromkeys(RESULT_COLUMNS, 0.5) | {"delivered_bits": bits, "full_accuracy": 0.8}
+    base |= dict.fromkeys(RESULT_COLUMNS[-3:], np.nan)  # perplexities, of causal models only
     return pd.DataFrame(
         [
             {"cell": f"{p}{s}{k}{c}", "label": p, "policy.name": p, "channel.snr_db": s, "seed": k}
@@ -137,6 +142,37 @@ def test_one_line_a_label_and_both_references_named():
         "mean SNR (dB)", "accuracy after last round (%)",
     )  # fmt: skip
     assert title_of(figure) == "one seed, no intervals"
+
+
+def causal():
+    values = {"perplexity": 130.0, "head_perplexity": 226.0, "full_perplexity": 119.0}
+    return sweep().assign(**values)
+
+
+def test_a_causal_models_figure_is_of_its_perplexity():
+    left, right = panels(causal()).axes
+    assert left.get_ylabel() == "perplexity after last round"
+    assert right.get_ylabel() == panels(sweep()).axes[1].get_ylabel()
+    lines = {text.get_text(): text.xy[1] for text in left.texts}
+    assert lines == {"base model": 226.0, "whole update": 119.0}
+    low, high = left.get_ylim()
+    assert low < 119.0 < 226.0 < high
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (sweep(), ["accuracy after the last round, %", "no update (preloaded head): 50.0 %"]),
+        (causal(), ["perplexity after the last round", "no update (base model): 226.0\n",
+                    "whole update, airllm: 119.0\n"]),
+    ],
+)  # fmt: skip
+def test_the_table_of_a_sweep_is_of_accuracy_or_of_perplexity(cells, said):
+    console = Console(file=io.StringIO(), width=100)
+    print_results(console, cells)
+    text = console.file.getvalue()
+    assert all(line in text for line in said)
+    assert ("accuracy" in text) != ("perplexity" in text)
 
 
 def test_several_seeds_have_t_intervals():

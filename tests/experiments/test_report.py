@@ -52,6 +52,15 @@ def report(tmp_path_factory, cells_of):
     return write_report(folder, best="<b>&")
 
 
+def test_perplexity_is_in_the_report_of_a_causal_model(tmp_path, report, cells_of):
+    cells = cells_of({"airllm": 0.05, "uniform": 0.0}).assign(perplexity=120.0)
+    write_results(tmp_path / "results.csv", cells.to_dict("records"))
+    (tmp_path / "sweep.toml").write_text("seed = 0\n")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "perplexity after the last round (per token)" in page
+    assert "perplexity" not in report.read_text(encoding="utf-8")
+
+
 def test_the_page_stands_by_itself(report):
     text = report.read_text(encoding="utf-8")
     page = Page(text)

@@ -123,7 +123,8 @@ def test_a_causal_model_has_a_perplexity(family, tiny_toml, tmp_path):
     sets = (f"model.name=tiny:{family}", "model.task=causal", "data.label_column=")
     sets += ("channel.bandwidth_hz=1e9", "policy.name=greedy:gain")
     summary = run_simulation(config_of(tiny_toml, *sets), tmp_path)
-    assert summary["perplexity"] == pytest.approx(np.exp(summary["loss"]))
+    for which in ("", "head_", "full_"):
+        assert summary[f"{which}perplexity"] == pytest.approx(np.exp(summary[f"{which}loss"]))
     assert summary["loss"] < summary["head_loss"]
 
 
