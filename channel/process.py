@@ -183,8 +183,8 @@ class _LargeScale:
         normal = rng_for(seed, _SIGHT_STREAM, 1).standard_normal(num_devices)
         # Without sight there is no direct path to speak of: K of -40 dB is Rayleigh.
         self.rician_k_db = np.where(self.is_los, mean + spread * normal, -40.0)
-        self._round, self._place = 0, start
-        self._shadow_db = self._sigma_db * self._normal(0)
+        self._place = start  # in the newest round of these
+        self._shadows_db = [self._sigma_db * self._normal(0)]
 
     def positions_m(self, time_s: float) -> Array:
         return np.array([mover.position_m(time_s) for mover in self._movers])
@@ -193,7 +193,7 @@ class _LargeScale:
         """[devices] power budget: transmit power + gains - loss - shadowing - noise."""
         config = self.config
         place = self.positions_m(time_s)
-        self._shadow(round_index)
+        shadow_db = self._shadow_db(round_index)
         loss_db = path_loss_db(
             config.scenario, np.hypot(*place.T), config.carrier_hz,
             is_los=self.is_los, terminal_height_m=config.terminal_height_m,
@@ -202,17 +202,21 @@ class _LargeScale:
         power_dbm = config.device_power_dbm if is_up else config.base_power_dbm
         figure_db = config.base_noise_figure_db if is_up else config.device_noise_figure_db
         noise_dbm = noise_power_dbm(bandwidth_hz, figure_db)
-        return power_dbm + config.antenna_gain_db - loss_db - self._shadow_db - noise_dbm
+        return power_dbm + config.antenna_gain_db - loss_db - shadow_db - noise_dbm
 
-    def _shadow(self, round_index: int) -> None:
-        """Take shadowing on to a round, through all before it: a checkpoint needs no more."""
-        for r in range(self._round + 1, round_index + 1):
+    def _shadow_db(self, round_index: int) -> Array:
+        """Shadowing of a round, from that of all before it: a checkpoint needs no more."""
+        for r in range(len(self._shadows_db), round_index + 1):
             place = self.positions_m(r * self._round_period_s)
-            self._shadow_db = shadowing_step(
-                self._shadow_db, np.hypot(*(place - self._place).T), sigma_db=self._sigma_db,
-                correlation_m=self._correlation_m, normal=self._normal(r),
+            self._shadows_db.append(
+                shadowing_step(
+                    self._shadows_db[-1], np.hypot(*(place - self._place).T),
+                    sigma_db=self._sigma_db, correlation_m=self._correlation_m,
+                    normal=self._normal(r),
+                )
             )  # fmt: skip
-            self._round, self._place = r, place
+            self._place = place
+        return self._shadows_db[round_index]
 
     def _normal(self, round_index: int) -> Array:
         return rng_for(self.seed, _SHADOW_STREAM, round_index).standard_normal(self.num_devices)

@@ -13,7 +13,7 @@ class Timeline(simpy.Environment):
     """
 
     def __init__(self, initial_time: float = 0.0) -> None:
-        super().__init__(initial_time)
+        super().__init__(float(initial_time))
         self.num_waits = 0
 
     def until(self, time_s: float) -> simpy.Timeout:
@@ -21,7 +21,8 @@ class Timeline(simpy.Environment):
 
         Raises ValueError for a time that is over.
         """
-        if time_s < self.now:
+        time_s = float(time_s)  # NumPy's numbers would not ask how to be added
+        if not time_s >= self.now:
             raise ValueError(f"time_s must be >= {self.now}, which is now, got {time_s}")
         self.num_waits += 1
         return self.timeout(_Delay(time_s, self.now), value=self.num_waits)

@@ -98,18 +98,49 @@ class _Buffer:
 
 
 @dataclass(slots=True)
+class _SinceMerge:
+    """What happened since the last merge; arrays [devices]."""
+
+    merged_at_s: float
+    before: list[DeviceReport]
+    """what each device had said of itself by then"""
+    down: _Books
+    up: _Books
+    overhead_bits: NDArray[np.int64]
+    compute: NDArray[np.float64]
+    """[devices, 2] time in s and energy in J"""
+    is_answered: NDArray[np.bool_]
+
+    @staticmethod
+    def begin(now_s: float, before: list[DeviceReport], projections: int) -> _SinceMerge:
+        n = len(before)
+        return _SinceMerge(
+            now_s, before, _Books.empty(n, projections), _Books.empty(n, projections),
+            np.zeros(n, dtype=np.int64), np.zeros((n, 2)), np.ones(n, dtype=bool),
+        )  # fmt: skip
+
+    @staticmethod
+    def of_state(state: Mapping[str, Any]) -> _SinceMerge:
+        before = [DeviceReport(**report) for report in state["before"]]
+        books = {key: _Books(**state[key]) for key in ("down", "up")}
+        return _SinceMerge(**{**state, "before": before, **books})
+
+
+@dataclass(slots=True)
 class _Trip:
-    """A device between setting out and having sent: all that going on with it takes."""
+    """A device on its way: all that going on with it takes."""
 
     device: int
     version: int
     """merges before it set out"""
     stage: str = "begin"
-    """begin, download, train, upload, sent; rest where nothing was sent"""
+    """begin, download, train, upload; rest where nothing was sent"""
     wait: int = 0
     """number of the wait that it is in"""
+    until_s: float = 0.0
+    """end of training or rest"""
     transfer: Transfer | None = None
-    """under way, or the last one"""
+    """under way"""
     data: bytes = b""
     """that is carried, whole"""
     ranks: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -118,18 +149,16 @@ class _Trip:
     work: bytes = b""
     """ranks to train"""
     importance: str = ""
-    until_s: float = 0.0
-    """end of training or rest"""
+    has_update: bool = False
+    """came down"""
     compute: tuple[float, float] = (0.0, 0.0)
     """of training, in s and J"""
     worth: bytes = b""
 
     @staticmethod
     def of_state(state: Mapping[str, Any]) -> _Trip:
-        trip = _Trip(**state)
-        trip.transfer = Transfer(**state["transfer"]) if state["transfer"] else None
-        trip.compute = tuple(state["compute"])
-        return trip
+        transfer = Transfer(**state["transfer"]) if state["transfer"] else None
+        return _Trip(**{**state, "transfer": transfer, "compute": tuple(state["compute"])})
 
 
 class BufferedRun:
@@ -142,113 +171,105 @@ class BufferedRun:
         cell: OpenCell,
         known: dict[int, DeviceReport],
         on_round: Callable[[RoundResult], None],
+        *,
+        state: Mapping[str, Any] | None = None,
+        on_event: Callable[[float, int, str], None] = lambda time_s, device, event: None,
     ) -> None:
+        """``state`` is what `state_dict` gave, to go on from; ``on_event`` is told of the time in
+        s, the device and what happened: download, trained, upload, merge (device -1)."""
         self.roster, self.service, self.cell = roster, service, cell
-        self.known, self.on_round = known, on_round
+        self.known, self.on_round, self.on_event = known, on_round, on_event
         devices = service.num_devices
-        self.version = 0
-        """merges so far"""
-        self.log: list[tuple[float, int, str]] = []
-        """(time in s, device, event): download, trained, upload, merge"""
+        workers = min(service.config.participants or devices, devices)
+        self._results: list[RoundResult] = []
+        if state:
+            cell.load_state_dict(state["cell"])
+            self.version, self._picks, self._fruitless = state["counts"]
+            self._buffer = _Buffer.of_state(state["buffer"])
+            self._trips = [_Trip.of_state(trip) if trip else None for trip in state["trips"]]
+            self._idle, self._cycles = list(state["idle"]), list(state["cycles"])
+            self._since = _SinceMerge.of_state(state["since"])
+            return
+        self.version = self._picks = self._fruitless = 0
+        """merges, draws of devices, tries without a merge so far"""
         self._buffer = _Buffer()
-        self._workers = min(service.config.participants or devices, devices)
-        self._trips: list[_Trip | None] = [None] * self._workers
-        self._idle = list(range(devices))
-        self._picks = self._fruitless = 0
-        self._cycles = [0] * devices
-        self._done = cell.env.event()
-        self._reset()
+        self._trips = [None] * workers
+        self._idle, self._cycles = list(range(devices)), [0] * devices
+        self._since = self._nothing_yet()
 
     def run(self) -> None:
-        """Until the last merge; results go to ``on_round`` with each one.
+        """Until the last merge; results go to ``on_round`` once nothing else happens at the moment
+        of virtual time that they are of.
 
         Raises ValueError where no update comes in any more.
         """
-        # Waits are begun in their order, and nobody acts before all of them are; who has just sent,
-        # and merged, is the first to act, and so the last here.
+        env = self.cell.env
         starts = [
-            (trip.wait if trip and trip.stage != "sent" else np.inf, self._work(worker))
+            (trip.wait if trip else 0, self._work(worker))
             for worker, trip in enumerate(self._trips)
         ] + [(band.wait, band.restart()) for band in self.cell.bands.values()]
+        # What was waited for is waited for again, in the order in which it was.
         for _, start in sorted(starts, key=lambda pair: pair[0]):
-            self.cell.env.process(start)
-        self.cell.env.run(until=self._done)
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether nothing else happens at this very moment of virtual time: what does has begun in
-        part, and could not be begun again in its order."""
-        return bool(self.cell.env.peek() > self.cell.env.now)
+            env.process(start)
+        while self.version < self.service.num_rounds:
+            env.step()
+            if self._results and env.peek() > env.now:
+                self._hand_over()
+        self._hand_over()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is under way, in ``on_round``; asked for where `is_quiet`."""
+        """All that is under way, asked for in ``on_round``: everybody waits then."""
         return {
             "cell": self.cell.state_dict(),
-            "trips": [asdict(trip) if trip else None for trip in self._trips],
+            "counts": [self.version, self._picks, self._fruitless],
             "buffer": self._buffer.state_dict(),
-            "version": self.version,
-            "idle": self._idle,
-            "counts": [self._picks, self._fruitless, *self._cycles],
-            "down": asdict(self._down),
-            "up": asdict(self._up),
-            "overhead": self._overhead,
-            "compute": self._compute,
-            "is_answered": self._is_answered,
-            "before": [report.to_metrics() for report in self._before],
-            "merged_at_s": self._merged_at_s,
+            "trips": [asdict(trip) if trip else None for trip in self._trips],
+            "idle": list(self._idle),
+            "cycles": list(self._cycles),
+            "since": asdict(self._since),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, with `run`."""
-        self.cell.load_state_dict(state["cell"])
-        self._done = self.cell.env.event()
-        self._trips = [_Trip.of_state(trip) if trip else None for trip in state["trips"]]
-        self._buffer, self.version = _Buffer.of_state(state["buffer"]), state["version"]
-        self._idle = list(state["idle"])
-        self._picks, self._fruitless, *self._cycles = state["counts"]
-        self._down, self._up = _Books(**state["down"]), _Books(**state["up"])
-        self._overhead, self._compute = state["overhead"], state["compute"]
-        self._is_answered, self._merged_at_s = state["is_answered"], state["merged_at_s"]
-        self._before = [DeviceReport.from_metrics(metrics) for metrics in state["before"]]
+    def _hand_over(self) -> None:
+        results, self._results = self._results, []
+        for result in results:
+            self.on_round(result)
 
-    def _reset(self) -> None:
-        shape = self.service.num_devices, len(self.service.base.specs)
-        self._down, self._up = _Books.empty(*shape), _Books.empty(*shape)
-        self._overhead = np.zeros(shape[0], dtype=np.int64)
-        self._compute = np.zeros((shape[0], 2))
-        self._is_answered = np.ones(shape[0], dtype=bool)
-        self._before = [self.known[d] for d in range(shape[0])]
-        self._merged_at_s = self.cell.now_s
+    def _nothing_yet(self) -> _SinceMerge:
+        reports = [self.known[d] for d in range(self.service.num_devices)]
+        return _SinceMerge.begin(self.cell.now_s, reports, len(self.service.base.specs))
 
     def _work(self, worker: int) -> Process:
         """One device after another, drawn from those that do nothing."""
-        while True:
+        while self.version < self.service.num_rounds:
             trip = self._trips[worker] = self._trips[worker] or self._set_out()
-            if trip.stage != "rest":
-                sent = yield from self._cycle(trip)
-                self._cycles[trip.device] += 1
-                self._idle = sorted([*self._idle, trip.device])
-                if not sent:
-                    self._give_up(trip)
             if trip.stage == "rest":
-                trip.wait = self.cell.env.num_waits + 1
-                yield self.cell.env.until(trip.until_s)
-            self._trips[worker] = None
+                yield self._until(trip)
+                self._trips[worker] = None
+                continue
+            is_sent = yield from self._cycle(trip)
+            self._cycles[trip.device] += 1
+            self._idle = sorted([*self._idle, trip.device])
+            self._trips[worker] = None if is_sent else self._rest(trip)
 
     def _set_out(self) -> _Trip:
         rng = rng_for(self.service.participation.seed, _PICK_STREAM, self._picks)
         self._picks += 1
         return _Trip(self._idle.pop(int(rng.integers(len(self._idle)))), self.version)
 
-    def _give_up(self, trip: _Trip) -> None:
+    def _rest(self, trip: _Trip) -> _Trip:
         self._fruitless += 1
         if self._fruitless > _FRUITLESS * self.service.num_devices:
             raise ValueError(
                 f"no update has come in over {self._fruitless} tries of the devices; their "
                 f"links carry too little (channel.*), or federated.dropout is too high"
             )
-        trip.stage = "rest"
-        trip.until_s = self.cell.now_s + self.cell.cell.config.round_period_s
+        until_s = self.cell.now_s + self.cell.cell.config.round_period_s
+        return _Trip(trip.device, trip.version, "rest", until_s=until_s)
+
+    def _until(self, trip: _Trip) -> simpy.Event:
+        wait = self.cell.env.until(trip.until_s)
+        trip.wait = self.cell.env.num_waits
+        return wait
 
     def _cycle(self, trip: _Trip) -> Generator[simpy.Event, Any, bool]:
         """Download, train, upload, from the trip's stage on; whether an update came up."""
@@ -265,19 +286,15 @@ class BufferedRun:
             if not self._begin_training(trip, delivery):
                 return False
         if trip.stage == "train":
-            trip.wait = self.cell.env.num_waits + 1
-            yield self.cell.env.until(trip.until_s)
-            self.log.append((self.cell.now_s, trip.device, "trained"))
-            self._compute[trip.device] += trip.compute
+            yield self._until(trip)
+            self.on_event(self.cell.now_s, trip.device, "trained")
+            self._since.compute[trip.device] += trip.compute
             if stage == "training" or not self._begin_upload(trip, dropout):
                 return False
-        if trip.stage == "upload":
-            delivery = yield from self._carry(trip, dropout)
-            if not delivery.is_delivered or stage == "upload":
-                return False
-            trip.stage = "sent"
-            return self._arrived(trip, damaged(trip.data) if delivery.has_bit_error else trip.data)
-        return trip.stage == "sent"
+        delivery = yield from self._carry(trip, dropout)
+        if not delivery.is_delivered or stage == "upload":
+            return False
+        return self._arrived(trip, damaged(trip.data) if delivery.has_bit_error else trip.data)
 
     def _begin_download(self, trip: _Trip, dropout: Dropout | None) -> None:
         device = trip.device
@@ -298,24 +315,26 @@ class BufferedRun:
             content["update"] = ConfigRecord({"payload": payload})
         reply = self.roster.ask("train", {device: content}, trip.version).get(device)
         if reply is None or "work" not in reply.content:
-            self._is_answered[device] = False
+            self._since.is_answered[device] = False
             return False
         self.known[device] = report = report_of(reply)
         if trip.data:
             service.down.confirm(device, report, trip.data)
-            self._down.is_delivered[device] = report.is_installed
+            self._since.down.is_delivered[device] = report.is_installed
         done = reply.content.config_records["work"]
         trip.compute = number_of(done, "compute_s"), number_of(done, "compute_j")
         worth = done.get("worth")
         trip.worth = worth if isinstance(worth, bytes) else b""
-        trip.stage, trip.until_s = "train", self.cell.now_s + trip.compute[0]
+        trip.has_update = bool(trip.data)
+        trip.stage, trip.transfer, trip.data = "train", None, b""
+        trip.until_s = self.cell.now_s + trip.compute[0]
         return True
 
     def _begin_upload(self, trip: _Trip, dropout: Dropout | None) -> bool:
         """Whether the device may send, and does."""
         device, config = trip.device, self.cell.cell.config
-        has_acknowledged = config.ack_bits * bool(trip.data)
-        self._overhead[device] += config.report_bits + has_acknowledged + 8 * len(trip.worth)
+        ack_bits = config.ack_bits * trip.has_update
+        self._since.overhead_bits[device] += config.report_bits + ack_bits + 8 * len(trip.worth)
         link = self._link("up", device)
         request = Request(self.known[device], trip.worth, link, 0.0)
         grants = self.service.grant(trip.version, {device: request}, asked=[device])
@@ -325,7 +344,7 @@ class BufferedRun:
         content = {device: RecordDict({"grant": grant})}
         reply = self.roster.ask("train.send", content, trip.version).get(device)
         if reply is None or "update" not in reply.content:
-            self._is_answered[device] = False
+            self._since.is_answered[device] = False
             return False
         sent = reply.content.config_records["update"].get("payload")
         sent = sent if isinstance(sent, bytes) else b""
@@ -352,14 +371,14 @@ class BufferedRun:
 
     def _carry(self, trip: _Trip, dropout: Dropout | None) -> Generator[simpy.Event, Any, Delivery]:
         assert trip.transfer is not None
-        trip.wait = self.cell.env.num_waits + 1
+        trip.wait = self.cell.env.num_waits + 1  # the next one to be begun
         delivery = yield from self.cell.carry(trip.transfer)
         if _share(trip.stage, dropout) < 1.0:
             bits = 8 * len(trip.data)
             delivery = replace(delivery, bits=bits, delivered_bits=0, is_delivered=False)
-        books = self._down if trip.stage == "download" else self._up
+        books = self._since.down if trip.stage == "download" else self._since.up
         books.add(delivery, trip.ranks, trip.planned_bits)
-        self.log.append((self.cell.now_s, trip.device, trip.stage))
+        self.on_event(self.cell.now_s, trip.device, trip.stage)
         return delivery
 
     def _arrived(self, trip: _Trip, data: bytes) -> bool:
@@ -371,12 +390,11 @@ class BufferedRun:
         if update is None:
             return False
         self._fruitless = 0
-        self._up.is_delivered[trip.device] = True
+        self._since.up.is_delivered[trip.device] = True
         buffer.devices.append(trip.device)
         buffer.updates.append(update)
         buffer.versions.append(trip.version)
-        # Others may arrive at the very moment of the last merge.
-        if len(buffer.updates) >= service.config.buffer and not self._done.triggered:
+        if len(buffer.updates) >= service.config.buffer:
             self._merge()
         return True
 
@@ -386,41 +404,38 @@ class BufferedRun:
         discounts = (1.0 + age) ** -service.config.staleness_exponent
         service.merge(buffer.devices, buffer.updates, list(discounts))
         service.refine(self.version)
-        self.log.append((self.cell.now_s, -1, "merge"))
+        self.on_event(self.cell.now_s, -1, "merge")
         logger.info("merge %d: updates %s merges old", self.version + 1, age.tolist())
-        result = self._result()
+        self._results.append(self._result())
         self.version += 1
-        self._buffer = _Buffer()
-        self._reset()
-        self.on_round(result)
-        if self.version == service.num_rounds:
-            self._done.succeed()
+        self._buffer, self._since = _Buffer(), self._nothing_yet()
 
     def _link(self, direction: Direction, device: int) -> LinkReport:
         """As reported, with the part of a shared band that falls to one of those at work."""
         links = self.cell.reported_links(direction)
         rate_bps = float(self.cell.cell.planned_rate_bps(links)[device])
-        share = self._workers if self.service.is_shared_band else 1
+        share = len(self._trips) if self.service.is_shared_band else 1
         one = links[device]
         return LinkReport(one.snr_db, one.bandwidth_hz, rate_bps / share)
 
     def _result(self) -> RoundResult:
-        round_s = self.cell.now_s - self._merged_at_s
+        since = self._since
+        round_s = self.cell.now_s - since.merged_at_s
         energy = self.cell.cell.config.energy
-        active_s = self._down.delay_s + self._up.delay_s
+        active_s = since.down.delay_s + since.up.delay_s
         idle_j = [idle_energy_j(energy, max(round_s - a, 0.0)) for a in active_s]
         return RoundResult(
             round_index=self.version,
-            links=replace(self.cell.true_links("down"), time_s=self._merged_at_s),
-            requests=self._before,
+            links=replace(self.cell.true_links("down"), time_s=since.merged_at_s),
+            requests=since.before,
             reports=[self.known[d] for d in range(self.service.num_devices)],
-            down=self._down.transfers,
-            up=self._up.transfers,
-            overhead_bits=self._overhead,
-            energy_j=self._down.energy_j + self._up.energy_j + self._compute[:, 1] + idle_j,
-            compute_s=self._compute[:, 0],
+            down=since.down.transfers,
+            up=since.up.transfers,
+            overhead_bits=since.overhead_bits,
+            energy_j=since.down.energy_j + since.up.energy_j + since.compute[:, 1] + idle_j,
+            compute_s=since.compute[:, 0],
             round_s=round_s,
-            is_answered=self._is_answered,
+            is_answered=since.is_answered,
             reward=np.zeros(self.service.num_devices),
         )
 

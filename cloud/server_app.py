@@ -9,7 +9,6 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from airllm.checkpoint import state_of
 from airllm.report import DeviceReport
 from channel.cell import Cell
 from channel.open_cell import OpenCell
@@ -22,10 +21,7 @@ from cloud.rounds import Round, RoundResult, Service
 
 @dataclass(slots=True)
 class Standing:
-    """Where a federation stands between two rounds, beside what service, cell and grid hold.
-
-    Its state is a checkpoint's where it `is_quiet`.
-    """
+    """Where a federation stands between two rounds, beside what service, cell and grid hold."""
 
     num_done: int = 0
     """rounds that are over"""
@@ -35,13 +31,8 @@ class Standing:
     """device of each node"""
     start_s: float = 0.0
     """virtual time at which the next round can begin"""
-    under_way: BufferedRun | dict[str, Any] | None = None
-    """asynchronous rounds, or the state that they left"""
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether this is a moment to ask for the state."""
-        return not isinstance(self.under_way, BufferedRun) or self.under_way.is_quiet
+    under_way: dict[str, Any] = field(default_factory=dict)
+    """state of asynchronous rounds"""
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as plain values."""
@@ -50,7 +41,7 @@ class Standing:
             "known": [report.to_metrics() for report in self.known.values()],
             "device_of": dict(self.device_of),
             "start_s": self.start_s,
-            "under_way": state_of(self.under_way),
+            "under_way": self.under_way,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -107,13 +98,14 @@ def run_federation(
     if buffered is not None:
 
         def on_merge(result: RoundResult) -> None:
-            standing.num_done, standing.device_of = result.round_index + 1, air.device_of
+            # Where several merges were of one moment, it is that after the last of them.
+            standing.num_done, standing.device_of = run.version, air.device_of
+            standing.under_way = run.state_dict()
             on_round(result)
 
-        run = BufferedRun(roster, buffered, OpenCell(cell), standing.known, on_merge)
-        if isinstance(standing.under_way, dict):
-            run.load_state_dict(standing.under_way)
-        standing.under_way = run
+        run = BufferedRun(
+            roster, buffered, OpenCell(cell), standing.known, on_merge, state=standing.under_way
+        )
         run.run()
         return
     for round_index in range(standing.num_done, service.num_rounds):

@@ -32,8 +32,8 @@ class Recorder:
     """Writes config.toml, rounds.csv, ranks.npz and summary.json of one run, and its checkpoints.
 
     ``parts`` by name are what a checkpoint holds the states of, beside what was recorded; without
-    any there are none, and none is written where not ``is_quiet``. ``is_resuming`` restores them
-    from the newest usable checkpoint.
+    any there are none, and ``is_settled`` says whether these states are those after so many rounds.
+    ``is_resuming`` restores them from the newest usable checkpoint.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class Recorder:
         *,
         parts: Mapping[str, object] | None = None,
         is_resuming: bool = False,
-        is_quiet: Callable[[], bool] = lambda: True,
+        is_settled: Callable[[int], bool] = lambda done: True,
     ) -> None:
         self.config, self.workbench, self.out = config, workbench, out
-        self._is_quiet = is_quiet
+        self._is_settled = is_settled
         self._on_round, self._parts, self._is_resuming = on_round, parts, is_resuming
         self._ranks: list[np.ndarray] = []
         self._seen: list[dict[str, Array]] = []
@@ -101,7 +101,9 @@ class Recorder:
         num_done = len(self._ranks)
         if self._checkpoints is None or self._writer is None or not self._parts:
             return
-        if num_done == self.config.rounds or not self._checkpoints.due() or not self._is_quiet():
+        if num_done == self.config.rounds or not self._checkpoints.due():
+            return
+        if not self._is_settled(num_done):
             return
         own = {
             "mark": self._writer.mark(),
@@ -324,7 +326,7 @@ def run_rounds(
         parts = {"federation": standing, "service": service, "cell": cell, "grid": grid}
     with Recorder(
         config, workbench, out, on_round,
-        parts=parts, is_resuming=is_resuming, is_quiet=lambda: standing.is_quiet,
+        parts=parts, is_resuming=is_resuming, is_settled=lambda done: done == standing.num_done,
     ) as recorder:  # fmt: skip
         run_federation(
             grid,

@@ -50,10 +50,12 @@ def log_of(config, grid_type):
     roster = Roster(air, config.num_devices, deployment_of(service), reply_timeout_s=5.0)
     known = roster.assemble(wait_s=1.0)
     service.welcome(known)
-    results = []
-    run = BufferedRun(roster, service, OpenCell(cell), known, results.append)
-    run.run()
-    return run.log, results
+    results, log = [], []
+    BufferedRun(
+        roster, service, OpenCell(cell), known, results.append,
+        on_event=lambda *event: log.append(event),
+    ).run()  # fmt: skip
+    return log, results
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def test_the_same_configuration_gives_the_same_bytes(tiny_toml, tmp_path):
         (("federated.dropout=0.4", "federated.method=hetlora"), [1, 2, 3, 4]),
         # Transfers that are given up, and a deadline that each of them has to meet.
         (("channel.deadline_s=0.5", "channel.snr_db=-5"), [1, 2, 3, 4]),
-        # All do the same at the same time: it is quiet only after the last of them.
+        # All do the same at the same time: merges 1 and 2 are of one moment.
         (("channel.fading=none", "channel.sharing=orthogonal", "num_devices=4"), [2, 4]),
     ],
 )
