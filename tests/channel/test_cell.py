@@ -397,7 +397,7 @@ def test_geometry_gives_the_power_budget():
     distance = np.hypot(*process.positions_m(0.0).T)
     assert distance.max() <= 200.0
     loss = path_loss_db("umi", distance, 3.5e9, is_los=large.is_los)
-    expected = 30.0 - loss - large._shadow_db - (-174.0 + 60.0 + 9.0)
+    expected = 30.0 - loss - large._shadow_db(0) - (-174.0 + 60.0 + 9.0)
     np.testing.assert_allclose(down, expected)
 
 
@@ -503,3 +503,14 @@ def test_correlated_rounds_stay_alike():
     )
     change = [np.abs(np.diff([p.snr_db(r, r) for r in range(3)], axis=0)) for p in (still, moving)]
     assert np.median(change[0]) < 0.3 * np.median(change[1])
+
+
+def test_shadowing_of_a_round_does_not_depend_on_what_was_asked_before():
+    """A report with an age is of an earlier round, and a cell may be set up again in between."""
+    path = PathConfig(scenario="uma", mobility="waypoint", speed_min_mps=10.0, speed_max_mps=30.0)
+    config = ChannelConfig(path=path, fading="none")
+    asked = LinkProcess(config, 4, seed=1)
+    asked.snr_db(5, 5.0)
+    for r in (2, 5, 0, 3):
+        fresh = LinkProcess(config, 4, seed=1)
+        np.testing.assert_array_equal(asked.snr_db(r, float(r)), fresh.snr_db(r, float(r)))

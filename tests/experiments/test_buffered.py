@@ -111,6 +111,16 @@ def test_the_same_configuration_gives_the_same_bytes(tiny_toml, tmp_path):
         (("federated.dropout=0.4", "federated.method=hetlora"), [1, 2, 3, 4]),
         # Transfers that are given up, and a deadline that each of them has to meet.
         (("channel.deadline_s=0.5", "channel.snr_db=-5"), [1, 2, 3, 4]),
+        # Devices that move, are seen late, get damaged payloads, and take turns.
+        (
+            (
+                "channel.preset=uma-vehicular",
+                "channel.fading=rayleigh",
+                "federated.participants=2",
+                "channel.residual_error_rate=0.3",
+            ),
+            [1, 2, 3, 4],
+        ),
         # All do the same at the same time: merges 1 and 2 are of one moment.
         (("channel.fading=none", "channel.sharing=orthogonal", "num_devices=4"), [2, 4]),
     ],

@@ -1,0 +1,127 @@
+"""Asynchronous rounds with stand-ins for the model: what comes first where all comes at once."""
+
+import hashlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
+
+from airllm.checkpoint import load_state, save_state
+from airllm.lora import Adapter
+from airllm.report import DeviceReport
+from channel import Cell, ChannelConfig
+from channel.open_cell import OpenCell
+from cloud.buffered import BufferedRun
+from cloud.participation import Participation
+
+ROUNDS = 6
+
+
+class Stub:
+    """Cloud and devices in one; its digest is that of all that was asked of it, in order.
+
+    Payloads have no bits, so that trips of 0.5 s and 1 s of training and rests of 1 s end together.
+    """
+
+    is_shared_band, num_rounds, num_devices = True, ROUNDS, 2
+
+    def __init__(self, seed, digest=""):
+        self.seed, self.digest, self.versions = seed, digest, []
+        self.config = SimpleNamespace(participants=0, buffer=1, staleness_exponent=0.5)
+        self.base = SimpleNamespace(specs=[None])
+        self.participation = Participation(2, 0, 0.0, seed)
+        self.down = SimpleNamespace(confirm=None)
+        self.inspector = SimpleNamespace(open=self._open)
+
+    def _note(self, *what):
+        self.digest = hashlib.sha256(f"{self.digest}{what}".encode()).hexdigest()
+
+    def plan(self, version, reports, links):
+        (device,) = reports
+        self._note("plan", version, device)
+        self.versions.append(version)
+        ranks = {device: np.ones(1, dtype=np.int64)}
+        return SimpleNamespace(payloads={device: b""}, ranks=ranks, work=ranks, importance="energy")
+
+    def ask(self, message_type, contents, version):
+        ((device, content),) = contents.items()
+        self._note(message_type, version, device)
+        report = DeviceReport(device, 0.5, 0.0, 8, 1.0, 0.5, version)
+        records = {"report": MetricRecord(report.to_metrics())}
+        if message_type == "train":
+            number = [self.seed, int(content["work"]["round"]), device]
+            slow = np.random.default_rng(number).integers(2)
+            records["work"] = ConfigRecord({"compute_s": 0.5 + 0.5 * slow, "compute_j": 1.0})
+        else:
+            records["update"] = ConfigRecord({"payload": b""})
+        return {device: SimpleNamespace(content=RecordDict(records))}
+
+    def grant(self, version, requests, asked):
+        return {asked[0]: b"\x01"}
+
+    def _open(self, device, data, granted, number):
+        self._note("open", device, number)
+        return Adapter((torch.ones(1, 2),), (torch.ones(2, 1),))
+
+    def merge(self, devices, updates, discounts):
+        self._note("merge", devices, discounts)
+
+    def refine(self, version):
+        pass
+
+
+def run(seed, path=None, state=None):
+    """(what each merge left, the state after each) of a run, or of the rest of one."""
+    config = ChannelConfig(fading="none", bandwidth_hz=1e3, deadline_s=1.0, round_period_s=1.0)
+    cell, found, states = Cell(config, 2, seed=seed), [], []
+    stub = Stub(seed, state["digest"] if state else "")
+    if state:
+        cell.load_state_dict(state["cell"])
+
+    def on_round(result):
+        # The digest is that after the last merge of a moment, for all merges of it.
+        found.append((result.round_index, result.round_s, stub.digest))
+        if path and going.version < ROUNDS and going.version == result.round_index + 1:
+            whole = {"digest": stub.digest, "cell": cell.state_dict(), "run": going.state_dict()}
+            save_state(whole, path / str(going.version))
+            states.append(going.version)
+
+    known = {d: DeviceReport(d, 0.5, 0.0, 8, 1.0, 0.5, 0) for d in range(2)}
+    going = BufferedRun(
+        stub, stub, OpenCell(cell), known, on_round, state=state["run"] if state else None
+    )
+    going.run()
+    return found, states, stub
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_ends_together_is_taken_in_its_order_after_a_stop_as_well(seed, tmp_path):
+    whole, saved, _ = run(seed, tmp_path)
+    assert [r for r, _, _ in whole] == list(range(ROUNDS))
+    assert saved
+    for done in saved:
+        rest, _, _ = run(seed, state=load_state(tmp_path / str(done)))
+        assert rest == whole[done:], done
+
+
+def test_nobody_sets_out_after_the_last_merge():
+    for seed in range(12):
+        _, _, stub = run(seed)
+        assert max(stub.versions) < ROUNDS
+
+
+def test_what_fails_where_results_go_is_raised_as_it_is(tmp_path):
+    """SimPy makes errors of its processes anew, without the name of the file."""
+    failure = OSError(28, "No space left on device", "rounds.csv")
+
+    def on_round(result):
+        raise failure
+
+    config = ChannelConfig(fading="none", bandwidth_hz=1e3, deadline_s=1.0, round_period_s=1.0)
+    known = {d: DeviceReport(d, 0.5, 0.0, 8, 1.0, 0.5, 0) for d in range(2)}
+    stub = Stub(0)
+    with pytest.raises(OSError, match="rounds.csv") as caught:
+        BufferedRun(stub, stub, OpenCell(Cell(config, 2, seed=0)), known, on_round).run()
+    assert caught.value is failure
