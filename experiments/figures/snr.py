@@ -83,8 +83,9 @@ def accuracy_against_snr(axes: Axes, cells: pd.DataFrame, metric: str = "accurac
     is_plain = ~cells["policy.name"].str.match("adalora|paper")
     plain = cells[is_plain] if is_plain.any() else cells
     # Curves rise to the right: the corners above left and below right are free.
-    _reference(axes, 100.0 * plain["full_accuracy"].mean(), "whole update", "left")
-    _reference(axes, 100.0 * cells["head_accuracy"].mean(), "preloaded head", "right")
+    _reference(axes, 100.0 * plain["full_accuracy"].mean(), "whole update", "left", is_above=True)
+    head = 100.0 * cells["head_accuracy"].mean()
+    _reference(axes, head, "preloaded head", "right", is_above=False)
     # Room for their names.
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.13 * (high - low), high + 0.07 * (high - low))
@@ -97,8 +98,8 @@ def perplexity_against_snr(axes: Axes, cells: pd.DataFrame) -> None:
     # AdaLoRA and the published scheme train masters of their own. Curves fall to the right.
     is_plain = ~cells["policy.name"].str.match("adalora|paper")
     plain = cells[is_plain] if is_plain.any() else cells
-    _reference(axes, cells["head_perplexity"].mean(), "base model", "right")
-    _reference(axes, plain["full_perplexity"].mean(), "whole update", "left")
+    _reference(axes, cells["head_perplexity"].mean(), "base model", "right", is_above=True)
+    _reference(axes, plain["full_perplexity"].mean(), "whole update", "left", is_above=False)
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.07 * (high - low), high + 0.07 * (high - low))
 
@@ -177,13 +178,13 @@ def _fullest(grid: np.ndarray) -> Axes:
     return max(grid.ravel(), key=lambda axes: len(axes.get_legend_handles_labels()[1]))
 
 
-def _reference(axes: Axes, value: float, text: str, side: str) -> None:
-    """A dashed line across, its name at one end: above it on the left, below it on the right."""
+def _reference(axes: Axes, value: float, text: str, side: str, *, is_above: bool) -> None:
+    """A dashed line across, its name at one end, above it or below."""
     if np.isfinite(value):
         axes.axhline(value, color="0.45", linestyle="--", linewidth=0.9, zorder=0)
         is_left = side == "left"
         axes.annotate(
             text, (0.0 if is_left else 1.0, value), xycoords=("axes fraction", "data"),
-            xytext=(3, 2) if is_left else (-3, -3), textcoords="offset points", ha=side,
-            va="bottom" if is_left else "top", fontsize=7.0, color="0.3",
+            xytext=(3 if is_left else -3, 2 if is_above else -3), textcoords="offset points",
+            ha=side, va="bottom" if is_above else "top", fontsize=7.0, color="0.3",
         )  # fmt: skip
