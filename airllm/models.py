@@ -296,6 +296,8 @@ def load_base(config: ModelConfig, *, seed: int = 0, num_classes: int = 0) -> Ba
     inside: dict[str, str] = {}
     if source.endswith(".gguf"):
         source, inside = _split_gguf(source)
+    # The package gguf raises what it comes upon.
+    unreadable = (Exception,) if inside else (OSError, ValueError, KeyError)
     try:
         _check_reach(source)
         tokenizer = AutoTokenizer.from_pretrained(source, **inside)
@@ -304,15 +306,13 @@ def load_base(config: ModelConfig, *, seed: int = 0, num_classes: int = 0) -> Ba
         is_cpu = resolve_device(config.device).type == "cpu"
         attention = "eager" if is_cpu else None
         network = loader.from_pretrained(source, attn_implementation=attention, **inside)
-    except Exception as error:
-        if inside:  # the package gguf raises what it comes upon
+    except unreadable as error:
+        if inside:
             raise ValueError(
                 f"model.name {config.name!r} could not be read as a model for task "
                 f"{config.task!r}; give a whole GGUF file of a family that transformers knows "
                 f"({type(error).__name__})"
             ) from error
-        if not isinstance(error, OSError | ValueError | KeyError):
-            raise
         logger.debug("loading %s failed", source, exc_info=True)
         remedy = (
             MINILM_REMEDY

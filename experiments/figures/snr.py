@@ -79,11 +79,8 @@ def bound_shares(axes: Axes) -> None:
 def accuracy_against_snr(axes: Axes, cells: pd.DataFrame, metric: str = "accuracy") -> None:
     """Accuracy between that of the preloaded head alone and that of the whole update."""
     metric_against_snr(axes, cells, metric)
-    # AdaLoRA and the published scheme train masters of their own.
-    is_plain = ~cells["policy.name"].str.match("adalora|paper")
-    plain = cells[is_plain] if is_plain.any() else cells
     # Curves rise to the right: the corners above left and below right are free.
-    _reference(axes, 100.0 * plain["full_accuracy"].mean(), "whole update", "left", is_above=True)
+    _reference(axes, 100.0 * _whole(cells, "full_accuracy"), "whole update", "left", is_above=True)
     head = 100.0 * cells["head_accuracy"].mean()
     _reference(axes, head, "preloaded head", "right", is_above=False)
     # Room for their names.
@@ -95,11 +92,9 @@ def accuracy_against_snr(axes: Axes, cells: pd.DataFrame, metric: str = "accurac
 def perplexity_against_snr(axes: Axes, cells: pd.DataFrame) -> None:
     """Perplexity between that of the base model and that with the whole update."""
     metric_against_snr(axes, cells, "perplexity")
-    # AdaLoRA and the published scheme train masters of their own. Curves fall to the right.
-    is_plain = ~cells["policy.name"].str.match("adalora|paper")
-    plain = cells[is_plain] if is_plain.any() else cells
+    # Curves fall to the right.
     _reference(axes, cells["head_perplexity"].mean(), "base model", "right", is_above=True)
-    _reference(axes, plain["full_perplexity"].mean(), "whole update", "left", is_above=False)
+    _reference(axes, _whole(cells, "full_perplexity"), "whole update", "left", is_above=False)
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.07 * (high - low), high + 0.07 * (high - low))
 
@@ -176,6 +171,12 @@ def _panels(cells: pd.DataFrame, drawers: tuple) -> Figure:
 
 def _fullest(grid: np.ndarray) -> Axes:
     return max(grid.ravel(), key=lambda axes: len(axes.get_legend_handles_labels()[1]))
+
+
+def _whole(cells: pd.DataFrame, metric: str) -> float:
+    """Mean over runs of the common master: AdaLoRA and the published scheme train their own."""
+    is_plain = ~cells["policy.name"].str.match("adalora|paper")
+    return float((cells[is_plain] if is_plain.any() else cells)[metric].mean())
 
 
 def _reference(axes: Axes, value: float, text: str, side: str, *, is_above: bool) -> None:
