@@ -85,7 +85,7 @@ class AirLlmPolicy:
     """
 
     name = "airllm"
-    importance: Importance = "shrunk-gain"
+    importance: Importance = "pooled-gain"
 
     def __init__(
         self,

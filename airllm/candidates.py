@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from airllm.lora import Adapter, svd_form
 from airllm.models import BaseModel
 from airllm.policy import Importance
-from airllm.probe import probe, shrunk_gain
+from airllm.probe import pooled_gain, probe
 from airllm.tuning import Batch, Head
 
 Array = NDArray[np.float64]
@@ -43,7 +43,7 @@ def candidates_of(
     """The update that could be sent to each device, in SVD form and in order of importance.
 
     With residual coding it is what the master has and the device has not; else the master, whatever
-    the device has. ``batches`` are the cloud's texts for importances that need any.
+    the device has. ``batches`` are the texts, in parts, for importances that need any.
     """
     if importance == "first":
         return _same_for_all(master, len(held), r_max)
@@ -74,12 +74,11 @@ def ordered(
     energy = np.stack([a.energy(r_max) for a in updates])
     if importance in ("first", "energy"):
         return Candidates(list(updates), energy, energy)
-    at_start = importance == "gain-at-start"
-    probed_at = [Adapter.zero(base.specs)] * len(held) if at_start else list(held)
-    found = probe(base, head, probed_at, updates, batches, width=r_max)
-    if importance == "shrunk-gain":
-        worth = shrunk_gain(found, energy)
+    if importance in ("pooled-gain", "gain-at-start"):
+        at = [Adapter.zero(base.specs)] if importance == "gain-at-start" else held
+        worth = pooled_gain(base, head, at, updates, batches, width=r_max)
     else:
+        found = probe(base, head, held, updates, batches, width=r_max)
         worth = found.fisher if importance == "fisher" else found.gain
     order = np.argsort(-worth, axis=2, kind="stable")
     return Candidates(

@@ -32,7 +32,7 @@ class ForwardSelection:
     """
 
     name = "forward"
-    importance: Importance = "shrunk-gain"
+    importance: Importance = "pooled-gain"
 
     def __init__(self, losses: Losses) -> None:
         self._losses = losses

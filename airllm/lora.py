@@ -7,8 +7,9 @@ folded in, so that no rank ever changes the scale of what a rank means.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,15 @@ class Adapter:
             tuple(torch.zeros(0, spec.in_features) for spec in specs),
             tuple(torch.zeros(spec.out_features, 0) for spec in specs),
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its factors, for a checkpoint."""
+        return {"down": list(self.down), "up": list(self.up)}
+
+    @staticmethod
+    def of_state(state: Mapping[str, Any]) -> Adapter:
+        """What `state_dict` was of."""
+        return Adapter(tuple(state["down"]), tuple(state["up"]))
 
     @property
     def ranks(self) -> NDArray[np.int64]:
@@ -163,6 +173,9 @@ class AdapterBank:
         self._factors: list[tuple[Tensor, Tensor, Tensor | float] | None] = [None] * len(modules)
         self.dropout = 0.0  # of the inputs of an update, while it trains
         self.generator: torch.Generator | None = None
+        self.slopes: list[Tensor] | None = None
+        """[projections] sums [out, in] in fp32, to which a backward pass adds the gradient of
+        what it is of with respect to a projection's weight, all rows together; None: not wanted"""
         self._handles = [
             module.register_forward_hook(self._hook(p)) for p, module in enumerate(modules)
         ]
@@ -188,7 +201,7 @@ class AdapterBank:
     def clear(self) -> None:
         """Back to the bare base model."""
         self._factors = [None] * len(self._factors)
-        self.dropout = 0.0
+        self.dropout, self.slopes = 0.0, None
 
     def close(self) -> None:
         """Take the hooks off the base model."""
@@ -196,12 +209,19 @@ class AdapterBank:
             handle.remove()
 
     def _hook(self, projection: int) -> Any:
-        def add_update(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            result = add_update(args[0], output)
+            if self.slopes is not None:
+                if not result.requires_grad:
+                    result = result.detach().requires_grad_()
+                result.register_hook(partial(_add_slope, self.slopes[projection], args[0].detach()))
+            return result
+
+        def add_update(x: Tensor, output: Tensor) -> Tensor:  # x [devices * batch, tokens, in]
             factors = self._factors[projection]
             if factors is None:
                 return output
             down, up, scale = factors
-            x = args[0]  # [devices * batch, tokens, in]
             if self.dropout:
                 keep = 1.0 - self.dropout
                 mask = torch.rand(x.shape, generator=self.generator, device=x.device) < keep
@@ -222,7 +242,12 @@ class AdapterBank:
                 low = (apart * scale[:, :, None, :]).reshape(low.shape)
             return output + (low @ up.transpose(1, 2)).reshape(output.shape).to(output.dtype)
 
-        return add_update
+        return hook
+
+
+def _add_slope(total: Tensor, x: Tensor, gradient: Tensor) -> None:
+    """Add the gradient with respect to a weight, of the rows of one pass, to ``total``."""
+    total.addmm_(gradient.flatten(0, -2).float().T, x.flatten(0, -2).float())
 
 
 def stack(adapters: Sequence[Adapter]) -> tuple[list[Tensor], list[Tensor]]:

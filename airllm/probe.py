@@ -29,12 +29,6 @@ class Probe:
     """mean over the texts of minus the derivative: the first-order decrease of the loss, nats"""
     fisher: Array
     """mean over the texts of its square: the empirical Fisher information of the scale"""
-    num_texts: int
-
-    @property
-    def gain_variance(self) -> Array:
-        """Variance of ``gain`` as an estimate from so many texts."""
-        return np.maximum(self.fisher - self.gain**2, 0.0) / max(self.num_texts - 1, 1)
 
 
 def probe(
@@ -42,22 +36,22 @@ def probe(
     head: Head | None,
     held: Sequence[Adapter],
     candidates: Sequence[Adapter],
-    batches: Sequence[Batch],
+    parts: Sequence[Batch],
     *,
     width: int,
 ) -> Probe:
     """Probe every device's candidate components at what the device holds now.
 
-    ``width`` is the size of the rank axis of the result. One backward pass for each device and
-    batch, in which every text has a scale of its own; all devices see the same texts.
+    Each device has texts of its own (`deal`). ``width`` is the size of the rank axis of the result.
+    One backward pass for each device and part, in which every text has a scale of its own.
     """
-    count = _count(base, batches)
-    num_texts = sum(len(batch.labels) for batch in batches)
     shape = (len(held), len(base.specs), width)
-    total, squares = np.zeros(shape), np.zeros(shape)
-    for i, (have, candidate) in enumerate(zip(held, candidates, strict=True)):
+    gain, fisher = np.zeros(shape), np.zeros(shape)
+    dealt = deal(parts, len(held))
+    for i, (have, candidate, batches) in enumerate(zip(held, candidates, dealt, strict=True)):
         if not candidate.ranks.any():
             continue
+        count, num_texts = _count(base, batches), sum(len(batch.labels) for batch in batches)
         down, up = stack([have.plus(candidate)])
         known = [len(d) for d in have.down]
         for batch in batches:
@@ -77,9 +71,14 @@ def probe(
                 base.bank.clear()
             for p, s in enumerate(scale):
                 each = _derivatives(s, known[p])  # [batch, rank]
-                total[i, p, : each.shape[1]] -= each.sum(axis=0)
-                squares[i, p, : each.shape[1]] += (each**2).sum(axis=0)
-    return Probe(total / num_texts, squares / num_texts, num_texts)
+                gain[i, p, : each.shape[1]] -= each.sum(axis=0) / num_texts
+                fisher[i, p, : each.shape[1]] += (each**2).sum(axis=0) / num_texts
+    return Probe(gain, fisher)
+
+
+def deal(parts: Sequence[Batch], devices: int) -> list[Sequence[Batch]]:
+    """[devices] parts of the texts, by turns; where there are too few, some serve several."""
+    return [parts[i % len(parts) :: devices] for i in range(devices)]
 
 
 def _derivatives(scale: Tensor, first: int) -> Array:
@@ -95,25 +94,38 @@ def _count(base: BaseModel, batches: Sequence[Batch]) -> int:
     return sum(len(batch.labels) for batch in batches)
 
 
-def shrunk_gain(found: Probe, energy: Array) -> Array:
-    """Gains [devices, projections, rank] less their noise, by empirical Bayes.
+def pooled_gain(
+    base: BaseModel,
+    head: Head | None,
+    held: Sequence[Adapter],
+    candidates: Sequence[Adapter],
+    parts: Sequence[Batch],
+    *,
+    width: int,
+) -> Array:
+    """[candidates, projections, rank] first-order decreases of the loss, nats, by all texts.
 
-    A component is in the update because the master moved along it while its loss fell, so its gain
-    is expected to grow with its ``energy`` sigma^2: per projection, gain / sigma is taken as normal
-    around k sigma, with k and the spread estimated over devices and components by moments, and
-    measured with the noise that the texts' own spread tells. The posterior mean lies between what
-    was measured and what was expected, nearer the measurement the less noise it has.
+    Devices that hold different things go through the model with texts of their own; the mean of all
+    these gradients with respect to the weights serves every candidate. Against `probe` a gain has
+    the noise of a device's texts less, and is taken at weights near the device's own.
     """
-    sigma = np.sqrt(energy)
-    there = sigma > 0
-    safe = np.where(there, sigma, 1.0)
-    slope = np.where(there, found.gain / safe, 0.0)  # derivative along the unit component
-    noise = np.where(there, found.gain_variance / safe**2, 0.0)
-    axes = (0, 2)
-    k = (slope * sigma).sum(axis=axes) / np.maximum((sigma**2).sum(axis=axes), 1e-30)
-    expected = np.maximum(k, 0.0)[None, :, None] * sigma
-    number = np.maximum(there.sum(axis=axes), 1)
-    spread = np.where(there, (slope - expected) ** 2 - noise, 0.0).sum(axis=axes) / number
-    spread = np.maximum(spread, 0.0)[None, :, None]
-    trust = spread / np.maximum(spread + noise, 1e-30)
-    return np.where(there, sigma * (expected + trust * (slope - expected)), 0.0)
+    # Gradients of the summed loss with respect to every weight.
+    slopes = [torch.zeros(s.out_features, s.in_features, device=base.device) for s in base.specs]
+    count = 0
+    for have, own in zip(held, deal(parts, len(held)), strict=True):
+        for batch in own:
+            base.bank.load_adapters([have], base.device)
+            base.bank.slopes = slopes
+            try:
+                loss, _ = losses(base, head, batch)
+                loss.sum().backward()
+            finally:
+                base.bank.clear()
+            count += len(loss)
+    found = np.zeros((len(candidates), len(slopes), width))
+    down, up = stack(candidates)
+    for p, slope in enumerate(slopes):
+        d, u = down[p].to(slope.device), up[p].to(slope.device)
+        each = ((u.mT @ slope) * d).sum(dim=2) / -count  # [devices, rank]
+        found[:, p, : each.shape[1]] = each.double().cpu().numpy()
+    return found

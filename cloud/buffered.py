@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -17,18 +17,18 @@ import simpy
 from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from airllm.lora import Adapter
 from airllm.report import DeviceReport
 from channel.cell import Delivery, Direction
 from channel.energy import idle_energy_j
 from channel.fading import rng_for
-from channel.open_cell import OpenCell, Transfer
+from channel.open_cell import OpenCell
 from cloud.air_grid import damaged
 from cloud.federated import FederatedService
 from cloud.participation import Dropout
 from cloud.roster import Roster, report_of
-from cloud.rounds import RoundResult, Transfers, number_of
+from cloud.rounds import RoundResult, number_of
 from cloud.service import LinkReport, Request
+from cloud.trips import Buffer, SinceMerge, Trip
 
 logger = logging.getLogger(__name__)
 
@@ -36,129 +36,6 @@ _PICK_STREAM = 92
 _FRUITLESS = 100  # cycles of every device without a merge, after which nothing will come any more
 
 Process = Generator[simpy.Event, Any, None]
-
-
-@dataclass(slots=True)
-class _Books:
-    """What happened in one direction since the last merge; arrays [devices]."""
-
-    ranks: NDArray[np.int64]
-    planned_bits: NDArray[np.float64]
-    payload_bits: NDArray[np.int64]
-    sent_bits: NDArray[np.float64]
-    delivered_bits: NDArray[np.int64]
-    delay_s: NDArray[np.float64]
-    is_delivered: NDArray[np.bool_]
-    energy_j: NDArray[np.float64]
-
-    @staticmethod
-    def empty(devices: int, projections: int) -> _Books:
-        zeros = [np.zeros(devices) for _ in range(4)]
-        whole = [np.zeros(devices, dtype=np.int64) for _ in range(2)]
-        return _Books(
-            np.zeros((devices, projections), dtype=np.int64), zeros[0], whole[0], zeros[1],
-            whole[1], zeros[2], np.zeros(devices, dtype=bool), zeros[3],
-        )  # fmt: skip
-
-    def add(self, delivery: Delivery, ranks: NDArray[np.int64], planned_bits: float) -> None:
-        d = delivery.device
-        self.ranks[d] = ranks
-        self.planned_bits[d] += planned_bits
-        self.payload_bits[d] += delivery.bits
-        self.sent_bits[d] += delivery.sent_bits
-        self.delivered_bits[d] += delivery.delivered_bits
-        self.delay_s[d] += delivery.delay_s
-        self.energy_j[d] += delivery.energy_j
-
-    @property
-    def transfers(self) -> Transfers:
-        return Transfers(
-            self.ranks, self.planned_bits, self.payload_bits, self.sent_bits,
-            self.delivered_bits, self.delay_s, self.is_delivered,
-        )  # fmt: skip
-
-
-@dataclass(slots=True)
-class _Buffer:
-    """Updates that have come in and are not merged yet."""
-
-    devices: list[int] = field(default_factory=list)
-    updates: list[Adapter] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    """number of merges that each one started from"""
-
-    def state_dict(self) -> dict[str, Any]:
-        updates = [[list(update.down), list(update.up)] for update in self.updates]
-        return {"devices": self.devices, "updates": updates, "versions": self.versions}
-
-    @staticmethod
-    def of_state(state: Mapping[str, Any]) -> _Buffer:
-        updates = [Adapter(tuple(down), tuple(up)) for down, up in state["updates"]]
-        return _Buffer(list(state["devices"]), updates, list(state["versions"]))
-
-
-@dataclass(slots=True)
-class _SinceMerge:
-    """What happened since the last merge; arrays [devices]."""
-
-    merged_at_s: float
-    before: list[DeviceReport]
-    """what each device had said of itself by then"""
-    down: _Books
-    up: _Books
-    overhead_bits: NDArray[np.int64]
-    compute: NDArray[np.float64]
-    """[devices, 2] time in s and energy in J"""
-    is_answered: NDArray[np.bool_]
-
-    @staticmethod
-    def begin(now_s: float, before: list[DeviceReport], projections: int) -> _SinceMerge:
-        n = len(before)
-        return _SinceMerge(
-            now_s, before, _Books.empty(n, projections), _Books.empty(n, projections),
-            np.zeros(n, dtype=np.int64), np.zeros((n, 2)), np.ones(n, dtype=bool),
-        )  # fmt: skip
-
-    @staticmethod
-    def of_state(state: Mapping[str, Any]) -> _SinceMerge:
-        before = [DeviceReport(**report) for report in state["before"]]
-        books = {key: _Books(**state[key]) for key in ("down", "up")}
-        return _SinceMerge(**{**state, "before": before, **books})
-
-
-@dataclass(slots=True)
-class _Trip:
-    """A device on its way: all that going on with it takes."""
-
-    device: int
-    version: int
-    """merges before it set out"""
-    stage: str = "begin"
-    """begin, download, train, upload; rest where nothing was sent"""
-    wait: int = 0
-    """number of the wait that it is in"""
-    until_s: float = 0.0
-    """end of training or rest"""
-    transfer: Transfer | None = None
-    """under way"""
-    data: bytes = b""
-    """that is carried, whole"""
-    ranks: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """[projections] of the data"""
-    planned_bits: float = 0.0
-    work: bytes = b""
-    """ranks to train"""
-    importance: str = ""
-    has_update: bool = False
-    """came down"""
-    compute: tuple[float, float] = (0.0, 0.0)
-    """of training, in s and J"""
-    worth: bytes = b""
-
-    @staticmethod
-    def of_state(state: Mapping[str, Any]) -> _Trip:
-        transfer = Transfer(**state["transfer"]) if state["transfer"] else None
-        return _Trip(**{**state, "transfer": transfer, "compute": tuple(state["compute"])})
 
 
 class BufferedRun:
@@ -185,14 +62,14 @@ class BufferedRun:
         if state:
             cell.load_state_dict(state["cell"])
             self.version, self._picks, self._fruitless = state["counts"]
-            self._buffer = _Buffer.of_state(state["buffer"])
-            self._trips = [_Trip.of_state(trip) if trip else None for trip in state["trips"]]
+            self._buffer = Buffer.of_state(state["buffer"])
+            self._trips = [Trip.of_state(trip) if trip else None for trip in state["trips"]]
             self._idle, self._cycles = list(state["idle"]), list(state["cycles"])
-            self._since = _SinceMerge.of_state(state["since"])
+            self._since = SinceMerge.of_state(state["since"])
             return
         self.version = self._picks = self._fruitless = 0
         """merges, draws of devices, tries without a merge so far"""
-        self._buffer = _Buffer()
+        self._buffer = Buffer()
         self._trips = [None] * workers
         self._idle, self._cycles = list(range(devices)), [0] * devices
         self._since = self._nothing_yet()
@@ -234,9 +111,9 @@ class BufferedRun:
         for result in results:
             self.on_round(result)
 
-    def _nothing_yet(self) -> _SinceMerge:
+    def _nothing_yet(self) -> SinceMerge:
         reports = [self.known[d] for d in range(self.service.num_devices)]
-        return _SinceMerge.begin(self.cell.now_s, reports, len(self.service.base.specs))
+        return SinceMerge.begin(self.cell.now_s, reports, len(self.service.base.specs))
 
     def _work(self, worker: int) -> Process:
         """One device after another, drawn from those that do nothing."""
@@ -251,12 +128,12 @@ class BufferedRun:
             self._idle = sorted([*self._idle, trip.device])
             self._trips[worker] = None if is_sent else self._rest(trip)
 
-    def _set_out(self) -> _Trip:
+    def _set_out(self) -> Trip:
         rng = rng_for(self.service.participation.seed, _PICK_STREAM, self._picks)
         self._picks += 1
-        return _Trip(self._idle.pop(int(rng.integers(len(self._idle)))), self.version)
+        return Trip(self._idle.pop(int(rng.integers(len(self._idle)))), self.version)
 
-    def _rest(self, trip: _Trip) -> _Trip:
+    def _rest(self, trip: Trip) -> Trip:
         self._fruitless += 1
         if self._fruitless > _FRUITLESS * self.service.num_devices:
             raise ValueError(
@@ -264,14 +141,14 @@ class BufferedRun:
                 f"links carry too little (channel.*), or federated.dropout is too high"
             )
         until_s = self.cell.now_s + self.cell.cell.config.round_period_s
-        return _Trip(trip.device, trip.version, "rest", until_s=until_s)
+        return Trip(trip.device, trip.version, "rest", until_s=until_s)
 
-    def _until(self, trip: _Trip) -> simpy.Event:
+    def _until(self, trip: Trip) -> simpy.Event:
         wait = self.cell.env.until(trip.until_s)
         trip.wait = self.cell.env.num_waits
         return wait
 
-    def _cycle(self, trip: _Trip) -> Generator[simpy.Event, Any, bool]:
+    def _cycle(self, trip: Trip) -> Generator[simpy.Event, Any, bool]:
         """Download, train, upload, from the trip's stage on; whether an update came up."""
         dropout = self.service.participation.dropout_of(self._cycles[trip.device], trip.device)
         stage = dropout.stage if dropout else ""
@@ -296,7 +173,7 @@ class BufferedRun:
             return False
         return self._arrived(trip, damaged(trip.data) if delivery.has_bit_error else trip.data)
 
-    def _begin_download(self, trip: _Trip, dropout: Dropout | None) -> None:
+    def _begin_download(self, trip: Trip, dropout: Dropout | None) -> None:
         device = trip.device
         link = self._link("down", device)
         plan = self.service.plan(trip.version, {device: self.known[device]}, {device: link})
@@ -304,7 +181,7 @@ class BufferedRun:
         trip.importance = plan.importance
         self._begin(trip, "download", plan.payloads[device], plan.ranks[device], link, dropout)
 
-    def _begin_training(self, trip: _Trip, delivery: Delivery) -> bool:
+    def _begin_training(self, trip: Trip, delivery: Delivery) -> bool:
         """Whether the device answers."""
         device, service = trip.device, self.service
         cycle = self._cycles[device]
@@ -330,7 +207,7 @@ class BufferedRun:
         trip.until_s = self.cell.now_s + trip.compute[0]
         return True
 
-    def _begin_upload(self, trip: _Trip, dropout: Dropout | None) -> bool:
+    def _begin_upload(self, trip: Trip, dropout: Dropout | None) -> bool:
         """Whether the device may send, and does."""
         device, config = trip.device, self.cell.cell.config
         ack_bits = config.ack_bits * trip.has_update
@@ -354,7 +231,7 @@ class BufferedRun:
 
     def _begin(
         self,
-        trip: _Trip,
+        trip: Trip,
         stage: str,
         data: bytes,
         ranks: NDArray[np.int64],
@@ -369,7 +246,7 @@ class BufferedRun:
         bits = int(_share(stage, dropout) * 8 * len(data))
         trip.transfer = self.cell.begin(trip.device, bits, direction)
 
-    def _carry(self, trip: _Trip, dropout: Dropout | None) -> Generator[simpy.Event, Any, Delivery]:
+    def _carry(self, trip: Trip, dropout: Dropout | None) -> Generator[simpy.Event, Any, Delivery]:
         assert trip.transfer is not None
         trip.wait = self.cell.env.num_waits + 1  # the next one to be begun
         delivery = yield from self.cell.carry(trip.transfer)
@@ -381,7 +258,7 @@ class BufferedRun:
         self.on_event(self.cell.now_s, trip.device, trip.stage)
         return delivery
 
-    def _arrived(self, trip: _Trip, data: bytes) -> bool:
+    def _arrived(self, trip: Trip, data: bytes) -> bool:
         """Take an update into the buffer, and merge when it is full; whether it was fit for it."""
         service, buffer = self.service, self._buffer
         update = service.inspector.open(
@@ -408,7 +285,7 @@ class BufferedRun:
         logger.info("merge %d: updates %s merges old", self.version + 1, age.tolist())
         self._results.append(self._result())
         self.version += 1
-        self._buffer, self._since = _Buffer(), self._nothing_yet()
+        self._buffer, self._since = Buffer(), self._nothing_yet()
 
     def _link(self, direction: Direction, device: int) -> LinkReport:
         """As reported, with the part of a shared band that falls to one of those at work."""

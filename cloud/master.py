@@ -81,12 +81,8 @@ class GlobalMaster:
         return self.adapter
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "down": list(self.adapter.down),
-            "up": list(self.adapter.up),
-            "num_merges": self.num_merges,
-        }
+        return {"adapter": self.adapter.state_dict(), "num_merges": self.num_merges}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.adapter = Adapter(tuple(state["down"]), tuple(state["up"]))
+        self.adapter = Adapter.of_state(state["adapter"])
         self.num_merges = int(state["num_merges"])

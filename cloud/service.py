@@ -127,12 +127,13 @@ class CloudService:
         is_shared_band: bool,
         payload: PayloadConfig,
         reward: RewardConfig,
-        gain_batches: Sequence[Sequence[Batch]],
+        probe_texts: Callable[[int, int], Sequence[Batch]],
         importance: Importance | None = None,
         shared_down: Sequence[Tensor] | None = None,
         limit: Callable[[Sequence[int], Ranks], Ranks] = lambda devices, ranks: ranks,
     ) -> None:
-        """``importance`` overrides the policy's, ``limit`` its ranks [devices, projections];
+        """``probe_texts`` gives the cloud's texts for a round and so many devices, in parts;
+        ``importance`` overrides the policy's, ``limit`` its ranks [devices, projections];
         ``shared_down`` are frozen factors that all have, so that they need not be sent."""
         if policy.importance not in get_args(Importance):
             raise ValueError(
@@ -143,7 +144,7 @@ class CloudService:
         self.num_devices, self.num_rounds, self.r_max = num_devices, num_rounds, r_max
         self.deadline_s, self.is_shared_band = deadline_s, is_shared_band
         self.payload, self.reward = payload, reward
-        self._gain_batches = gain_batches
+        self._probe_texts = probe_texts
         self._importance = importance or policy.importance
         self._shared_down, self._limit = shared_down, limit
         self._bits_per_rank = bits_per_rank(
@@ -205,7 +206,9 @@ class CloudService:
             importance=self._importance,
             is_residual=self.payload.coding == "residual",
             r_max=self.r_max,
-            batches=self._gain_batches[round_index] if self._gain_batches else (),
+            batches=()
+            if self._importance in ("first", "energy")
+            else self._probe_texts(round_index, len(devices)),
         )
         observation = self._observe(round_index, [links[d] for d in devices], found)
         if self._awaited is not None:
@@ -273,7 +276,7 @@ class CloudService:
     def state_dict(self) -> dict[str, Any]:
         """All that the next round depends on, between two rounds."""
         return {
-            "held": [[list(adapter.down), list(adapter.up)] for adapter in self._held],
+            "held": [adapter.state_dict() for adapter in self._held],
             "held_number": list(self._held_number),
             "sent": list(self._sent),
             "ranks": self._ranks,
@@ -286,7 +289,7 @@ class CloudService:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self._held = [Adapter(tuple(down), tuple(up)) for down, up in state["held"]]
+        self._held = [Adapter.of_state(held) for held in state["held"]]
         self._held_number, self._sent = list(state["held_number"]), list(state["sent"])
         self._ranks, self._awaited = state["ranks"], state["awaited"]
         self._first_loss = state["first_loss"]

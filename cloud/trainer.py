@@ -21,13 +21,13 @@ from torch import Tensor
 
 from airllm.lora import Adapter
 from airllm.models import BaseModel
-from airllm.tuning import Batch, BatchSampler, Head, bucket, collate, generator_for, losses
+from airllm.tuning import Batch, BatchSampler, Head, collate, generator_for, losses
 
 logger = logging.getLogger(__name__)
 
 # Keys of the independent random streams of the cloud; stream 0 is the head's.
 _BATCH_STREAM, _INIT_STREAM, _GAIN_STREAM, _DROPOUT_STREAM = 1, 2, 3, 4
-_GAIN_BATCH = 16  # texts of like length that are probed at once
+_GAIN_PART = 8  # texts that are probed at once, with what one device holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class TrainingConfig:
     adalora_budget: float = 0.5
     """share of the full rank that AdaLoRA prunes down to"""
     gain_examples: int = 64
-    """texts of the cloud on which the components of updates are probed each round"""
+    """texts of the cloud, for each device and round, on which components of updates are probed"""
 
     def __post_init__(self) -> None:
         for key in ("r_max", "steps_per_round", "batch_size", "head_batch_size", "gain_examples"):
@@ -122,14 +122,22 @@ class Trajectory:
     """[rounds] mean training loss"""
 
 
-def gain_batches(
-    base: BaseModel, data: TrainingSet, config: TrainingConfig, *, seed: int, round_index: int
+def probe_texts(
+    base: BaseModel,
+    data: TrainingSet,
+    config: TrainingConfig,
+    *,
+    seed: int,
+    round_index: int,
+    num_devices: int,
 ) -> list[Batch]:
-    """The texts on which updates are probed in one round, the same for every policy."""
-    sampler = BatchSampler(len(data.ids), config.gain_examples, seed, _GAIN_STREAM)
+    """The texts on which updates are probed in one round, the same for every policy, in parts."""
+    count = config.gain_examples * num_devices
+    sampler = BatchSampler(len(data.ids), count, seed, _GAIN_STREAM)
     index = sampler.indices(round_index)
-    ids, labels = [data.ids[i] for i in index], [data.labels[i] for i in index]
-    return bucket(base, ids, labels, _GAIN_BATCH)
+    size = min(_GAIN_PART, config.gain_examples)
+    parts = [index[i : i + size] for i in range(0, len(index), size)]
+    return [data.batch(base, part) for part in parts]
 
 
 class _Stepper:

@@ -29,7 +29,7 @@ from cloud.trainer import (
     TrainingConfig,
     TrainingSet,
     Trajectory,
-    gain_batches,
+    probe_texts,
     train_adalora,
     train_lora,
 )
@@ -245,16 +245,19 @@ class Workbench:
             num_rounds=self.key.rounds, seed=self.key.seed,
         )  # fmt: skip
 
-    @cached_property
-    def gain_batches(self) -> list[list[Batch]]:
-        """[rounds, batches] on which first-order gains are measured."""
-        return [
-            gain_batches(
+    def probe_texts(self, round_index: int, num_devices: int) -> list[Batch]:
+        """The cloud's texts on which updates for so many devices are probed, in parts."""
+        key = round_index, num_devices
+        if key not in self._probe_texts:
+            self._probe_texts[key] = probe_texts(
                 self.base, self.cloud_set, self.key.training,
-                seed=self.key.seed, round_index=r,
-            )
-            for r in range(self.key.rounds)
-        ]  # fmt: skip
+                seed=self.key.seed, round_index=round_index, num_devices=num_devices,
+            )  # fmt: skip
+        return self._probe_texts[key]
+
+    @cached_property
+    def _probe_texts(self) -> dict[tuple[int, int], list[Batch]]:
+        return {}
 
     @cached_property
     def _whole(self) -> dict[int, tuple[Adapter, float, float]]:
@@ -336,5 +339,5 @@ class Workbench:
             is_shared_band=config.channel.sharing == "shared",
             payload=config.payload,
             reward=config.reward,
-            gain_batches=() if policy.importance in ("first", "energy") else self.gain_batches,
+            probe_texts=self.probe_texts,
         )

@@ -75,7 +75,6 @@ def federated_service(bench: Workbench, config: ExperimentConfig) -> FederatedSe
     master = GlobalMaster(_initial(bench, config))
     coding = "absolute" if federated.is_absolute else "residual"
     payload = replace(config.payload, coding=coding)
-    needs_text = importance not in ("first", "energy")
     down = CloudService(
         base,
         bench.head,
@@ -88,7 +87,7 @@ def federated_service(bench: Workbench, config: ExperimentConfig) -> FederatedSe
         is_shared_band=config.channel.sharing == "shared",
         payload=replace(payload, hold_rank=_hold_rank(bench, config)),
         reward=config.reward,
-        gain_batches=bench.gain_batches if needs_text else (),
+        probe_texts=bench.probe_texts,
         importance=importance,
         shared_down=master.adapter.down if federated.shares_a else None,
         limit=lambda devices, ranks: _limited(config, capacity, devices, ranks),
@@ -106,7 +105,7 @@ def federated_service(bench: Workbench, config: ExperimentConfig) -> FederatedSe
         hold_rank=_hold_rank(bench, config),
         cloud_text=_cloud_text(bench, config),
         cost_weight=config.reward.cost_weight,
-        probes=bench.gain_batches[0] if config.policy.is_exploring else (),
+        probes=bench.probe_texts(0, 1) if config.policy.is_exploring else (),
         aggregator=_own_aggregator(config),
     )
 

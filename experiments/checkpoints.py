@@ -21,7 +21,7 @@ from airllm.checkpoint import load_state, save_state
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3
 _KEPT = 2  # the newest, and the one before it in case the newest is damaged
 
 

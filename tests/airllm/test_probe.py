@@ -6,7 +6,7 @@ import torch
 
 from airllm.lora import Adapter
 from airllm.models import ModelConfig, load_base
-from airllm.probe import Probe, probe, shrunk_gain
+from airllm.probe import pooled_gain, probe
 from airllm.tuning import Head, bucket, collate, evaluate, tokenize
 
 TEXTS = [f"text number {i} with {'more ' * (i % 5)}words" for i in range(12)]
@@ -80,21 +80,41 @@ def test_the_fisher_information_is_the_mean_square_of_each_texts_gain(base, head
     found = probe(base, head, held, candidates, [collate(base, ids, LABELS)], width=2)
     np.testing.assert_allclose(found.gain, each.mean(axis=0), rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(found.fisher, (each**2).mean(axis=0), rtol=1e-3, atol=1e-6)
+
+
+def test_each_device_is_probed_on_texts_of_its_own(base, head):
+    held = [adapter_of(base, 1, seed=1), adapter_of(base, 1, seed=2)]
+    candidates = [adapter_of(base, 2, seed=3), adapter_of(base, 2, seed=4)]
+    ids = tokenize(base, TEXTS)
+    parts = [collate(base, ids[i::4], LABELS[i::4]) for i in range(4)]
+    both = probe(base, head, held, candidates, parts, width=2)
+    for i in range(2):
+        alone = probe(base, head, held[i : i + 1], candidates[i : i + 1], parts[i::2], width=2)
+        np.testing.assert_allclose(both.gain[i], alone.gain[0], rtol=1e-5)
+    # With fewer parts than devices, a part serves several.
+    one = probe(base, head, held, candidates, parts[:1], width=2)
     np.testing.assert_allclose(
-        found.gain_variance, each.var(axis=0, ddof=1) / len(each), rtol=0.02, atol=1e-7
+        one.gain[1], probe(base, head, held[1:], candidates[1:], parts[:1], width=2).gain[0]
     )
 
 
-def test_shrinking_brings_noisy_gains_nearer_to_the_truth_and_leaves_exact_ones():
-    rng = np.random.default_rng(0)
-    sigma = -np.sort(-rng.random((4, 6, 8)), axis=2)
-    truth = sigma * (0.5 * sigma + 0.2 * rng.normal(size=sigma.shape))
-    noise = 0.4
-    measured = truth + sigma * noise * rng.normal(size=sigma.shape)
-    num_texts = 65
-    fisher = measured**2 + (sigma * noise) ** 2 * (num_texts - 1)
-    shrunk = shrunk_gain(Probe(measured, fisher, num_texts), sigma**2)
-    assert np.mean((shrunk - truth) ** 2) < 0.6 * np.mean((measured - truth) ** 2)
-    exact = shrunk_gain(Probe(measured, measured**2, num_texts), sigma**2)
-    np.testing.assert_allclose(exact, measured, rtol=1e-9)
-    assert not shrunk_gain(Probe(measured, fisher, num_texts), np.zeros_like(sigma)).any()
+def test_a_pooled_gain_is_the_mean_over_all_devices_texts_at_their_weights(base, head):
+    held = [Adapter.zero(base.specs), adapter_of(base, 2, seed=1)]
+    candidates = [adapter_of(base, 2, seed=2), adapter_of(base, 3, seed=3)]
+    ids = tokenize(base, TEXTS)
+    parts = [collate(base, ids[:4], LABELS[:4]), collate(base, ids[4:], LABELS[4:])]
+    found = pooled_gain(base, head, held, candidates, parts, width=3)
+    expected = sum(
+        len(part.labels)
+        / len(TEXTS)
+        * probe(base, head, [have] * 2, candidates, [part], width=3).gain
+        for have, part in zip(held, parts, strict=True)
+    )
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-6)
+    assert base.bank.slopes is None
+    # By itself, a device's pooled gain is its gain.
+    np.testing.assert_allclose(
+        pooled_gain(base, head, held[:1], candidates[:1], parts, width=3),
+        probe(base, head, held[:1], candidates[:1], parts, width=3).gain,
+        rtol=2e-3, atol=1e-6,
+    )  # fmt: skip

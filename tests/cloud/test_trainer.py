@@ -11,7 +11,7 @@ from cloud.trainer import (
     MaskedTrainer,
     TrainingConfig,
     TrainingSet,
-    gain_batches,
+    probe_texts,
     train_adalora,
     train_lora,
 )
@@ -105,11 +105,12 @@ def test_dropout_changes_training_and_nothing_afterwards(world):
     assert base.bank.dropout == 0.0
 
 
-def test_gain_batches_differ_between_rounds_and_repeat(world):
+def test_probe_texts_differ_between_rounds_and_repeat(world):
     base, _, data = world
     config = TrainingConfig(gain_examples=8)
     first, again, later = (
-        gain_batches(base, data, config, seed=0, round_index=r)[0].input_ids for r in (0, 0, 3)
+        probe_texts(base, data, config, seed=0, round_index=r, num_devices=1)[0].input_ids
+        for r in (0, 0, 3)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
