@@ -85,7 +85,7 @@ class AirLlmPolicy:
     """
 
     name = "airllm"
-    importance: Importance = "pooled-gain"
+    importance: Importance = "second-order"
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from airllm.lora import Adapter, svd_form
 from airllm.models import BaseModel
 from airllm.policy import Importance
-from airllm.probe import pooled_gain, probe
+from airllm.probe import probe, second_order_worth
 from airllm.tuning import Batch, Head
 
 Array = NDArray[np.float64]
@@ -74,11 +74,13 @@ def ordered(
     energy = np.stack([a.energy(r_max) for a in updates])
     if importance in ("first", "energy"):
         return Candidates(list(updates), energy, energy)
-    if importance in ("pooled-gain", "gain-at-start"):
-        at = [Adapter.zero(base.specs)] if importance == "gain-at-start" else held
-        worth = pooled_gain(base, head, at, updates, batches, width=r_max)
+    at = [Adapter.zero(base.specs)] * len(held) if importance == "gain-at-start" else held
+    found = probe(base, head, at, updates, batches, width=r_max)
+    if importance == "second-order":
+        worth = second_order_worth(found, np.array([s.params_per_rank for s in base.specs]))
+    elif importance == "gain-at-start":
+        worth = found.pooled_gain  # by the texts of all, who are all in one place
     else:
-        found = probe(base, head, held, updates, batches, width=r_max)
         worth = found.fisher if importance == "fisher" else found.gain
     order = np.argsort(-worth, axis=2, kind="stable")
     return Candidates(

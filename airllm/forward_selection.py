@@ -32,7 +32,7 @@ class ForwardSelection:
     """
 
     name = "forward"
-    importance: Importance = "pooled-gain"
+    importance: Importance = "second-order"
 
     def __init__(self, losses: Losses) -> None:
         self._losses = losses

@@ -20,7 +20,7 @@ from airllm.ppo import PpoConfig
 
 NAMES = (
     "airllm", "paper", "uniform", "random", "adalora", "adalora:blind",
-    "greedy:energy", "greedy:gain", "greedy:gain-at-start", "greedy:pooled-gain", "greedy:fisher",
+    "greedy:energy", "greedy:gain", "greedy:gain-at-start", "greedy:second-order", "greedy:fisher",
     "knapsack:energy", "knapsack:gain", "forward",
 )  # fmt: skip
 
@@ -64,7 +64,7 @@ class PolicyConfig:
     name: str = "airllm"
     """airllm, paper, uniform, random, fixed:<rank>, adalora, adalora:blind,
     greedy:<importance> and knapsack:<importance> with the importance energy or gain, greedy also
-    with gain-at-start, pooled-gain and fisher; forward, which selects by the devices' own loss and
+    with gain-at-start, second-order and fisher; forward, which selects by the devices' own loss and
     is dear; or one of your own, <module>:<class>"""
     ppo: PpoConfig = field(default_factory=PpoConfig)
     ddim: DdimConfig = field(default_factory=DdimConfig)

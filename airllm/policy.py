@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from airllm.observation import RoundObservation
 from airllm.ranks import Ranks
 
-Importance = Literal["first", "energy", "gain", "gain-at-start", "pooled-gain", "fisher"]
+Importance = Literal["first", "energy", "gain", "gain-at-start", "second-order", "fisher"]
 """Order in which an update's components are sent: as trained, by squared singular value, by
-first-order gain at what the device holds or at the bare model, by the mean of such gains over the
-texts and weights of all devices, by empirical Fisher information of a scale in front of it."""
+first-order gain at what the device holds or at the bare model, by what it adds to second order to
+those before it (`airllm.probe`), by empirical Fisher information of a scale in front of it."""
 
 
 @dataclass(frozen=True, slots=True)

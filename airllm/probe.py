@@ -1,4 +1,4 @@
-"""What each component of an update would do to the loss, to first order, before it is sent."""
+"""What each component of an update would do to the loss, before it is sent."""
 
 from __future__ import annotations
 
@@ -19,16 +19,28 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Derivatives of the loss with respect to a scale in front of every component, at scale 0.
+    """Decreases of the loss to first order, in nats: minus derivatives at a scale of 0.
 
-    For component i = sigma u v^T of a projection with weight W the derivative is
-    <dL/dW, sigma u v^T>. Arrays are [devices, projections, rank], zero where there is no component.
+    For component i = sigma u v^T of a projection with weight W and a scale in front of it the
+    derivative is <dL/dW, sigma u v^T>. Zero where there is no component.
     """
 
-    gain: Array
-    """mean over the texts of minus the derivative: the first-order decrease of the loss, nats"""
-    fisher: Array
-    """mean over the texts of its square: the empirical Fisher information of the scale"""
+    by_text: list[NDArray[np.float32]]
+    """a table [texts, projections, rank] for each device, of its own texts at what it holds; their
+    mean is the decrease of the mean loss"""
+    pooled_gain: Array
+    """[devices, projections, rank] mean over all texts, each one's gradient being taken at what the
+    device holds whose text it is: with less noise than a device's own, and not quite its place"""
+
+    @property
+    def gain(self) -> Array:
+        """[devices, projections, rank] mean over a device's own texts."""
+        return np.stack([each.mean(axis=0, dtype=float) for each in self.by_text])
+
+    @property
+    def fisher(self) -> Array:
+        """[devices, projections, rank] mean square: the empirical Fisher information of a scale."""
+        return np.stack([(each.astype(float) ** 2).mean(axis=0) for each in self.by_text])
 
 
 def probe(
@@ -42,19 +54,21 @@ def probe(
 ) -> Probe:
     """Probe every device's candidate components at what the device holds now.
 
-    Each device has texts of its own (`deal`). ``width`` is the size of the rank axis of the result.
-    One backward pass for each device and part, in which every text has a scale of its own.
+    The texts, in ``parts``, are dealt out to the devices by turns; where there are too few, some
+    parts serve several. ``width`` is the size of the rank axis of the result. One backward pass for
+    each device and part, in which every text has a scale of its own.
     """
-    shape = (len(held), len(base.specs), width)
-    gain, fisher = np.zeros(shape), np.zeros(shape)
-    dealt = deal(parts, len(held))
-    for i, (have, candidate, batches) in enumerate(zip(held, candidates, dealt, strict=True)):
-        if not candidate.ranks.any():
-            continue
-        count, num_texts = _count(base, batches), sum(len(batch.labels) for batch in batches)
+    by_text = []
+    # Gradients of the summed loss with respect to every weight, all texts together.
+    slopes = [torch.zeros(s.out_features, s.in_features, device=base.device) for s in base.specs]
+    total = 0
+    for i, (have, candidate) in enumerate(zip(held, candidates, strict=True)):
+        own = parts[i % len(parts) :: len(held)]
+        count, num_texts = _count(base, own), sum(len(batch.labels) for batch in own)
         down, up = stack([have.plus(candidate)])
         known = [len(d) for d in have.down]
-        for batch in batches:
+        tables = []
+        for batch in own:
             scale = []
             for p, factor in enumerate(down):
                 weight = torch.zeros(1, len(batch.labels), factor.shape[1])
@@ -63,28 +77,33 @@ def probe(
             base.bank.load(
                 [d.to(base.device) for d in down], [u.to(base.device) for u in up], scale
             )
+            base.bank.slopes = slopes
             try:
                 loss, _ = losses(base, head, batch)
-                # In a causal model a text counts by its tokens.
-                (loss.sum() * (num_texts / count)).backward()
+                loss.sum().backward()
             finally:
                 base.bank.clear()
+            table = np.zeros((len(batch.labels), len(down), width), dtype=np.float32)
             for p, s in enumerate(scale):
-                each = _derivatives(s, known[p])  # [batch, rank]
-                gain[i, p, : each.shape[1]] -= each.sum(axis=0) / num_texts
-                fisher[i, p, : each.shape[1]] += (each**2).sum(axis=0) / num_texts
-    return Probe(gain, fisher)
+                if s.grad is not None:  # else no component of this projection was loaded
+                    each = s.grad[0, :, known[p] :].float().cpu().numpy()  # [batch, rank]
+                    # In a causal model a text counts by its tokens.
+                    table[:, p, : each.shape[1]] = -each * (num_texts / count)
+            tables.append(table)
+        by_text.append(np.concatenate(tables))
+        total += count
+    return Probe(by_text, _along(slopes, candidates, width) / -total)
 
 
-def deal(parts: Sequence[Batch], devices: int) -> list[Sequence[Batch]]:
-    """[devices] parts of the texts, by turns; where there are too few, some serve several."""
-    return [parts[i % len(parts) :: devices] for i in range(devices)]
-
-
-def _derivatives(scale: Tensor, first: int) -> Array:
-    if scale.grad is None:  # no component of this projection was loaded
-        return np.zeros((scale.shape[1], 0))
-    return scale.grad[0, :, first:].double().cpu().numpy()
+def _along(slopes: Sequence[Tensor], candidates: Sequence[Adapter], width: int) -> Array:
+    """[devices, projections, rank] inner products of components with matrices [out, in]."""
+    found = np.zeros((len(candidates), len(slopes), width))
+    for i, candidate in enumerate(candidates):
+        for p, (down, up) in enumerate(zip(candidate.down, candidate.up, strict=True)):
+            along = up.to(slopes[p].device).mT @ slopes[p]  # [rank, in]
+            each = (along * down.to(along.device)).sum(dim=1)
+            found[i, p, : len(each)] = each.double().cpu().numpy()
+    return found
 
 
 def _count(base: BaseModel, batches: Sequence[Batch]) -> int:
@@ -94,38 +113,32 @@ def _count(base: BaseModel, batches: Sequence[Batch]) -> int:
     return sum(len(batch.labels) for batch in batches)
 
 
-def pooled_gain(
-    base: BaseModel,
-    head: Head | None,
-    held: Sequence[Adapter],
-    candidates: Sequence[Adapter],
-    parts: Sequence[Batch],
-    *,
-    width: int,
-) -> Array:
-    """[candidates, projections, rank] first-order decreases of the loss, nats, by all texts.
+def second_order_worth(found: Probe, cost: NDArray[np.floating]) -> Array:
+    """[devices, projections, rank] decrease of the loss by each component after those before it.
 
-    Devices that hold different things go through the model with texts of their own; the mean of all
-    these gradients with respect to the weights serves every candidate. Against `probe` a gain has
-    the noise of a device's texts less, and is taken at weights near the device's own.
+    A set S of components is expected to lower the loss by the sum of their pooled gains less half
+    the mean, over the device's texts n, of (sum of d_ni over S)^2, where d_ni is by how much
+    component i lowers the loss of text n to first order: the quadratic model of the loss with the
+    empirical Fisher information in the Hessian's place. So what pulls a text where others pull it
+    already is worth less and less, and no set steps too far. Components are taken one after
+    another, the one that brings most for its ``cost`` [projections] first; one that would bring
+    nothing any more has no worth.
     """
-    # Gradients of the summed loss with respect to every weight.
-    slopes = [torch.zeros(s.out_features, s.in_features, device=base.device) for s in base.specs]
-    count = 0
-    for have, own in zip(held, deal(parts, len(held)), strict=True):
-        for batch in own:
-            base.bank.load_adapters([have], base.device)
-            base.bank.slopes = slopes
-            try:
-                loss, _ = losses(base, head, batch)
-                loss.sum().backward()
-            finally:
-                base.bank.clear()
-            count += len(loss)
-    found = np.zeros((len(candidates), len(slopes), width))
-    down, up = stack(candidates)
-    for p, slope in enumerate(slopes):
-        d, u = down[p].to(slope.device), up[p].to(slope.device)
-        each = ((u.mT @ slope) * d).sum(dim=2) / -count  # [devices, rank]
-        found[:, p, : each.shape[1]] = each.double().cpu().numpy()
-    return found
+    worth = np.zeros_like(found.pooled_gain)
+    for i, each in enumerate(found.by_text):
+        table = each.reshape(len(each), -1).astype(float)  # [texts, components]
+        paid = np.repeat(cost, each.shape[2])
+        # What each one would bring now.
+        brings = found.pooled_gain[i].reshape(-1) - 0.5 * (table**2).mean(axis=0)
+        value = worth[i].reshape(-1)  # a view
+        last = np.inf
+        for _ in range(len(brings)):
+            k = int(np.argmax(brings / paid))
+            if not brings[k] > 0.0:
+                break
+            # Never denser than the one before it, so that a plan takes them in this order.
+            last = min(last, brings[k] / paid[k])
+            value[k] = last * paid[k]
+            brings -= table.T @ table[:, k] / len(table)
+            brings[k] = -np.inf
+    return worth

@@ -6,7 +6,7 @@ import torch
 
 from airllm.lora import Adapter
 from airllm.models import ModelConfig, load_base
-from airllm.probe import pooled_gain, probe
+from airllm.probe import Probe, probe, second_order_worth
 from airllm.tuning import Head, bucket, collate, evaluate, tokenize
 
 TEXTS = [f"text number {i} with {'more ' * (i % 5)}words" for i in range(12)]
@@ -103,7 +103,7 @@ def test_a_pooled_gain_is_the_mean_over_all_devices_texts_at_their_weights(base,
     candidates = [adapter_of(base, 2, seed=2), adapter_of(base, 3, seed=3)]
     ids = tokenize(base, TEXTS)
     parts = [collate(base, ids[:4], LABELS[:4]), collate(base, ids[4:], LABELS[4:])]
-    found = pooled_gain(base, head, held, candidates, parts, width=3)
+    found = probe(base, head, held, candidates, parts, width=3).pooled_gain
     expected = sum(
         len(part.labels)
         / len(TEXTS)
@@ -113,8 +113,41 @@ def test_a_pooled_gain_is_the_mean_over_all_devices_texts_at_their_weights(base,
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-6)
     assert base.bank.slopes is None
     # By itself, a device's pooled gain is its gain.
-    np.testing.assert_allclose(
-        pooled_gain(base, head, held[:1], candidates[:1], parts, width=3),
-        probe(base, head, held[:1], candidates[:1], parts, width=3).gain,
-        rtol=2e-3, atol=1e-6,
-    )  # fmt: skip
+    alone = probe(base, head, held[:1], candidates[:1], parts, width=3)
+    np.testing.assert_allclose(alone.pooled_gain, alone.gain, rtol=2e-3, atol=1e-6)
+
+
+def test_components_that_pull_a_text_the_same_way_are_worth_less_together():
+    # Two that do the same, and one that lowers the loss of other texts.
+    table = np.zeros((4, 3, 1), dtype=np.float32)
+    table[:2, 0] = table[:2, 1] = 0.8
+    table[2:, 2] = 0.7
+    found = Probe([table], table.mean(axis=0, dtype=float)[None])
+    worth = second_order_worth(found, np.ones(3))[0, :, 0]
+    first = 0.4 - 0.5 * 0.5 * 0.64
+    assert worth[0] == pytest.approx(first)
+    assert worth[2] == pytest.approx(0.35 - 0.5 * 0.5 * 0.49)
+    assert worth[1] == 0.0  # 0.24 less the 0.32 that they have in common
+    # Small steps do not get into each other's way.
+    small = Probe([table * 1e-4], found.pooled_gain * 1e-4)
+    np.testing.assert_allclose(second_order_worth(small, np.ones(3)), small.pooled_gain, rtol=2e-4)
+
+
+def test_what_brings_more_for_its_cost_comes_first():
+    table = np.full((2, 2, 1), 0.5, dtype=np.float32)
+    found = Probe([table], table.mean(axis=0, dtype=float)[None])
+    worth = second_order_worth(found, np.array([10.0, 1.0]))[0, :, 0]
+    assert worth[1] == pytest.approx(0.375)
+    assert worth[0] == pytest.approx(0.125)
+
+
+def test_worth_falls_along_the_order_of_selection(base, head):
+    candidates = [adapter_of(base, 3, seed=2)]
+    batch = collate(base, tokenize(base, TEXTS), LABELS)
+    found = probe(base, head, [Adapter.zero(base.specs)], candidates, [batch], width=3)
+    worth = second_order_worth(found, np.ones(len(base.specs)))[0]
+    assert 0.0 < worth.sum() < np.maximum(found.gain, 0.0).sum()
+    # The model of the loss at all that has any worth is the sum of it, up to the running minimum.
+    chosen = worth > 0.0
+    pull = found.by_text[0][:, chosen].sum(axis=1)
+    assert worth.sum() <= found.pooled_gain[0][chosen].sum() - 0.5 * np.mean(pull**2) + 1e-6

@@ -173,7 +173,7 @@ def test_a_recorded_run_is_the_run_that_the_federation_makes(tiny_toml):
         world = _world(config)
         starts = record(
             world, config.channel, reference_rule, payload=config.payload,
-            importance="pooled-gain", seed=config.seed,
+            importance="second-order", seed=config.seed,
         )  # fmt: skip
         seen = []
         from experiments.run import Recorder
