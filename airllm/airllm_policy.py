@@ -1,6 +1,6 @@
 """AirLLM's policy: PPO proposes, DDIM refines, a water level turns priorities into ranks.
 
-Decisions start at the greedy rule by first-order gain, for which both networks are at zero, and
+Decisions start at the greedy rule by second-order worth, for which both networks are at zero, and
 move from there by what the devices measure.
 """
 
@@ -271,19 +271,19 @@ def decode(observation: RoundObservation, coarse: Array, priority: Array) -> Ran
     )
 
 
-def bid(priority: Array, gain: Array) -> Array:
-    """Gains [devices, projections, rank] times e^priority [devices, projections].
+def bid(priority: Array, worth: Array) -> Array:
+    """Worths [devices, projections, rank] times e^priority [devices, projections].
 
-    Each device's positive bids add up to its gains' own sum, so that priorities say what comes
-    first within a device, while between devices the gains decide, which are in the same unit.
+    Each device's positive bids add up to its worths' own sum, so that priorities say what comes
+    first within a device, while between devices the worths decide, which are in the same unit.
     Otherwise every device would learn to raise all of its bids and take the others' air time.
     """
-    raised = np.exp(priority)[:, :, None] * gain
+    raised = np.exp(priority)[:, :, None] * worth
 
     def total(worth: Array) -> Array:
         return np.clip(np.nan_to_num(worth), 0.0, 1e30).sum(axis=(1, 2)) + 1e-30
 
-    return raised * (total(gain) / total(raised))[:, None, None]
+    return raised * (total(worth) / total(raised))[:, None, None]
 
 
 def budget_fraction(coarse: Array) -> Array:

@@ -71,7 +71,7 @@ class PolicyConfig:
     r_min: int = 1
     """smallest rank of a projection (paper alone; the others may leave projections out)"""
     priority_scale: float = 1.0
-    """a priority of 1 counts a projection's gain e^this times (airllm)"""
+    """a priority of 1 counts a projection's worth e^this times (airllm)"""
     refine_std: float = 0.1
     """exploration in the priorities of single projections (airllm)"""
     path: str = ""

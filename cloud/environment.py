@@ -8,7 +8,7 @@ would have to be measured anew; with absolute coding it goes on until the last r
 the worth depends on the round alone.
 
 The reward of a device is paired twice: the decrease of its loss on some of its texts, less the
-decrease on the same texts that the reference rule (where the policy starts: greedy by gain) has in
+decrease on the same texts that the reference rule (where the policy starts: greedy by worth) has in
 the same round behind the same channel.
 """
 
