@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,12 +38,12 @@ def candidates_of(
     importance: Importance,
     is_residual: bool,
     r_max: int,
-    batches: Sequence[Batch],
+    texts: Callable[[int], Sequence[Batch]],
 ) -> Candidates:
     """The update that could be sent to each device, in SVD form and in order of importance.
 
     With residual coding it is what the master has and the device has not; else the master, whatever
-    the device has. ``batches`` are the texts, in parts, for importances that need any.
+    the device has. ``texts`` gives what an importance needs to probe so many adapters on, in parts.
     """
     if importance == "first":
         return _same_for_all(master, len(held), r_max)
@@ -53,8 +53,9 @@ def candidates_of(
     adapters = [svd_form(master if i < 0 else master.minus(held[i]), r_max) for i in distinct]
     zero = Adapter.zero(base.specs)
     probed_at = [zero if i < 0 else held[i] for i in distinct]
+    parts = () if importance == "energy" else texts(len(distinct))
     found = ordered(
-        base, head, adapters, probed_at, importance=importance, r_max=r_max, batches=batches
+        base, head, adapters, probed_at, importance=importance, r_max=r_max, batches=parts
     )
     place = [distinct.index(key) for key in keys]
     return Candidates([found.adapters[i] for i in place], found.energy[place], found.worth[place])

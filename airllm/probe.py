@@ -60,7 +60,10 @@ def probe(
     """
     by_text = []
     # Gradients of the summed loss with respect to every weight, all texts together.
-    slopes = [torch.zeros(s.out_features, s.in_features, device=base.device) for s in base.specs]
+    shapes = [(spec.out_features, spec.in_features) for spec in base.specs]
+    slopes = None
+    if len(held) > 1:  # else they say nothing that the device's own texts do not
+        slopes = [torch.zeros(shape, device=base.device) for shape in shapes]
     total = 0
     for i, (have, candidate) in enumerate(zip(held, candidates, strict=True)):
         own = parts[i % len(parts) :: len(held)]
@@ -92,6 +95,8 @@ def probe(
             tables.append(table)
         by_text.append(np.concatenate(tables))
         total += count
+    if slopes is None:
+        return Probe(by_text, by_text[0].mean(axis=0, dtype=float)[None])
     return Probe(by_text, _along(slopes, candidates, width) / -total)
 
 

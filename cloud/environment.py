@@ -459,7 +459,7 @@ def record(
     def candidates(round_index: int) -> Candidates:
         return candidates_of(
             world.base, world.head, world.masters[round_index], held, importance=importance,
-            is_residual=is_residual, r_max=world.r_max, batches=world.probes[round_index],
+            is_residual=is_residual, r_max=world.r_max, texts=lambda _: world.probes[round_index],
         )  # fmt: skip
 
     known = [] if is_residual else [candidates(r) for r in range(world.num_rounds)]

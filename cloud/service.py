@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, get_args
 
 import numpy as np
@@ -127,14 +128,15 @@ class CloudService:
         is_shared_band: bool,
         payload: PayloadConfig,
         reward: RewardConfig,
-        probe_texts: Callable[[int, int], Sequence[Batch]],
+        probe_texts: Callable[[int, int, int], Sequence[Batch]],
         importance: Importance | None = None,
         shared_down: Sequence[Tensor] | None = None,
         limit: Callable[[Sequence[int], Ranks], Ranks] = lambda devices, ranks: ranks,
     ) -> None:
-        """``probe_texts`` gives the cloud's texts for a round and so many devices, in parts;
-        ``importance`` overrides the policy's, ``limit`` its ranks [devices, projections];
-        ``shared_down`` are frozen factors that all have, so that they need not be sent."""
+        """``probe_texts`` gives the cloud's texts, in parts, for a round, so many devices, and so
+        many different adapters that they hold; ``importance`` overrides the policy's, ``limit`` its
+        ranks [devices, projections]; ``shared_down`` are frozen factors that all have, so that they
+        need not be sent."""
         if policy.importance not in get_args(Importance):
             raise ValueError(
                 f"policy {policy.name} has the importance {policy.importance!r}; it must be one of "
@@ -206,9 +208,7 @@ class CloudService:
             importance=self._importance,
             is_residual=self.payload.coding == "residual",
             r_max=self.r_max,
-            batches=()
-            if self._importance in ("first", "energy")
-            else self._probe_texts(round_index, len(devices)),
+            texts=partial(self._probe_texts, round_index, len(devices)),
         )
         observation = self._observe(round_index, [links[d] for d in devices], found)
         if self._awaited is not None:

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 # Keys of the independent random streams of the cloud; stream 0 is the head's.
 _BATCH_STREAM, _INIT_STREAM, _GAIN_STREAM, _DROPOUT_STREAM = 1, 2, 3, 4
 _GAIN_PART = 8  # texts that are probed at once, with what one device holds
+_ENOUGH = 128  # texts on which to probe, where it could be more
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class TrainingConfig:
     adalora_budget: float = 0.5
     """share of the full rank that AdaLoRA prunes down to"""
     gain_examples: int = 64
-    """texts of the cloud, for each device and round, on which components of updates are probed"""
+    """texts of the cloud on which the components of an update are probed, each device's its own"""
 
     def __post_init__(self) -> None:
         for key in ("r_max", "steps_per_round", "batch_size", "head_batch_size", "gain_examples"):
@@ -130,9 +131,14 @@ def probe_texts(
     seed: int,
     round_index: int,
     num_devices: int,
+    num_held: int,
 ) -> list[Batch]:
-    """The texts on which updates are probed in one round, the same for every policy, in parts."""
-    count = config.gain_examples * num_devices
+    """The texts on which updates are probed in one round, the same for every policy, in parts.
+
+    Each of ``num_held`` different adapters has ``gain_examples`` to itself. Where devices hold the
+    same, which takes few passes, there are more, as far as all devices' shares go.
+    """
+    count = max(num_held * config.gain_examples, min(num_devices * config.gain_examples, _ENOUGH))
     sampler = BatchSampler(len(data.ids), count, seed, _GAIN_STREAM)
     index = sampler.indices(round_index)
     size = min(_GAIN_PART, config.gain_examples)

@@ -105,7 +105,7 @@ def federated_service(bench: Workbench, config: ExperimentConfig) -> FederatedSe
         hold_rank=_hold_rank(bench, config),
         cloud_text=_cloud_text(bench, config),
         cost_weight=config.reward.cost_weight,
-        probes=bench.probe_texts(0, 1) if config.policy.is_exploring else (),
+        probes=bench.probe_texts(0, 1, 1) if config.policy.is_exploring else (),
         aggregator=_own_aggregator(config),
     )
 

@@ -283,7 +283,7 @@ def _world(config: ExperimentConfig) -> World:
         base=bench.base,
         head=bench.head,
         masters=bench.lora_trajectory.adapters,
-        probes=[bench.probe_texts(r, len(texts)) for r in range(config.rounds)],
+        probes=[bench.probe_texts(r, len(texts), len(texts)) for r in range(config.rounds)],
         texts=tuple(texts),
         r_max=config.training.r_max,
     )

@@ -107,13 +107,19 @@ def test_dropout_changes_training_and_nothing_afterwards(world):
 
 def test_probe_texts_differ_between_rounds_and_repeat(world):
     base, _, data = world
-    config = TrainingConfig(gain_examples=8)
-    first, again, later = (
-        probe_texts(base, data, config, seed=0, round_index=r, num_devices=1)[0].input_ids
-        for r in (0, 0, 3)
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, later)
+
+    def texts(r, devices=1, held=1, examples=8):
+        config = TrainingConfig(gain_examples=examples)
+        return probe_texts(
+            base, data, config, seed=0, round_index=r, num_devices=devices, num_held=held
+        )
+
+    assert torch.equal(texts(0)[0].input_ids, texts(0)[0].input_ids)
+    assert not torch.equal(texts(0)[0].input_ids, texts(3)[0].input_ids)
+    # Each adapter has texts to itself; what devices have in common has those of several.
+    assert [len(part.labels) for part in texts(0, 3, 3, examples=4)] == [4, 4, 4]
+    assert sum(len(part.labels) for part in texts(0, 3, 1, examples=4)) == 12
+    assert sum(len(part.labels) for part in texts(0, 1, 1, examples=4)) == 4
 
 
 def test_divergence_is_an_error_with_a_remedy(world):
