@@ -58,6 +58,9 @@ def probe(
     parts serve several. ``width`` is the size of the rank axis of the result. One backward pass for
     each device and part, in which every text has a scale of its own.
     """
+    if not any(candidate.ranks.any() for candidate in candidates):
+        nothing = np.zeros((len(held), len(base.specs), width))
+        return Probe([np.zeros((1, *nothing.shape[1:]), np.float32)] * len(held), nothing)
     by_text = []
     # Gradients of the summed loss with respect to every weight, all texts together.
     shapes = [(spec.out_features, spec.in_features) for spec in base.specs]

@@ -117,6 +117,17 @@ def test_a_pooled_gain_is_the_mean_over_all_devices_texts_at_their_weights(base,
     np.testing.assert_allclose(alone.pooled_gain, alone.gain, rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("ranks", [(0,), (0, 0), (0, 2)])
+def test_where_there_is_nothing_to_send_nothing_is_worth_anything(base, head, ranks):
+    candidates = [adapter_of(base, rank, seed=2) for rank in ranks]
+    batch = collate(base, tokenize(base, TEXTS), LABELS)
+    found = probe(base, head, candidates, candidates, [batch], width=2)
+    worth = second_order_worth(found, np.ones(len(base.specs)))
+    assert worth.shape == (len(ranks), len(base.specs), 2)
+    for rank, own in zip(ranks, worth, strict=True):
+        assert own.any() == (rank > 0)
+
+
 def test_components_that_pull_a_text_the_same_way_are_worth_less_together():
     # Two that do the same, and one that lowers the loss of other texts.
     table = np.zeros((4, 3, 1), dtype=np.float32)
