@@ -76,7 +76,8 @@ def ordered(
     if importance in ("first", "energy"):
         return Candidates(list(updates), energy, energy)
     at = [Adapter.zero(base.specs)] * len(held) if importance == "gain-at-start" else held
-    found = probe(base, head, at, updates, batches, width=r_max)
+    is_pooled = importance in ("second-order", "gain-at-start")
+    found = probe(base, head, at, updates, batches, width=r_max, is_pooled=is_pooled)
     if importance == "second-order":
         worth = second_order_worth(found, np.array([s.params_per_rank for s in base.specs]))
     elif importance == "gain-at-start":

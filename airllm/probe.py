@@ -51,24 +51,27 @@ def probe(
     parts: Sequence[Batch],
     *,
     width: int,
+    is_pooled: bool = True,
 ) -> Probe:
     """Probe every device's candidate components at what the device holds now.
 
     The texts, in ``parts``, are dealt out to the devices by turns; where there are too few, some
     parts serve several. ``width`` is the size of the rank axis of the result. One backward pass for
-    each device and part, in which every text has a scale of its own.
+    each device and part, in which every text has a scale of its own. Without ``is_pooled``, which
+    takes a dense gradient, the pooled gain is the device's own.
     """
-    if not any(candidate.ranks.any() for candidate in candidates):
-        nothing = np.zeros((len(held), len(base.specs), width))
-        return Probe([np.zeros((1, *nothing.shape[1:]), np.float32)] * len(held), nothing)
-    by_text = []
-    # Gradients of the summed loss with respect to every weight, all texts together.
-    shapes = [(spec.out_features, spec.in_features) for spec in base.specs]
+    by_text: list[NDArray[np.float32]] = []
+    # Gradients of the summed loss with respect to every weight, all texts together; one device's
+    # say nothing that its texts do not.
     slopes = None
-    if len(held) > 1:  # else they say nothing that the device's own texts do not
+    if is_pooled and len(held) > 1 and any(c.ranks.any() for c in candidates):
+        shapes = [(spec.out_features, spec.in_features) for spec in base.specs]
         slopes = [torch.zeros(shape, device=base.device) for shape in shapes]
     total = 0
     for i, (have, candidate) in enumerate(zip(held, candidates, strict=True)):
+        if slopes is None and not candidate.ranks.any():
+            by_text.append(np.zeros((1, len(base.specs), width), dtype=np.float32))
+            continue
         own = parts[i % len(parts) :: len(held)]
         count, num_texts = _count(base, own), sum(len(batch.labels) for batch in own)
         down, up = stack([have.plus(candidate)])
@@ -99,7 +102,7 @@ def probe(
         by_text.append(np.concatenate(tables))
         total += count
     if slopes is None:
-        return Probe(by_text, by_text[0].mean(axis=0, dtype=float)[None])
+        return Probe(by_text, np.stack([each.mean(axis=0, dtype=float) for each in by_text]))
     return Probe(by_text, _along(slopes, candidates, width) / -total)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -58,8 +59,8 @@ class World:
     head: Head | None
     masters: tuple[Adapter, ...]
     """[rounds]"""
-    probes: Sequence[Sequence[Batch]]
-    """[rounds, batches] the cloud's texts on which updates are probed"""
+    probe_texts: Callable[[int, int, int], Sequence[Batch]]
+    """the cloud's texts, in parts, for a round, so many devices, and so many different adapters"""
     texts: tuple[DeviceText, ...]
     """[devices]"""
     r_max: int
@@ -459,7 +460,8 @@ def record(
     def candidates(round_index: int) -> Candidates:
         return candidates_of(
             world.base, world.head, world.masters[round_index], held, importance=importance,
-            is_residual=is_residual, r_max=world.r_max, texts=lambda _: world.probes[round_index],
+            is_residual=is_residual, r_max=world.r_max,
+            texts=partial(world.probe_texts, round_index, len(held)),
         )  # fmt: skip
 
     known = [] if is_residual else [candidates(r) for r in range(world.num_rounds)]

@@ -16,17 +16,10 @@ from channel.open_cell import Transfer
 from cloud.rounds import Transfers
 
 
-@dataclass(slots=True)
-class Books:
-    """What happened in one direction since the last merge; arrays [devices]."""
+@dataclass(frozen=True, slots=True)
+class Books(Transfers):
+    """What happened in one direction since the last merge, added up in place; arrays [devices]."""
 
-    ranks: NDArray[np.int64]
-    planned_bits: NDArray[np.float64]
-    payload_bits: NDArray[np.int64]
-    sent_bits: NDArray[np.float64]
-    delivered_bits: NDArray[np.int64]
-    delay_s: NDArray[np.float64]
-    is_delivered: NDArray[np.bool_]
     energy_j: NDArray[np.float64]
 
     @staticmethod
@@ -47,13 +40,6 @@ class Books:
         self.delivered_bits[d] += delivery.delivered_bits
         self.delay_s[d] += delivery.delay_s
         self.energy_j[d] += delivery.energy_j
-
-    @property
-    def transfers(self) -> Transfers:
-        return Transfers(
-            self.ranks, self.planned_bits, self.payload_bits, self.sent_bits,
-            self.delivered_bits, self.delay_s, self.is_delivered,
-        )  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -247,18 +247,10 @@ class Workbench:
 
     def probe_texts(self, round_index: int, num_devices: int, num_held: int) -> list[Batch]:
         """The cloud's texts on which a round's updates are probed, in parts."""
-        key = round_index, num_devices, num_held
-        if key not in self._probe_texts:
-            self._probe_texts[key] = probe_texts(
-                self.base, self.cloud_set, self.key.training,
-                seed=self.key.seed, round_index=round_index, num_devices=num_devices,
-                num_held=num_held,
-            )  # fmt: skip
-        return self._probe_texts[key]
-
-    @cached_property
-    def _probe_texts(self) -> dict[tuple[int, int, int], list[Batch]]:
-        return {}
+        return probe_texts(
+            self.base, self.cloud_set, self.key.training, seed=self.key.seed,
+            round_index=round_index, num_devices=num_devices, num_held=num_held,
+        )  # fmt: skip
 
     @cached_property
     def _whole(self) -> dict[int, tuple[Adapter, float, float]]:

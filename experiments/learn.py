@@ -283,7 +283,7 @@ def _world(config: ExperimentConfig) -> World:
         base=bench.base,
         head=bench.head,
         masters=bench.lora_trajectory.adapters,
-        probes=[bench.probe_texts(r, len(texts), len(texts)) for r in range(config.rounds)],
+        probe_texts=bench.probe_texts,
         texts=tuple(texts),
         r_max=config.training.r_max,
     )

@@ -1,4 +1,4 @@
-"""First-order gains against finite differences, their noise, and what shrinking does to them."""
+"""First-order gains against finite differences, and what components are worth together."""
 
 import numpy as np
 import pytest
@@ -112,16 +112,19 @@ def test_a_pooled_gain_is_the_mean_over_all_devices_texts_at_their_weights(base,
     )
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-6)
     assert base.bank.slopes is None
-    # By itself, a device's pooled gain is its gain.
+    # Where it is not asked for, and by itself, a device's pooled gain is its gain.
+    apart = probe(base, head, held, candidates, parts, width=3, is_pooled=False)
+    np.testing.assert_array_equal(apart.pooled_gain, apart.gain)
     alone = probe(base, head, held[:1], candidates[:1], parts, width=3)
     np.testing.assert_allclose(alone.pooled_gain, alone.gain, rtol=2e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("ranks", [(0,), (0, 0), (0, 2)])
-def test_where_there_is_nothing_to_send_nothing_is_worth_anything(base, head, ranks):
+@pytest.mark.parametrize("is_pooled", [True, False])
+def test_where_there_is_nothing_to_send_nothing_is_worth_anything(base, head, ranks, is_pooled):
     candidates = [adapter_of(base, rank, seed=2) for rank in ranks]
     batch = collate(base, tokenize(base, TEXTS), LABELS)
-    found = probe(base, head, candidates, candidates, [batch], width=2)
+    found = probe(base, head, candidates, candidates, [batch], width=2, is_pooled=is_pooled)
     worth = second_order_worth(found, np.ones(len(base.specs)))
     assert worth.shape == (len(ranks), len(base.specs), 2)
     for rank, own in zip(ranks, worth, strict=True):

@@ -198,6 +198,28 @@ def test_a_recorded_run_is_the_run_that_the_federation_makes(tiny_toml):
             np.testing.assert_array_equal(reference_rule(episode.observation), ranks)
 
 
+@pytest.mark.parametrize(("coding", "held"), [("absolute", [1, 1]), ("residual", [1, 2])])
+def test_a_recording_probes_on_the_texts_that_a_run_would(tiny_toml, coding, held):
+    from dataclasses import replace
+
+    from cloud.environment import record
+    from experiments.learn import _world
+
+    config = config_of(tiny_toml, f"payload.coding={coding}", "learn.examples=8")
+    world, asked = _world(config), []
+
+    def texts(*key):
+        asked.append(key)
+        return world.probe_texts(*key)
+
+    record(
+        replace(world, probe_texts=texts), config.channel, reference_rule, payload=config.payload,
+        importance="second-order", seed=config.seed,
+    )  # fmt: skip
+    # Round, devices, and how many different adapters these hold.
+    assert asked[:2] == [(0, 2, held[0]), (1, 2, held[1])]
+
+
 def test_the_reward_of_the_reference_rule_is_nothing(config):
     env = RankEnvironment(build_scenarios(config, (100,), 6, stream=0), rows=4, seed=0)
     env.reset()
