@@ -7,7 +7,7 @@ folded in, so that no rank ever changes the scale of what a rank means.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -173,9 +173,9 @@ class AdapterBank:
         self._factors: list[tuple[Tensor, Tensor, Tensor | float] | None] = [None] * len(modules)
         self.dropout = 0.0  # of the inputs of an update, while it trains
         self.generator: torch.Generator | None = None
-        self.slopes: list[Tensor] | None = None
-        """[projections] sums [out, in] in fp32, to which a backward pass adds the gradient of
-        what it is of with respect to a projection's weight, all rows together; None: not wanted"""
+        self.watch: Callable[[int, Tensor, Tensor], None] | None = None
+        """is shown, in a backward pass, each projection's number, its input [..., in] and the
+        gradient of its output [..., out]; with it there is a backward pass, whatever is trained"""
         self._handles = [
             module.register_forward_hook(self._hook(p)) for p, module in enumerate(modules)
         ]
@@ -187,8 +187,7 @@ class AdapterBank:
         scale: Sequence[Tensor] | float = 1.0,
     ) -> None:
         """Per projection: down [devices, rank, in], up [devices, out, rank], and a scale: one
-        number, or a tensor [devices, rank] that weighs each component, or one [devices, batch,
-        rank] that weighs it for each text apart."""
+        number, or a tensor [devices, rank] that weighs each component."""
         for p, (d, u) in enumerate(zip(down, up, strict=True)):
             weight = scale if isinstance(scale, float) else scale[p]
             self._factors[p] = (d, u, weight) if d.shape[1] else None
@@ -201,7 +200,7 @@ class AdapterBank:
     def clear(self) -> None:
         """Back to the bare base model."""
         self._factors = [None] * len(self._factors)
-        self.dropout, self.slopes = 0.0, None
+        self.dropout, self.watch = 0.0, None
 
     def close(self) -> None:
         """Take the hooks off the base model."""
@@ -211,10 +210,10 @@ class AdapterBank:
     def _hook(self, projection: int) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             result = add_update(args[0], output)
-            if self.slopes is not None:
+            if self.watch is not None:
                 if not result.requires_grad:
                     result = result.detach().requires_grad_()
-                result.register_hook(partial(_add_slope, self.slopes[projection], args[0].detach()))
+                result.register_hook(partial(self.watch, projection, args[0].detach()))
             return result
 
         def add_update(x: Tensor, output: Tensor) -> Tensor:  # x [devices * batch, tokens, in]
@@ -228,26 +227,14 @@ class AdapterBank:
                 x = x * mask / keep
             if len(down) == 1:
                 low = F.linear(x, down[0])  # [batch, tokens, rank]
-                # Over tokens, and over texts where these share a scale.
-                low = low * (scale if isinstance(scale, float) else scale[0].unsqueeze(-2))
+                low = low * (scale if isinstance(scale, float) else scale[0])
                 return output + F.linear(low, up[0]).to(output.dtype)
             rows = x.reshape(len(down), -1, x.shape[-1])  # [devices, batch * tokens, in]
             low = rows @ down.transpose(1, 2)  # [devices, batch * tokens, rank]
-            if isinstance(scale, float):
-                low = low * scale
-            elif scale.dim() == 2:
-                low = low * scale[:, None, :]
-            else:
-                apart = low.reshape(*scale.shape[:2], -1, low.shape[-1])
-                low = (apart * scale[:, :, None, :]).reshape(low.shape)
+            low = low * (scale if isinstance(scale, float) else scale[:, None, :])
             return output + (low @ up.transpose(1, 2)).reshape(output.shape).to(output.dtype)
 
         return hook
-
-
-def _add_slope(total: Tensor, x: Tensor, gradient: Tensor) -> None:
-    """Add the gradient with respect to a weight, of the rows of one pass, to ``total``."""
-    total.addmm_(gradient.flatten(0, -2).float().T, x.flatten(0, -2).float())
 
 
 def stack(adapters: Sequence[Adapter]) -> tuple[list[Tensor], list[Tensor]]:

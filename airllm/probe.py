@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from airllm.lora import Adapter, stack
+from airllm.lora import Adapter
 from airllm.models import BaseModel
 from airllm.tuning import Batch, Head, losses
 
@@ -57,64 +57,113 @@ def probe(
 
     The texts, in ``parts``, are dealt out to the devices by turns; where there are too few, some
     parts serve several. ``width`` is the size of the rank axis of the result. One backward pass for
-    each device and part, in which every text has a scale of its own. Without ``is_pooled``, which
-    takes a dense gradient, the pooled gain is the device's own.
+    each device and part, which shows every projection's input x and the gradient g of its output:
+    by a component sigma u v^T the loss changes by the sum over tokens of sigma (v^T x) (u^T g).
+    Without ``is_pooled`` the pooled gain is the device's own.
     """
-    by_text: list[NDArray[np.float32]] = []
-    # Gradients of the summed loss with respect to every weight, all texts together; one device's
-    # say nothing that its texts do not.
-    slopes = None
+    dealt = [parts[i % len(parts) :: len(held)] for i in range(len(held))]
     if is_pooled and len(held) > 1 and any(c.ranks.any() for c in candidates):
-        shapes = [(spec.out_features, spec.in_features) for spec in base.specs]
-        slopes = [torch.zeros(shape, device=base.device) for shape in shapes]
-    total = 0
-    for i, (have, candidate) in enumerate(zip(held, candidates, strict=True)):
-        if slopes is None and not candidate.ranks.any():
-            by_text.append(np.zeros((1, len(base.specs), width), dtype=np.float32))
-            continue
-        own = parts[i % len(parts) :: len(held)]
-        count, num_texts = _count(base, own), sum(len(batch.labels) for batch in own)
-        down, up = stack([have.plus(candidate)])
-        known = [len(d) for d in have.down]
-        tables = []
-        for batch in own:
-            scale = []
-            for p, factor in enumerate(down):
-                weight = torch.zeros(1, len(batch.labels), factor.shape[1])
-                weight[:, :, : known[p]] = 1.0
-                scale.append(weight.to(base.device).requires_grad_())
-            base.bank.load(
-                [d.to(base.device) for d in down], [u.to(base.device) for u in up], scale
-            )
-            base.bank.slopes = slopes
+        sums = _Sums(base, candidates)
+        by_text = [sums.probe(head, i, held[i], dealt[i], width) for i in range(len(held))]
+        return Probe(by_text, sums.pooled_gain(width))
+    by_text = [
+        _Sums(base, [candidate]).probe(head, 0, have, own, width)
+        if candidate.ranks.any()
+        else np.zeros((1, len(base.specs), width), dtype=np.float32)
+        for have, candidate, own in zip(held, candidates, dealt, strict=True)
+    ]
+    return Probe(by_text, np.stack([each.mean(axis=0, dtype=float) for each in by_text]))
+
+
+class _Sums:
+    """By what each device's components change one sum of losses, over texts of all devices.
+
+    For each projection either the changes themselves are summed, or the gradient of its weight,
+    whichever takes fewer multiplications: with many devices the gradient.
+    """
+
+    def __init__(self, base: BaseModel, candidates: Sequence[Adapter]) -> None:
+        self.base, self.count = base, 0
+        self._own: list[list[_Factors]] = [[] for _ in candidates]  # [devices][projections]
+        self._all: list[_Factors | None] = []
+        self._sums: list[Tensor] = []  # [components of all devices], or [out, in]
+        ranks = np.stack([candidate.ranks for candidate in candidates])
+        self._ends = np.cumsum(ranks, axis=0)  # [devices, projections] of each one's components
+        for p, spec in enumerate(base.specs):
+            down = torch.cat([c.down[p] for c in candidates]).to(base.device)
+            up = torch.cat([c.up[p].mT for c in candidates]).to(base.device)
+            is_dense = spec.in_features * spec.out_features < len(down) * spec.params_per_rank
+            shape = (spec.out_features, spec.in_features) if is_dense else (len(down),)
+            self._sums.append(torch.zeros(shape, device=base.device))
+            self._all.append(None if is_dense else (down, up))
+            pieces = [part.split(ranks[:, p].tolist()) for part in (down, up)]
+            for own, *factors in zip(self._own, *pieces, strict=True):
+                own.append((factors[0], factors[1]))
+
+    def probe(
+        self, head: Head | None, device: int, held: Adapter, batches: Sequence[Batch], width: int
+    ) -> NDArray[np.float32]:
+        """Count a device's texts in; the decreases [texts, projections, width] by its own
+        components."""
+        base, tables = self.base, []
+        count, num_texts = _count(base, batches), sum(len(batch.labels) for batch in batches)
+        self.count += count
+        for batch in batches:
+            table = np.zeros((len(batch.labels), len(base.specs), width), dtype=np.float32)
+
+            def watch(
+                p: int, x: Tensor, gradient: Tensor, table: NDArray[np.float32] = table
+            ) -> None:
+                x, gradient = x.flatten(0, -2).float(), gradient.flatten(0, -2).float()
+                own = self._add(device, p, x, gradient)  # [rank, tokens]
+                each = own.unflatten(1, (len(table), -1)).sum(dim=2)  # [rank, texts]
+                table[:, p, : len(own)] = each.T.cpu().numpy()
+
+            base.bank.load_adapters([held], base.device)
+            base.bank.watch = watch
             try:
                 loss, _ = losses(base, head, batch)
                 loss.sum().backward()
             finally:
                 base.bank.clear()
-            table = np.zeros((len(batch.labels), len(down), width), dtype=np.float32)
-            for p, s in enumerate(scale):
-                if s.grad is not None:  # else no component of this projection was loaded
-                    each = s.grad[0, :, known[p] :].float().cpu().numpy()  # [batch, rank]
-                    # In a causal model a text counts by its tokens.
-                    table[:, p, : each.shape[1]] = -each * (num_texts / count)
-            tables.append(table)
-        by_text.append(np.concatenate(tables))
-        total += count
-    if slopes is None:
-        return Probe(by_text, np.stack([each.mean(axis=0, dtype=float) for each in by_text]))
-    return Probe(by_text, _along(slopes, candidates, width) / -total)
+            # In a causal model a text counts by its tokens.
+            tables.append(table * (-num_texts / count))
+        return np.concatenate(tables)
+
+    def _add(self, device: int, projection: int, x: Tensor, gradient: Tensor) -> Tensor:
+        """Count in x [tokens, in] and gradient [tokens, out]; [rank, tokens] the device's own."""
+        factors, total = self._all[projection], self._sums[projection]
+        if factors is None:
+            total.addmm_(gradient.T, x)
+            return _changes(self._own[device][projection], x, gradient)
+        changes = _changes(factors, x, gradient)
+        total += changes.sum(dim=1)
+        end = self._ends[device, projection]
+        return changes[end - len(self._own[device][projection][0]) : end]
+
+    def pooled_gain(self, width: int) -> Array:
+        """[devices, projections, width] decreases of the mean loss."""
+        found = np.zeros((len(self._own), len(self._sums), width))
+        for p, (factors, total) in enumerate(zip(self._all, self._sums, strict=True)):
+            for i, own in enumerate(self._own):
+                down, up = own[p]
+                end = self._ends[i, p]
+                if factors is None:
+                    part = ((up @ total) * down).sum(dim=1)
+                else:
+                    part = total[end - len(down) : end]
+                found[i, p, : len(down)] = part.double().cpu().numpy()
+        return found / -self.count
 
 
-def _along(slopes: Sequence[Tensor], candidates: Sequence[Adapter], width: int) -> Array:
-    """[devices, projections, rank] inner products of components with matrices [out, in]."""
-    found = np.zeros((len(candidates), len(slopes), width))
-    for i, candidate in enumerate(candidates):
-        for p, (down, up) in enumerate(zip(candidate.down, candidate.up, strict=True)):
-            along = up.to(slopes[p].device).mT @ slopes[p]  # [rank, in]
-            each = (along * down.to(along.device)).sum(dim=1)
-            found[i, p, : len(each)] = each.double().cpu().numpy()
-    return found
+_Factors = tuple[Tensor, Tensor]
+"""of components: down [rank, in] and, transposed, up [rank, out]"""
+
+
+def _changes(factors: _Factors, x: Tensor, gradient: Tensor) -> Tensor:
+    """[rank, tokens] of the loss by each component, of x [tokens, in], gradient [tokens, out]."""
+    down, up = factors
+    return (down @ x.T) * (up @ gradient.T)
 
 
 def _count(base: BaseModel, batches: Sequence[Batch]) -> int:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Keys of the independent random streams of the cloud; stream 0 is the head's.
 _BATCH_STREAM, _INIT_STREAM, _GAIN_STREAM, _DROPOUT_STREAM = 1, 2, 3, 4
-_GAIN_PART = 8  # texts that are probed at once, with what one device holds
+_GAIN_PART = 16  # texts that are probed at once, with what one device holds
 _ENOUGH = 128  # texts on which to probe, where it could be more
 
 

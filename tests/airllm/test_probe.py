@@ -94,24 +94,27 @@ def test_each_device_is_probed_on_texts_of_its_own(base, head):
     # With fewer parts than devices, a part serves several.
     one = probe(base, head, held, candidates, parts[:1], width=2)
     np.testing.assert_allclose(
-        one.gain[1], probe(base, head, held[1:], candidates[1:], parts[:1], width=2).gain[0]
+        one.gain[1],
+        probe(base, head, held[1:], candidates[1:], parts[:1], width=2).gain[0],
+        rtol=1e-5,
     )
 
 
-def test_a_pooled_gain_is_the_mean_over_all_devices_texts_at_their_weights(base, head):
+@pytest.mark.parametrize("copies", [1, 20])  # of each device: by components, by weights
+def test_a_pooled_gain_is_the_mean_over_all_devices_texts_at_their_weights(base, head, copies):
     held = [Adapter.zero(base.specs), adapter_of(base, 2, seed=1)]
     candidates = [adapter_of(base, 2, seed=2), adapter_of(base, 3, seed=3)]
     ids = tokenize(base, TEXTS)
     parts = [collate(base, ids[:4], LABELS[:4]), collate(base, ids[4:], LABELS[4:])]
-    found = probe(base, head, held, candidates, parts, width=3).pooled_gain
+    found = probe(base, head, held * copies, candidates * copies, parts, width=3).pooled_gain
     expected = sum(
         len(part.labels)
         / len(TEXTS)
         * probe(base, head, [have] * 2, candidates, [part], width=3).gain
         for have, part in zip(held, parts, strict=True)
     )
-    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-6)
-    assert base.bank.slopes is None
+    np.testing.assert_allclose(found, np.tile(expected, (copies, 1, 1)), rtol=2e-3, atol=1e-6)
+    assert base.bank.watch is None
     # Where it is not asked for, and by itself, a device's pooled gain is its gain.
     apart = probe(base, head, held, candidates, parts, width=3, is_pooled=False)
     np.testing.assert_array_equal(apart.pooled_gain, apart.gain)
