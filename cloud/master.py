@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from airllm.lora import Adapter
 from airllm.ranks import Ranks
-from cloud.trainer import MaskedTrainer, Trajectory
+from cloud.masked import MaskedTrainer
+from cloud.trainer import Trajectory
 
 
 class TrajectoryMaster:

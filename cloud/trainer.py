@@ -1,15 +1,14 @@
-"""The cloud's fine-tuning of the master adapter, under one of three parametrisations.
+"""The cloud's fine-tuning of the master adapter, and what its other ways (`cloud.adalora`,
+`cloud.masked`) share with it.
 
-In remote mode the training of ``lora`` and ``adalora`` does not depend on what the air does, so a
+In remote mode the training of LoRA and AdaLoRA does not depend on what the air does, so a
 trajectory (the adapter after every round) is computed once and serves every policy and SNR of a
-sweep. ``masked``, the published scheme, trains under the ranks decided for the round and is
-stepped through `MaskedTrainer`.
+sweep. The published scheme trains under the ranks decided for the round.
 """
 
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ from airllm.tuning import Batch, BatchSampler, Head, collate, generator_for, los
 logger = logging.getLogger(__name__)
 
 # Keys of the independent random streams of the cloud; stream 0 is the head's.
-_BATCH_STREAM, _INIT_STREAM, _GAIN_STREAM, _DROPOUT_STREAM = 1, 2, 3, 4
+_BATCH_STREAM, INIT_STREAM, _GAIN_STREAM, _DROPOUT_STREAM = 1, 2, 3, 4
 _GAIN_PART = 16  # texts that are probed at once, with what one device holds
 _ENOUGH = 128  # texts on which to probe, where it could be more
 
@@ -146,8 +145,8 @@ def probe_texts(
     return [data.batch(base, part) for part in parts]
 
 
-class _Stepper:
-    """The optimiser loop that all three parametrisations share."""
+class Stepper:
+    """The optimiser loop that all ways of training share."""
 
     def __init__(
         self,
@@ -237,10 +236,9 @@ def train_lora(
     *,
     num_rounds: int,
     seed: int,
-    on_round: Callable[[int, float], None] | None = None,
 ) -> Trajectory:
     """Plain LoRA (Hu et al. 2021): W + (alpha / r_max) B A, with A Gaussian and B zero at first."""
-    generator = generator_for(seed, _INIT_STREAM)
+    generator = generator_for(seed, INIT_STREAM)
     scale = config.lora_alpha / config.r_max
     down, up = [], []
     for spec in base.specs:
@@ -249,7 +247,7 @@ def train_lora(
         up.append(
             torch.zeros(1, spec.out_features, config.r_max, device=base.device).requires_grad_()
         )
-    stepper = _Stepper(base, head, data, config, [*down, *up], num_rounds=num_rounds, seed=seed)
+    stepper = Stepper(base, head, data, config, [*down, *up], num_rounds=num_rounds, seed=seed)
     adapters, mean_losses = [], []
     for round_index in range(num_rounds):
         base.bank.load(down, up, scale)
@@ -265,182 +263,5 @@ def train_lora(
             )
         )
         logger.info("master round %d: training loss %.4f", round_index + 1, mean_losses[-1])
-        if on_round is not None:
-            on_round(round_index, mean_losses[-1])
     ranks = np.full((num_rounds, len(base.specs)), config.r_max)
     return Trajectory(tuple(adapters), ranks, np.array(mean_losses))
-
-
-def train_adalora(
-    base: BaseModel,
-    head: Head | None,
-    data: TrainingSet,
-    config: TrainingConfig,
-    *,
-    num_rounds: int,
-    seed: int,
-    on_round: Callable[[int, float], None] | None = None,
-) -> Trajectory:
-    """AdaLoRA (Zhang et al. 2023) by PEFT: P diag(E) Q pruned by sensitivity to a rank budget.
-
-    PEFT's allocator runs on its cubic schedule over the middle of the training; the ranks of a
-    round are the entries of E that are not zero then.
-    """
-    from peft import AdaLoraConfig, get_peft_model
-
-    total = num_rounds * config.steps_per_round
-    target = max(1, round(config.r_max * config.adalora_budget))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.SeedSequence(seed, spawn_key=(9,)).generate_state(1)[0]))
-        with warnings.catch_warnings():
-            # PEFT 0.21 reads an attribute that transformers 5 has renamed.
-            warnings.simplefilter("ignore", FutureWarning)
-            model: Any = get_peft_model(
-                base.network,
-                AdaLoraConfig(
-                    init_r=config.r_max,
-                    target_r=target,
-                    # From a first tenth without pruning to a last third with the budget fixed.
-                    tinit=total // 10,
-                    tfinal=total // 3,
-                    deltaT=max(1, config.steps_per_round // 10),
-                    total_step=max(total, 3),
-                    # PEFT divides by the number of ranks left; ours is alpha / r_max at full rank.
-                    lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
-                    lora_dropout=config.dropout,
-                    target_modules=[spec.name for spec in base.specs],
-                ),
-            )
-        layers: list[Any] = [base.network.get_submodule(spec.name) for spec in base.specs]
-        try:
-            parameters = [p for p in model.parameters() if p.requires_grad]
-            stepper = _Stepper(
-                base, head, data, config, parameters, num_rounds=num_rounds, seed=seed
-            )
-            adapters, ranks, mean_losses = [], [], []
-
-            def penalty() -> Tensor:
-                rows = [layer.lora_A["default"] for layer in layers]
-                rows += [layer.lora_B["default"].T for layer in layers]
-                return _orthogonality(rows, config.orthogonality)
-
-            def allocate(step: int) -> None:
-                # Gradients are still there: the allocator reads its sensitivities from them.
-                model.base_model.update_and_allocate(step + 1)
-
-            for round_index in range(num_rounds):
-                mean_losses.append(stepper.run_round(penalty=penalty, after_step=allocate))
-                down, up = [], []
-                for layer in layers:
-                    e = layer.lora_E["default"].detach()[:, 0]
-                    kept = e != 0
-                    scale = layer.scaling["default"] / (
-                        float(layer.ranknum["default"].detach()) + 1e-5
-                    )
-                    down.append(layer.lora_A["default"].detach()[kept].float().cpu().clone())
-                    weighted = layer.lora_B["default"].detach()[:, kept] * (e[kept] * scale)
-                    up.append(weighted.float().cpu())
-                adapters.append(Adapter(tuple(down), tuple(up)))
-                ranks.append(adapters[-1].ranks)
-                logger.info("AdaLoRA round %d: loss %.4f", round_index + 1, mean_losses[-1])
-                if on_round is not None:
-                    on_round(round_index, mean_losses[-1])
-        finally:
-            base.network = model.unload()
-            base.network.requires_grad_(False)
-    return Trajectory(tuple(adapters), np.stack(ranks), np.array(mean_losses))
-
-
-def _orthogonality(rows: Sequence[Tensor], weight: float) -> Tensor:
-    """Mean over matrices [rank, features] of |M M^T - I|_F, weighted (AdaLoRA, eq. 4)."""
-    total = rows[0].new_zeros(())
-    for m in rows:
-        m = m.float()
-        total = total + torch.linalg.matrix_norm(m @ m.T - torch.eye(len(m), device=m.device))
-    return weight * total / len(rows)
-
-
-class MaskedTrainer:
-    """The published scheme (arXiv 2507.11515): P diag(E) Q trained under the round's ranks.
-
-    A rank r leaves the *first* r components active, in training as on the air. Devices with
-    unequal ranks share one master, so a projection trains under the largest rank among them.
-    """
-
-    def __init__(
-        self,
-        base: BaseModel,
-        head: Head | None,
-        data: TrainingSet,
-        config: TrainingConfig,
-        *,
-        num_rounds: int,
-        seed: int,
-    ) -> None:
-        generator = generator_for(seed, _INIT_STREAM)
-        self.base, self.config = base, config
-
-        def matrix(*shape: int) -> Tensor:
-            values = 0.02 * torch.randn(1, *shape, generator=generator)
-            return values.to(base.device).requires_grad_()
-
-        self.down = [matrix(config.r_max, s.in_features) for s in base.specs]
-        self.up = [matrix(s.out_features, config.r_max) for s in base.specs]
-        self.weight = [
-            torch.zeros(1, config.r_max, device=base.device).requires_grad_() for _ in base.specs
-        ]
-        self._stepper = _Stepper(
-            base, head, data, config, [*self.down, *self.up, *self.weight],
-            num_rounds=num_rounds, seed=seed,
-        )  # fmt: skip
-
-    def run_round(self, ranks: NDArray[np.int64]) -> Adapter:
-        """Train one round under ``ranks`` [devices, projections]; the master it leaves."""
-        config, base = self.config, self.base
-        scale = config.lora_alpha / config.r_max
-        active = ranks.max(axis=0)
-        masks = [
-            (torch.arange(config.r_max, device=base.device) < int(r)).float()[None] * scale
-            for r in active
-        ]
-
-        def load() -> None:
-            weights = [w * m for w, m in zip(self.weight, masks, strict=True)]
-            base.bank.load(self.down, self.up, weights)
-
-        def penalty() -> Tensor:
-            rows = [d[0] for d in self.down] + [u[0].T for u in self.up]
-            return _orthogonality(rows, config.orthogonality)
-
-        base.bank.dropout = config.dropout
-        try:
-            self._stepper.run_round(before_step=load, penalty=penalty)
-        finally:
-            base.bank.clear()
-        return self.snapshot()
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that training goes on from, as tensors and numbers."""
-        return {
-            "parameters": [*self.down, *self.up, *self.weight],
-            "stepper": self._stepper.state_dict(),
-        }
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-        own = [*self.down, *self.up, *self.weight]
-        for parameter, value in zip(own, state["parameters"], strict=True):
-            parameter.copy_(value)
-        self._stepper.load_state_dict(state["stepper"])
-
-    def snapshot(self) -> Adapter:
-        """The master with E and the scaling folded into P, components in training order."""
-        scale = self.config.lora_alpha / self.config.r_max
-        return Adapter(
-            tuple(d.detach()[0].cpu().clone() for d in self.down),
-            tuple(
-                (u.detach() * w.detach()[:, None, :])[0].cpu() * scale
-                for u, w in zip(self.up, self.weight, strict=True)
-            ),
-        )

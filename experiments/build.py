@@ -21,18 +21,12 @@ from airllm.sharing import evaluate_many
 from airllm.tuning import Batch, Head, bucket, evaluate, tokenize, train_head
 from channel.cell import Cell
 from channel.config import ChannelConfig
+from cloud.adalora import train_adalora
+from cloud.masked import MaskedTrainer
 from cloud.master import MaskedMaster, TrajectoryMaster
 from cloud.rounds import Service
 from cloud.service import CloudService, Master
-from cloud.trainer import (
-    MaskedTrainer,
-    TrainingConfig,
-    TrainingSet,
-    Trajectory,
-    probe_texts,
-    train_adalora,
-    train_lora,
-)
+from cloud.trainer import TrainingConfig, TrainingSet, Trajectory, probe_texts, train_lora
 from edge.device import DeviceProfile
 from experiments.config import ExperimentConfig
 from experiments.extensions import is_own, make_own

@@ -20,15 +20,8 @@ from airllm.policy_file import save_policy
 from airllm.ranks import Ranks
 from channel.config import ChannelConfig
 from channel.config import preset_values as channel_preset
-from cloud.environment import (
-    DeviceText,
-    RankEnvironment,
-    Scenario,
-    Start,
-    World,
-    record,
-    reference_rule,
-)
+from cloud.environment import RankEnvironment
+from cloud.scenarios import DeviceText, Scenario, Start, World, record, reference_rule
 from experiments.build import workbench_for
 from experiments.config import ExperimentConfig
 from experiments.config_loader import dump_config, load_config

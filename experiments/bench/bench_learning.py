@@ -1,4 +1,4 @@
-"""Environment steps to a given reward: PPO with DDIM, and what could stand in DDIM's place.
+"""Environment steps to a given reward: PPO with DDIM, what could stand in its place, and without.
 
 python -m experiments.bench.bench_learning OUT [--config learn] [--set KEY=VALUE] [--jobs 2]
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -25,24 +24,29 @@ from experiments.config_loader import load_config
 from experiments.learn import Learner, make_environments
 from experiments.paths import find_config
 
-VARIANTS = {
-    "ppo-ddim": {},
-    "ppo": {"refiner": "none"},
-    "ppo-mlp": {"refiner": "mlp"},
-    "direct-ppo": {"proposer": "direct", "refiner": "none"},
+VARIANTS: dict[str, list[str]] = {
+    "ppo-ddim": [],
+    "ppo": ["policy.refiner=none"],
+    "ddim": ["policy.proposer=none"],
+    "ppo-mlp": ["policy.refiner=mlp"],
+    "direct-ppo": ["policy.proposer=direct", "policy.refiner=none"],
+    "unguided": ["policy.ddim.guidance=0"],
+    "myopic": ["policy.ppo.gamma=0"],
+    "no-complexity": ['policy.hide=["complexity"]'],
+    "no-link": ['policy.hide=["link"]'],
 }
+"""by name: what is set beside the configuration"""
 
-_shared: tuple[ExperimentConfig, RankEnvironment, RankEnvironment]
+_shared: tuple[RankEnvironment, RankEnvironment]
 
 
-def learn(name: str, out: Path) -> None:
+def learn(config: ExperimentConfig, name: str, out: Path) -> None:
     """One variant, in environments that a forked process has to itself."""
-    config, training, held_out = _shared
+    training, held_out = _shared
     # A process may learn several, one after the other.
     training.seed(config.seed)
     training.num_steps = 0
-    policy = dataclasses.replace(config.policy, **VARIANTS[name])
-    Learner(dataclasses.replace(config, policy=policy), training, held_out).run(
+    Learner(config, training, held_out).run(
         out / name, lambda what, done, total: print(f"{name}: {what} {done}/{total}", flush=True)
     )
 
@@ -56,17 +60,22 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
-    config = load_config(
-        ExperimentConfig, find_config(arguments.config), arguments.sets, presets=PRESETS
+    configs = {
+        name: load_config(
+            ExperimentConfig, find_config(arguments.config), arguments.sets + VARIANTS[name],
+            presets=PRESETS,
+        )
+        for name in arguments.variants
+    }  # fmt: skip
+    # Recorded is what does not depend on what learns.
+    _shared = make_environments(
+        next(iter(configs.values())),
+        lambda what, done, total: print(f"{what} {done}/{total}", flush=True),
     )
-    environments = make_environments(
-        config, lambda what, done, total: print(f"{what} {done}/{total}", flush=True)
-    )
-    _shared = (config, *environments)
     # Forked, so that the base model and all that was recorded are there once.
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
-        for task in [pool.submit(learn, name, arguments.out) for name in arguments.variants]:
+        for task in [pool.submit(learn, c, name, arguments.out) for name, c in configs.items()]:
             task.result()
     curves = {name: curve(arguments.out / name) for name in arguments.variants}
     print("held-out nats below the reference rule, by environment steps")

@@ -6,7 +6,7 @@ One step is a decision, PPO's 16 numbers refined by 50 DDIM steps of two network
 batch of 32 trained under the ranks decided: P diag(E) Q with dropout and the orthogonality penalty,
 on q, k, v, out, fc1 and fc2 of every block, by AdamW in fp32. The model has OPT-125M's shape (72
 projections) and random weights, on which speed does not depend; texts are 8 to 40 random tokens.
-Ours is policy `paper` and `cloud.trainer.MaskedTrainer` with the settings of `configs/paper.toml`.
+Ours is policy `paper` and `cloud.masked.MaskedTrainer` with the settings of `configs/paper.toml`.
 
 The plain one is written here: a module around each linear layer, x Q^T at r_max times the mask
 times P^T; shuffled batches padded to their longest text; transformers' default attention. All of
@@ -41,7 +41,8 @@ from airllm.paper_policy import PaperPolicy
 from airllm.policies import PolicyConfig, make_policy
 from airllm.tiny import byte_tokenizer
 from airllm.tuning import Head, losses
-from cloud.trainer import MaskedTrainer, TrainingConfig, TrainingSet
+from cloud.masked import MaskedTrainer
+from cloud.trainer import TrainingConfig, TrainingSet
 from experiments.bench.bench_decide import observation
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import load_config

@@ -7,14 +7,9 @@ import torch
 from airllm.lora import Adapter
 from airllm.models import ModelConfig, load_base
 from airllm.tuning import Head, bucket, evaluate, tokenize
-from cloud.trainer import (
-    MaskedTrainer,
-    TrainingConfig,
-    TrainingSet,
-    probe_texts,
-    train_adalora,
-    train_lora,
-)
+from cloud.adalora import train_adalora
+from cloud.masked import MaskedTrainer
+from cloud.trainer import TrainingConfig, TrainingSet, probe_texts, train_lora
 
 # The label is the order of the two words: mean-pooled features of a frozen random model hardly
 # tell, so a head alone is near chance and an adapter is needed.
