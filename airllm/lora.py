@@ -175,7 +175,8 @@ class AdapterBank:
         self.generator: torch.Generator | None = None
         self.watch: Callable[[int, Tensor, Tensor], None] | None = None
         """is shown, in a backward pass, each projection's number, its input [..., in] and the
-        gradient of its output [..., out]; with it there is a backward pass, whatever is trained"""
+        gradient of its output [..., out], as often as the pass went through it; with it there is a
+        backward pass, whatever is trained"""
         self._handles = [
             module.register_forward_hook(self._hook(p)) for p, module in enumerate(modules)
         ]
@@ -216,7 +217,7 @@ class AdapterBank:
                 result.register_hook(partial(self.watch, projection, args[0].detach()))
             return result
 
-        def add_update(x: Tensor, output: Tensor) -> Tensor:  # x [devices * batch, tokens, in]
+        def add_update(x: Tensor, output: Tensor) -> Tensor:  # x [..., in], device-major
             factors = self._factors[projection]
             if factors is None:
                 return output

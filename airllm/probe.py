@@ -57,8 +57,9 @@ def probe(
 
     The texts, in ``parts``, are dealt out to the devices by turns; where there are too few, some
     parts serve several. ``width`` is the size of the rank axis of the result. One backward pass for
-    each device and part, which shows every projection's input x and the gradient g of its output:
-    by a component sigma u v^T the loss changes by the sum over tokens of sigma (v^T x) (u^T g).
+    each device and part, which shows every projection's input x and the gradient delta of its
+    output: by a component sigma u v^T the loss changes by the sum over tokens of
+    sigma (v^T x) (u^T delta).
     Without ``is_pooled`` the pooled gain is the device's own.
     """
     dealt = [parts[i % len(parts) :: len(held)] for i in range(len(held))]
@@ -83,22 +84,23 @@ class _Sums:
     """
 
     def __init__(self, base: BaseModel, candidates: Sequence[Adapter]) -> None:
-        self.base, self.count = base, 0
-        self._own: list[list[_Factors]] = [[] for _ in candidates]  # [devices][projections]
-        self._all: list[_Factors | None] = []
-        self._sums: list[Tensor] = []  # [components of all devices], or [out, in]
+        self.base, self.candidates, self.count = base, candidates, 0
         ranks = np.stack([candidate.ranks for candidate in candidates])
         self._ends = np.cumsum(ranks, axis=0)  # [devices, projections] of each one's components
+        self._all: list[_Factors | None] = []
+        self._sums: list[Tensor] = []  # [components of all devices], or [out, in]
         for p, spec in enumerate(base.specs):
-            down = torch.cat([c.down[p] for c in candidates]).to(base.device)
-            up = torch.cat([c.up[p].mT for c in candidates]).to(base.device)
-            is_dense = spec.in_features * spec.out_features < len(down) * spec.params_per_rank
-            shape = (spec.out_features, spec.in_features) if is_dense else (len(down),)
+            # What the device itself sends is multiplied in either case.
+            others = ranks[:, p].sum() - ranks[:, p].mean()
+            shape: tuple[int, ...] = (spec.out_features, spec.in_features)
+            if spec.in_features * spec.out_features < others * spec.params_per_rank:
+                self._all.append(None)
+            else:
+                shape = (int(ranks[:, p].sum()),)
+                down = torch.cat([c.down[p] for c in candidates])
+                up = torch.cat([c.up[p].mT for c in candidates])
+                self._all.append((down.to(base.device), up.to(base.device)))
             self._sums.append(torch.zeros(shape, device=base.device))
-            self._all.append(None if is_dense else (down, up))
-            pieces = [part.split(ranks[:, p].tolist()) for part in (down, up)]
-            for own, *factors in zip(self._own, *pieces, strict=True):
-                own.append((factors[0], factors[1]))
 
     def probe(
         self, head: Head | None, device: int, held: Adapter, batches: Sequence[Batch], width: int
@@ -109,61 +111,63 @@ class _Sums:
         count, num_texts = _count(base, batches), sum(len(batch.labels) for batch in batches)
         self.count += count
         for batch in batches:
-            table = np.zeros((len(batch.labels), len(base.specs), width), dtype=np.float32)
+            table = torch.zeros(len(batch.labels), len(base.specs), width, device=base.device)
 
-            def watch(
-                p: int, x: Tensor, gradient: Tensor, table: NDArray[np.float32] = table
-            ) -> None:
-                x, gradient = x.flatten(0, -2).float(), gradient.flatten(0, -2).float()
-                own = self._add(device, p, x, gradient)  # [rank, tokens]
+            def watch(p: int, x: Tensor, delta: Tensor, table: Tensor = table) -> None:
+                own = self._add(device, p, x.flatten(0, -2).float(), delta.flatten(0, -2).float())
                 each = own.unflatten(1, (len(table), -1)).sum(dim=2)  # [rank, texts]
-                table[:, p, : len(own)] = each.T.cpu().numpy()
+                table[:, p, : len(own)] += each.T  # a module may be passed more than once
 
-            base.bank.load_adapters([held], base.device)
-            base.bank.watch = watch
             try:
+                base.bank.load_adapters([held], base.device)
+                base.bank.watch = watch
                 loss, _ = losses(base, head, batch)
                 loss.sum().backward()
             finally:
                 base.bank.clear()
             # In a causal model a text counts by its tokens.
-            tables.append(table * (-num_texts / count))
+            tables.append(table.cpu().numpy() * np.float32(-num_texts / count))
         return np.concatenate(tables)
 
-    def _add(self, device: int, projection: int, x: Tensor, gradient: Tensor) -> Tensor:
-        """Count in x [tokens, in] and gradient [tokens, out]; [rank, tokens] the device's own."""
+    def _add(self, device: int, projection: int, x: Tensor, delta: Tensor) -> Tensor:
+        """Count in x [tokens, in] and delta [tokens, out]; [rank, tokens] the device's own."""
         factors, total = self._all[projection], self._sums[projection]
         if factors is None:
-            total.addmm_(gradient.T, x)
-            return _changes(self._own[device][projection], x, gradient)
-        changes = _changes(factors, x, gradient)
+            total.addmm_(delta.T, x)
+            return _changes(self._own(device, projection), x, delta)
+        changes = _changes(factors, x, delta)
         total += changes.sum(dim=1)
         end = self._ends[device, projection]
-        return changes[end - len(self._own[device][projection][0]) : end]
+        return changes[end - len(self.candidates[device].down[projection]) : end]
+
+    def _own(self, device: int, projection: int) -> _Factors:
+        candidate = self.candidates[device]
+        down, up = candidate.down[projection], candidate.up[projection].mT
+        return down.to(self.base.device), up.to(self.base.device)
 
     def pooled_gain(self, width: int) -> Array:
         """[devices, projections, width] decreases of the mean loss."""
-        found = np.zeros((len(self._own), len(self._sums), width))
+        shape = (len(self.candidates), len(self._sums), width)
+        found = torch.zeros(shape, device=self.base.device)
         for p, (factors, total) in enumerate(zip(self._all, self._sums, strict=True)):
-            for i, own in enumerate(self._own):
-                down, up = own[p]
-                end = self._ends[i, p]
+            for i in range(len(self.candidates)):
+                end, rank = self._ends[i, p], len(self.candidates[i].down[p])
                 if factors is None:
-                    part = ((up @ total) * down).sum(dim=1)
+                    down, up = self._own(i, p)
+                    found[i, p, :rank] = ((up @ total) * down).sum(dim=1)
                 else:
-                    part = total[end - len(down) : end]
-                found[i, p, : len(down)] = part.double().cpu().numpy()
-        return found / -self.count
+                    found[i, p, :rank] = total[end - rank : end]
+        return found.double().cpu().numpy() / -self.count
 
 
 _Factors = tuple[Tensor, Tensor]
 """of components: down [rank, in] and, transposed, up [rank, out]"""
 
 
-def _changes(factors: _Factors, x: Tensor, gradient: Tensor) -> Tensor:
-    """[rank, tokens] of the loss by each component, of x [tokens, in], gradient [tokens, out]."""
+def _changes(factors: _Factors, x: Tensor, delta: Tensor) -> Tensor:
+    """[rank, tokens] of the loss by each component, of x [tokens, in] and delta [tokens, out]."""
     down, up = factors
-    return (down @ x.T) * (up @ gradient.T)
+    return (down @ x.T) * (up @ delta.T)
 
 
 def _count(base: BaseModel, batches: Sequence[Batch]) -> int:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 # Keys of the independent random streams of the cloud; stream 0 is the head's.
 _BATCH_STREAM, INIT_STREAM, _GAIN_STREAM, _DROPOUT_STREAM = 1, 2, 3, 4
-_GAIN_PART = 16  # texts that are probed at once, with what one device holds
+_GAIN_PART = 16  # texts at most that are probed at once, with what one device holds
 _ENOUGH = 128  # texts on which to probe, where it could be more
 
 
@@ -140,8 +140,9 @@ def probe_texts(
     count = max(num_held * config.gain_examples, min(num_devices * config.gain_examples, _ENOUGH))
     sampler = BatchSampler(len(data.ids), count, seed, _GAIN_STREAM)
     index = sampler.indices(round_index)
-    size = min(_GAIN_PART, config.gain_examples)
-    parts = [index[i : i + size] for i in range(0, len(index), size)]
+    # As many parts for each adapter, so that all have their share.
+    number = num_held * -(-len(index) // (num_held * _GAIN_PART))
+    parts = np.array_split(index, min(number, len(index)))
     return [data.batch(base, part) for part in parts]
 
 

@@ -3,9 +3,10 @@
 python -m experiments.bench.bench_worth [--config headline] [--set KEY=VALUE ...] [--share 0.39]
 
 The first rounds of one device, which takes in every round what `second-order` plans by the texts of
-all devices. A plan has `share` of the bits of one rank everywhere; it is made by each importance on
-the texts of one device, and on those of all. Losses are in nats; `promised` is by what the worths
-of the plan's components add up to lower the loss (energy and Fisher information promise nothing).
+all devices (128 at most). A plan has `share` of the bits of one rank everywhere; it is made by each
+importance on the texts of one device, and on those of all. Losses are in nats; `promised` is by
+what the worths of the plan's components add up to lower the loss (energy and Fisher information
+promise nothing).
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def main() -> None:
                     f" {before[1]:8.3f}{after[1]:8.3f}",
                     flush=True,
                 )
-                following = plan
+                if importance == "second-order":
+                    following = plan
         held = following
 
 

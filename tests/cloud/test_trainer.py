@@ -113,6 +113,7 @@ def test_probe_texts_differ_between_rounds_and_repeat(world):
     assert not torch.equal(texts(0)[0].input_ids, texts(3)[0].input_ids)
     # Each adapter has texts to itself; what devices have in common has those of several.
     assert [len(part.labels) for part in texts(0, 3, 3, examples=4)] == [4, 4, 4]
+    assert [len(part.labels) for part in texts(0, 1, 1, examples=20)] == [10, 10]
     assert sum(len(part.labels) for part in texts(0, 3, 1, examples=4)) == 12
     assert sum(len(part.labels) for part in texts(0, 1, 1, examples=4)) == 4
 

@@ -7,7 +7,7 @@ import pytest
 
 from airllm.policies import make_policy
 from cloud.environment import RankEnvironment
-from cloud.scenarios import Episode, reference_rule
+from cloud.scenarios import Episode, Scenario, record, reference_rule
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import load_config
 from experiments.learn import build_scenarios, make_learner
@@ -162,7 +162,6 @@ def test_scenarios_span_codings_sharers_and_rounds(config):
 
 def test_a_recorded_run_is_the_run_that_the_federation_makes(tiny_toml):
     """The environment's short cut and the real round agree on ranks, losses and deliveries."""
-    from cloud.scenarios import record
     from experiments.learn import _world
 
     for coding in ("absolute", "residual"):
@@ -191,7 +190,6 @@ def test_a_recorded_run_is_the_run_that_the_federation_makes(tiny_toml):
             run_simulation(config)
         for start, (ranks, loss) in zip(starts, seen, strict=True):
             np.testing.assert_allclose(start.loss, loss, rtol=1e-4)
-            from cloud.scenarios import Scenario
 
             episode = Episode(
                 Scenario(start, config.channel, config.seed, 0), start.loss, start.first_loss
@@ -203,7 +201,6 @@ def test_a_recorded_run_is_the_run_that_the_federation_makes(tiny_toml):
 def test_a_recording_probes_on_the_texts_that_a_run_would(tiny_toml, coding, held):
     from dataclasses import replace
 
-    from cloud.scenarios import record
     from experiments.learn import _world
 
     config = config_of(tiny_toml, f"payload.coding={coding}", "learn.examples=8")
