@@ -43,7 +43,8 @@ def candidates_of(
     """The update that could be sent to each device, in SVD form and in order of importance.
 
     With residual coding it is what the master has and the device has not; else the master, whatever
-    the device has. ``texts`` gives what an importance needs to probe so many adapters on, in parts.
+    the device has; `second-order` is then the gain halfway between nothing and the master, by the
+    midpoint rule. ``texts`` gives what an importance needs to probe so many adapters on, in parts.
     """
     if importance == "first":
         return _same_for_all(master, len(held), r_max)
@@ -53,6 +54,9 @@ def candidates_of(
     adapters = [svd_form(master if i < 0 else master.minus(held[i]), r_max) for i in distinct]
     zero = Adapter.zero(base.specs)
     probed_at = [zero if i < 0 else held[i] for i in distinct]
+    if importance == "second-order" and not is_residual:
+        # As long a step as the whole update: halfway along it, gains add up to what it brings.
+        probed_at, importance = [adapter.scaled(0.5) for adapter in adapters], "gain"
     parts = () if importance == "energy" else texts(len(distinct))
     found = ordered(
         base, head, adapters, probed_at, importance=importance, r_max=r_max, batches=parts

@@ -76,6 +76,10 @@ class Adapter:
             tuple(up[:, index] for up, index in zip(self.up, order, strict=True)),
         )
 
+    def scaled(self, factor: float) -> Adapter:
+        """That many times the update."""
+        return Adapter(self.down, tuple(factor * up for up in self.up))
+
     def plus(self, other: Adapter) -> Adapter:
         """The exact sum, by stacking factors: ranks add."""
         return Adapter(
@@ -85,7 +89,7 @@ class Adapter:
 
     def minus(self, other: Adapter) -> Adapter:
         """The exact difference, by stacking factors: ranks add."""
-        return self.plus(Adapter(other.down, tuple(-up for up in other.up)))
+        return self.plus(other.scaled(-1.0))
 
     def completed(self, other: Adapter) -> Adapter:
         """These components, and those of ``other`` that stand in places beyond them."""
