@@ -59,8 +59,7 @@ def probe(
     parts serve several. ``width`` is the size of the rank axis of the result. One backward pass for
     each device and part, which shows every projection's input x and the gradient delta of its
     output: by a component sigma u v^T the loss changes by the sum over tokens of
-    sigma (v^T x) (u^T delta).
-    Without ``is_pooled`` the pooled gain is the device's own.
+    sigma (v^T x) (u^T delta). Without ``is_pooled`` the pooled gain is the device's own.
     """
     dealt = [parts[i % len(parts) :: len(held)] for i in range(len(held))]
     if is_pooled and len(held) > 1 and any(c.ranks.any() for c in candidates):
