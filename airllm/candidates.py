@@ -81,7 +81,10 @@ def ordered(
         return Candidates(list(updates), energy, energy)
     at = [Adapter.zero(base.specs)] * len(held) if importance == "gain-at-start" else held
     is_pooled = importance in ("second-order", "gain-at-start")
-    found = probe(base, head, at, updates, batches, width=r_max, is_pooled=is_pooled)
+    found = probe(
+        base, head, at, updates, batches,
+        width=r_max, is_pooled=is_pooled, with_curvature=importance == "second-order",
+    )  # fmt: skip
     if importance == "second-order":
         worth = second_order_worth(found, np.array([s.params_per_rank for s in base.specs]))
     elif importance == "gain-at-start":

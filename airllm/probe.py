@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from airllm.lora import Adapter
 from airllm.models import BaseModel
-from airllm.tuning import Batch, Head, losses
+from airllm.tuning import Batch, Head, generator_for, predictions
 
 Array = NDArray[np.float64]
 
@@ -31,6 +32,10 @@ class Probe:
     pooled_gain: Array
     """[devices, projections, rank] mean over all texts, each one's gradient being taken at what the
     device holds whose text it is: with less noise than a device's own, and not quite its place"""
+    curvature: list[NDArray[np.float32]] | None = None
+    """a table [texts, projections, rank] for each device, of its own texts at what it holds; the
+    mean of its rows' outer products is an estimate, without bias, of the Fisher information of the
+    components' scales"""
 
     @property
     def gain(self) -> Array:
@@ -52,27 +57,35 @@ def probe(
     *,
     width: int,
     is_pooled: bool = True,
+    with_curvature: bool = False,
 ) -> Probe:
     """Probe every device's candidate components at what the device holds now.
 
     The texts, in ``parts``, are dealt out to the devices by turns; where there are too few, some
     parts serve several. ``width`` is the size of the rank axis of the result. One backward pass for
-    each device and part, which shows every projection's input x and the gradient delta of its
-    output: by a component sigma u v^T the loss changes by the sum over tokens of
-    sigma (v^T x) (u^T delta). Without ``is_pooled`` the pooled gain is the device's own.
+    each device and part shows every projection's input x and the gradient delta of its output: by a
+    component sigma u v^T the loss changes by the sum over tokens of sigma (v^T x) (u^T delta).
+    ``with_curvature`` there is a second one. Without ``is_pooled`` the pooled gain is the device's
+    own.
     """
     dealt = [parts[i % len(parts) :: len(held)] for i in range(len(held))]
     if is_pooled and len(held) > 1 and any(c.ranks.any() for c in candidates):
         sums = _Sums(base, candidates)
-        by_text = [sums.probe(head, i, held[i], dealt[i], width) for i in range(len(held))]
-        return Probe(by_text, sums.pooled_gain(width))
-    by_text = [
-        _Sums(base, [candidate]).probe(head, 0, have, own, width)
-        if candidate.ranks.any()
-        else np.zeros((1, len(base.specs), width), dtype=np.float32)
-        for have, candidate, own in zip(held, candidates, dealt, strict=True)
-    ]
-    return Probe(by_text, np.stack([each.mean(axis=0, dtype=float) for each in by_text]))
+        tables = [
+            sums.probe(head, i, held[i], dealt[i], width, with_curvature) for i in range(len(held))
+        ]
+        pooled = sums.pooled_gain(width)
+    else:
+        nothing = np.zeros((2, 1, len(base.specs), width), dtype=np.float32)
+        tables = [
+            _Sums(base, [candidate]).probe(head, 0, have, own, width, with_curvature)
+            if candidate.ranks.any()
+            else nothing
+            for have, candidate, own in zip(held, candidates, dealt, strict=True)
+        ]
+        pooled = np.stack([each[0].mean(axis=0, dtype=float) for each in tables])
+    curvature = [each[1] for each in tables] if with_curvature else None
+    return Probe([each[0] for each in tables], pooled, curvature)
 
 
 class _Sums:
@@ -102,31 +115,50 @@ class _Sums:
             self._sums.append(torch.zeros(shape, device=base.device))
 
     def probe(
-        self, head: Head | None, device: int, held: Adapter, batches: Sequence[Batch], width: int
+        self,
+        head: Head | None,
+        device: int,
+        held: Adapter,
+        batches: Sequence[Batch],
+        width: int,
+        with_curvature: bool,
     ) -> NDArray[np.float32]:
-        """Count a device's texts in; the decreases [texts, projections, width] by its own
-        components."""
-        base, tables = self.base, []
+        """Count a device's texts in; the tables [1 or 2, texts, projections, width] of its own
+        components: decreases of the loss and, ``with_curvature``, that of `Probe.curvature`."""
+        base, found = self.base, []
+        generator = generator_for(0, device=base.device)  # the same signs in every probe
         count, num_texts = _count(base, batches), sum(len(batch.labels) for batch in batches)
         self.count += count
+        tables, is_first = torch.empty(0), True  # of the batch and of its first backward pass
+
+        def watch(p: int, x: Tensor, delta: Tensor) -> None:
+            x, delta = x.flatten(0, -2).float(), delta.flatten(0, -2).float()
+            if is_first:
+                table, own = tables[0], self._add(device, p, x, delta)
+            else:
+                table, own = tables[1], _changes(self._own(device, p), x, delta)
+            each = own.unflatten(1, (len(table), -1)).sum(dim=2)  # [rank, texts]
+            table[:, p, : len(own)] += each.T  # a module may be passed more than once
+
         for batch in batches:
-            table = torch.zeros(len(batch.labels), len(base.specs), width, device=base.device)
-
-            def watch(p: int, x: Tensor, delta: Tensor, table: Tensor = table) -> None:
-                own = self._add(device, p, x.flatten(0, -2).float(), delta.flatten(0, -2).float())
-                each = own.unflatten(1, (len(table), -1)).sum(dim=2)  # [rank, texts]
-                table[:, p, : len(own)] += each.T  # a module may be passed more than once
-
+            size = (1 + with_curvature, len(batch.labels), len(base.specs), width)
+            tables, is_first = torch.zeros(size, device=base.device), True
             try:
                 base.bank.load_adapters([held], base.device)
                 base.bank.watch = watch
-                loss, _ = losses(base, head, batch)
-                loss.sum().backward()
+                logits, target = predictions(base, head, batch)
+                loss = F.cross_entropy(logits, target, reduction="sum")
+                loss.backward(retain_graph=with_curvature)
+                if with_curvature:
+                    is_first = False
+                    logits.backward(_fisher_root(logits.detach(), generator))
             finally:
                 base.bank.clear()
-            # In a causal model a text counts by its tokens.
-            tables.append(table.cpu().numpy() * np.float32(-num_texts / count))
-        return np.concatenate(tables)
+            # In a causal model a text counts by its tokens, each of which has a curvature.
+            tables[0] *= -num_texts / count
+            tables[1:] *= (num_texts / count) ** 0.5
+            found.append(tables.cpu().numpy())
+        return np.concatenate(found, axis=1)
 
     def _add(self, device: int, projection: int, x: Tensor, delta: Tensor) -> Tensor:
         """Count in x [tokens, in] and delta [tokens, out]; [rank, tokens] the device's own."""
@@ -169,6 +201,23 @@ def _changes(factors: _Factors, x: Tensor, delta: Tensor) -> Tensor:
     return (down @ x.T) * (up @ delta.T)
 
 
+def _fisher_root(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """[predictions, classes] B z with random signs z, so that the mean of B z (B z)^T is B B^T =
+    diag(p) - p p^T, the Hessian of the cross-entropy.
+
+    With q = sqrt p, a unit vector, B is diag(q) times an orthonormal basis of all that is
+    orthogonal to q: the reflection that maps the first axis to -q, without that axis. So there is
+    one sign less than classes, and none of two classes is left to chance.
+    """
+    q = logits.float().softmax(dim=-1).sqrt()
+    z = 2.0 * torch.randint(0, 2, q.shape, generator=generator, device=q.device) - 1.0
+    z[..., 0] = 0.0
+    normal = q.clone()
+    normal[..., 0] += 1.0
+    z -= normal * ((normal * z).sum(dim=-1, keepdim=True) / normal[..., :1])
+    return (q * z).to(logits.dtype)
+
+
 def _count(base: BaseModel, batches: Sequence[Batch]) -> int:
     """Terms of the loss: texts, or predicted tokens."""
     if base.config.task == "causal":
@@ -179,16 +228,18 @@ def _count(base: BaseModel, batches: Sequence[Batch]) -> int:
 def second_order_worth(found: Probe, cost: NDArray[np.floating]) -> Array:
     """[devices, projections, rank] decrease of the loss by each component after those before it.
 
-    A set S of components is expected to lower the loss by the sum of their pooled gains less half
-    the mean, over the device's texts n, of (sum of d_ni over S)^2, where d_ni is by how much
-    component i lowers the loss of text n to first order: the quadratic model of the loss with the
-    empirical Fisher information in the Hessian's place. So what pulls a text where others pull it
-    already is worth less and less, and no set steps too far. Components are taken one after
-    another, the one that brings most for its ``cost`` [projections] first; one that would bring
-    nothing any more has no worth.
+    A set S of components is expected to lower the loss by the sum of their pooled gains g less half
+    of s^T F s, with ones in s for S: the quadratic model of the loss with the Fisher information F
+    (the generalised Gauss-Newton matrix of the cross-entropy) in the Hessian's place, estimated by
+    the mean over the device's texts n of (sum of c_ni over S)^2, c the table of its curvature. So
+    what pulls a text where others pull it already is worth less and less, and no set steps too far.
+    Components are taken one after another, the one that brings most for its ``cost`` [projections]
+    first; one that would bring nothing any more has no worth.
     """
+    if found.curvature is None:
+        raise ValueError("a worth of second order needs a probe with_curvature")
     worth = np.zeros_like(found.pooled_gain)
-    for i, each in enumerate(found.by_text):
+    for i, each in enumerate(found.curvature):
         table = each.reshape(len(each), -1).astype(float)  # [texts, components]
         paid = np.repeat(cost, each.shape[2])
         # What each one would bring now.

@@ -93,17 +93,22 @@ def bucket(
     return [collate(base, [ids[i] for i in c], [int(labels[i]) for i in c]) for c in chunks]
 
 
-def losses(base: BaseModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and correctness, [batch] (classify) or [predicted tokens] (causal)."""
+def predictions(base: BaseModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits and targets of what is predicted: [batch, classes] and [batch] (classify), or
+    [predicted tokens, vocabulary] and [predicted tokens] (causal)."""
     if base.config.task == "causal":
         logits = base.hidden(batch.input_ids, batch.attention_mask)[:, :-1]
-        logits = logits.flatten(0, 1)[batch.predicted]  # [predicted tokens, vocabulary]
         target = batch.input_ids[:, 1:].flatten()[batch.predicted]
-    else:
-        if head is None:
-            raise ValueError("a model of task 'classify' needs a head")
-        features = base.pooled(batch.input_ids, batch.attention_mask)
-        logits, target = base.logits(features, head.weight, head.bias), batch.labels
+        return logits.flatten(0, 1)[batch.predicted], target
+    if head is None:
+        raise ValueError("a model of task 'classify' needs a head")
+    features = base.pooled(batch.input_ids, batch.attention_mask)
+    return base.logits(features, head.weight, head.bias), batch.labels
+
+
+def losses(base: BaseModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and correctness, [batch] (classify) or [predicted tokens] (causal)."""
+    logits, target = predictions(base, head, batch)
     loss = F.cross_entropy(logits, target, reduction="none")
     return loss, logits.argmax(dim=-1) == target
 

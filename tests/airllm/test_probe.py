@@ -7,8 +7,8 @@ from transformers import AlbertConfig, AlbertModel
 
 from airllm.lora import Adapter
 from airllm.models import BaseModel, ModelConfig, load_base
-from airllm.probe import Probe, probe, second_order_worth
-from airllm.tuning import Head, bucket, collate, evaluate, losses, tokenize
+from airllm.probe import Probe, _fisher_root, probe, second_order_worth
+from airllm.tuning import Head, bucket, collate, evaluate, losses, predictions, tokenize
 
 TEXTS = [f"text number {i} with {'more ' * (i % 5)}words" for i in range(12)]
 LABELS = [i % 3 for i in range(12)]
@@ -161,11 +161,19 @@ def test_a_pooled_gain_is_the_mean_over_all_devices_texts_at_their_weights(base,
 def test_where_there_is_nothing_to_send_nothing_is_worth_anything(base, head, ranks, is_pooled):
     candidates = [adapter_of(base, rank, seed=2) for rank in ranks]
     batch = collate(base, tokenize(base, TEXTS), LABELS)
-    found = probe(base, head, candidates, candidates, [batch], width=2, is_pooled=is_pooled)
+    found = probe(
+        base, head, candidates, candidates, [batch],
+        width=2, is_pooled=is_pooled, with_curvature=True,
+    )  # fmt: skip
     worth = second_order_worth(found, np.ones(len(base.specs)))
     assert worth.shape == (len(ranks), len(base.specs), 2)
     for rank, own in zip(ranks, worth, strict=True):
         assert own.any() == (rank > 0)
+
+
+def probe_of(table):
+    """Of one device, whose texts' gains [texts, projections, 1] are as large as their curvature."""
+    return Probe([table], table.mean(axis=0, dtype=float)[None], [table])
 
 
 def test_components_that_pull_a_text_the_same_way_are_worth_less_together():
@@ -173,20 +181,20 @@ def test_components_that_pull_a_text_the_same_way_are_worth_less_together():
     table = np.zeros((4, 3, 1), dtype=np.float32)
     table[:2, 0] = table[:2, 1] = 0.8
     table[2:, 2] = 0.7
-    found = Probe([table], table.mean(axis=0, dtype=float)[None])
+    found = probe_of(table)
     worth = second_order_worth(found, np.ones(3))[0, :, 0]
     first = 0.4 - 0.5 * 0.5 * 0.64
     assert worth[0] == pytest.approx(first)
     assert worth[2] == pytest.approx(0.35 - 0.5 * 0.5 * 0.49)
     assert worth[1] == 0.0  # 0.24 less the 0.32 that they have in common
     # Small steps do not get into each other's way.
-    small = Probe([table * 1e-4], found.pooled_gain * 1e-4)
+    small = probe_of(table * 1e-4)
     np.testing.assert_allclose(second_order_worth(small, np.ones(3)), small.pooled_gain, rtol=2e-4)
 
 
 def test_what_brings_more_for_its_cost_comes_first():
     table = np.full((2, 2, 1), 0.5, dtype=np.float32)
-    found = Probe([table], table.mean(axis=0, dtype=float)[None])
+    found = probe_of(table)
     worth = second_order_worth(found, np.array([10.0, 1.0]))[0, :, 0]
     assert worth[1] == pytest.approx(0.375)
     assert worth[0] == pytest.approx(0.125)
@@ -195,10 +203,72 @@ def test_what_brings_more_for_its_cost_comes_first():
 def test_worth_falls_along_the_order_of_selection(base, head):
     candidates = [adapter_of(base, 3, seed=2)]
     batch = collate(base, tokenize(base, TEXTS), LABELS)
-    found = probe(base, head, [Adapter.zero(base.specs)], candidates, [batch], width=3)
+    held = [Adapter.zero(base.specs)]
+    found = probe(base, head, held, candidates, [batch], width=3, with_curvature=True)
     worth = second_order_worth(found, np.ones(len(base.specs)))[0]
     assert 0.0 < worth.sum() < np.maximum(found.gain, 0.0).sum()
     # The model of the loss at all that has any worth is the sum of it, up to the running minimum.
     chosen = worth > 0.0
-    pull = found.by_text[0][:, chosen].sum(axis=1)
+    pull = found.curvature[0][:, chosen].sum(axis=1)
     assert worth.sum() <= found.pooled_gain[0][chosen].sum() - 0.5 * np.mean(pull**2) + 1e-6
+
+
+def test_the_signs_of_a_prediction_have_the_hessian_of_the_cross_entropy_on_average():
+    logits = torch.tensor([0.3, -1.2, 1.9])
+    roots = _fisher_root(logits.expand(4000, 3), torch.Generator().manual_seed(1))
+    p = logits.softmax(dim=0)
+    hessian = torch.diag(p) - torch.outer(p, p)
+    torch.testing.assert_close(roots.T @ roots / 4000, hessian, rtol=0, atol=0.01)
+    torch.testing.assert_close(roots.sum(dim=1), torch.zeros(4000))
+    one = _fisher_root(logits[None, :2], torch.Generator().manual_seed(1))
+    p = logits[:2].softmax(dim=0)
+    torch.testing.assert_close(one.T @ one, torch.diag(p) - torch.outer(p, p))
+
+
+@pytest.mark.parametrize("name", ["tiny:bert", "tiny:opt"])
+def test_the_curvature_is_the_fisher_information_of_the_components(head, name, monkeypatch):
+    is_causal = name == "tiny:opt"
+    config = ModelConfig(
+        name=name, task="causal" if is_causal else "classify", precision="fp32", device="cpu"
+    )
+    base = load_base(config, seed=0)
+    head = None if is_causal else Head(head.weight[:2], head.bias[:2])
+    have, candidate = adapter_of(base, 1, seed=1), adapter_of(base, 1, seed=2)
+    parts = [
+        collate(base, tokenize(base, TEXTS[:5]), [0] * 5),
+        collate(base, tokenize(base, TEXTS[5:]), [0] * 7),
+    ]
+    # What the logits do by the first two components, to first order.
+    slopes, weights = [], []
+    for part in parts:
+        logits = []
+        for component in (None, 0, 1):
+            step = Adapter(
+                tuple(1e-2 * d if q == component else d[:0] for q, d in enumerate(candidate.down)),
+                tuple(u if q == component else u[:, :0] for q, u in enumerate(candidate.up)),
+            )
+            base.bank.load_adapters([have.plus(step)], base.device)
+            with torch.no_grad():
+                logits.append(predictions(base, head, part)[0].double())
+            base.bank.clear()
+        slopes.append((torch.stack(logits[1:]) - logits[0]) / 1e-2)
+        weights.append(logits[0].softmax(dim=-1))
+    slope, p = torch.cat(slopes, dim=1), torch.cat(weights)  # [2, predictions, classes]
+    slope = slope - (p * slope).sum(dim=-1, keepdim=True)
+    expected = torch.einsum("ink,jnk,nk->ij", slope, slope, p) / len(p)
+
+    def fisher(seed):
+        monkeypatch.setattr(
+            "airllm.probe.generator_for", lambda *_, **__: generator.manual_seed(seed)
+        )
+        table = probe(
+            base, head, [have], [candidate], parts, width=1, with_curvature=True
+        ).curvature[0][:, :2, 0]
+        return table.T @ table / len(table)
+
+    generator = torch.Generator()
+    if is_causal:  # on average, where every token has many classes
+        found = np.mean([np.diag(fisher(seed)) for seed in range(40)], axis=0)
+        np.testing.assert_allclose(found, np.diag(expected), rtol=0.3)
+    else:  # exact for two
+        np.testing.assert_allclose(fisher(0), expected, rtol=0.02, atol=1e-5)
