@@ -20,22 +20,22 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Decreases of the loss to first order, in nats: minus derivatives at a scale of 0.
+    """What components do to the loss, in nats, each with a scale in front of it, at a scale of 0.
 
-    For component i = sigma u v^T of a projection with weight W and a scale in front of it the
-    derivative is <dL/dW, sigma u v^T>. Zero where there is no component.
+    To first order component i = sigma u v^T of a projection with weight W lowers the loss by
+    -<dL/dW, sigma u v^T>. Zero where there is no component.
     """
 
     by_text: list[NDArray[np.float32]]
-    """a table [texts, projections, rank] for each device, of its own texts at what it holds; their
-    mean is the decrease of the mean loss"""
+    """a table of decreases [texts, projections, rank] for each device, of its own texts at what it
+    holds; their mean is the decrease of the mean loss"""
     pooled_gain: Array
     """[devices, projections, rank] mean over all texts, each one's gradient being taken at what the
     device holds whose text it is: with less noise than a device's own, and not quite its place"""
     curvature: list[NDArray[np.float32]] | None = None
-    """a table [texts, projections, rank] for each device, of its own texts at what it holds; the
-    mean of its rows' outer products is an estimate, without bias, of the Fisher information of the
-    components' scales"""
+    """a table [texts, projections, rank] for each device, of its own texts at what it holds, with
+    signs at random: over their draw the mean of its rows' outer products is, without bias, the
+    Fisher information of the components' scales"""
 
     @property
     def gain(self) -> Array:
@@ -147,8 +147,9 @@ class _Sums:
                 base.bank.load_adapters([held], base.device)
                 base.bank.watch = watch
                 logits, target = predictions(base, head, batch)
-                loss = F.cross_entropy(logits, target, reduction="sum")
-                loss.backward(retain_graph=with_curvature)
+                F.cross_entropy(logits, target, reduction="sum").backward(
+                    retain_graph=with_curvature
+                )
                 if with_curvature:
                     is_first = False
                     logits.backward(_fisher_root(logits.detach(), generator))
@@ -168,10 +169,17 @@ class _Sums:
             return _changes(self._own(device, projection), x, delta)
         changes = _changes(factors, x, delta)
         total += changes.sum(dim=1)
+        return changes[self._rows(device, projection)]
+
+    def _rows(self, device: int, projection: int) -> slice:
+        """Where a device's components stand among those of all."""
         end = self._ends[device, projection]
-        return changes[end - len(self.candidates[device].down[projection]) : end]
+        return slice(end - len(self.candidates[device].down[projection]), end)
 
     def _own(self, device: int, projection: int) -> _Factors:
+        if (factors := self._all[projection]) is not None:
+            rows = self._rows(device, projection)
+            return factors[0][rows], factors[1][rows]
         candidate = self.candidates[device]
         down, up = candidate.down[projection], candidate.up[projection].mT
         return down.to(self.base.device), up.to(self.base.device)
@@ -182,12 +190,12 @@ class _Sums:
         found = torch.zeros(shape, device=self.base.device)
         for p, (factors, total) in enumerate(zip(self._all, self._sums, strict=True)):
             for i in range(len(self.candidates)):
-                end, rank = self._ends[i, p], len(self.candidates[i].down[p])
                 if factors is None:
                     down, up = self._own(i, p)
-                    found[i, p, :rank] = ((up @ total) * down).sum(dim=1)
+                    own = ((up @ total) * down).sum(dim=1)
                 else:
-                    found[i, p, :rank] = total[end - rank : end]
+                    own = total[self._rows(i, p)]
+                found[i, p, : len(own)] = own
         return found.double().cpu().numpy() / -self.count
 
 

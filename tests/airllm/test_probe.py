@@ -121,10 +121,21 @@ def test_each_device_is_probed_on_texts_of_its_own(base, head):
     candidates = [adapter_of(base, 2, seed=3), adapter_of(base, 2, seed=4)]
     ids = tokenize(base, TEXTS)
     parts = [collate(base, ids[i::4], LABELS[i::4]) for i in range(4)]
-    both = probe(base, head, held, candidates, parts, width=2)
+    both = probe(base, head, held, candidates, parts, width=2, with_curvature=True)
+    # Of many, with the dense gradients of weights.
+    many = probe(base, head, held * 20, candidates * 20, parts, width=2, with_curvature=True)
     for i in range(2):
-        alone = probe(base, head, held[i : i + 1], candidates[i : i + 1], parts[i::2], width=2)
+        alone = probe(
+            base, head, held[i : i + 1], candidates[i : i + 1], parts[i::2],
+            width=2, with_curvature=True,
+        )  # fmt: skip
         np.testing.assert_allclose(both.gain[i], alone.gain[0], rtol=1e-5)
+        np.testing.assert_allclose(both.curvature[i], alone.curvature[0], rtol=1e-3, atol=1e-6)
+        one = probe(
+            base, head, held[i : i + 1], candidates[i : i + 1], parts[i : i + 1],
+            width=2, with_curvature=True,
+        )  # fmt: skip
+        np.testing.assert_allclose(many.curvature[i], one.curvature[0], rtol=1e-3, atol=1e-6)
     # With fewer parts than devices, a part serves several.
     one = probe(base, head, held, candidates, parts[:1], width=2)
     np.testing.assert_allclose(
@@ -225,13 +236,15 @@ def test_the_signs_of_a_prediction_have_the_hessian_of_the_cross_entropy_on_aver
     torch.testing.assert_close(one.T @ one, torch.diag(p) - torch.outer(p, p))
 
 
-@pytest.mark.parametrize("name", ["tiny:bert", "tiny:opt"])
+@pytest.mark.parametrize("name", ["tiny:bert", "tiny:bert with its head", "albert", "tiny:opt"])
 def test_the_curvature_is_the_fisher_information_of_the_components(head, name, monkeypatch):
     is_causal = name == "tiny:opt"
     config = ModelConfig(
-        name=name, task="causal" if is_causal else "classify", precision="fp32", device="cpu"
-    )
-    base = load_base(config, seed=0)
+        name="tiny:opt" if is_causal else "tiny:bert",
+        task="causal" if is_causal else "classify", precision="fp32", device="cpu",
+    )  # fmt: skip
+    base = load_base(config, seed=0, num_classes=2 * ("head" in name))
+    base = albert(base) if name == "albert" else base
     head = None if is_causal else Head(head.weight[:2], head.bias[:2])
     have, candidate = adapter_of(base, 1, seed=1), adapter_of(base, 1, seed=2)
     parts = [
@@ -242,16 +255,16 @@ def test_the_curvature_is_the_fisher_information_of_the_components(head, name, m
     slopes, weights = [], []
     for part in parts:
         logits = []
-        for component in (None, 0, 1):
-            step = Adapter(
-                tuple(1e-2 * d if q == component else d[:0] for q, d in enumerate(candidate.down)),
+        for component, step in ((0, 0.0), (0, 1e-2), (0, -1e-2), (1, 1e-2), (1, -1e-2)):
+            change = Adapter(
+                tuple(step * d if q == component else d[:0] for q, d in enumerate(candidate.down)),
                 tuple(u if q == component else u[:, :0] for q, u in enumerate(candidate.up)),
             )
-            base.bank.load_adapters([have.plus(step)], base.device)
+            base.bank.load_adapters([have.plus(change)], base.device)
             with torch.no_grad():
                 logits.append(predictions(base, head, part)[0].double())
             base.bank.clear()
-        slopes.append((torch.stack(logits[1:]) - logits[0]) / 1e-2)
+        slopes.append((torch.stack(logits[1::2]) - torch.stack(logits[2::2])) / 2e-2)
         weights.append(logits[0].softmax(dim=-1))
     slope, p = torch.cat(slopes, dim=1), torch.cat(weights)  # [2, predictions, classes]
     slope = slope - (p * slope).sum(dim=-1, keepdim=True)
