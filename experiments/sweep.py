@@ -72,6 +72,13 @@ def load_sweep(
             f"config {path or 'given'} sweeps nothing; add a table [sweep], or "
             "--sweep channel.snr_db=[-5,5]"
         )
+    for setting in sets:
+        key = setting.partition("=")[0].strip()
+        if key in crossed:
+            raise ValueError(
+                f"--set {setting} would change nothing, since {key} is swept; "
+                f"give --sweep {setting} instead"
+            )
     tree = {key: value for key, value in tree.items() if key not in ("sweep", "learn")}
     methods = [(variant.label, {**crossed, **variant.axes}) for variant in labelled]
     # Lines are policies, or where there is one policy alone, methods of federated mode.

@@ -147,10 +147,10 @@ def test_a_folder_that_cannot_be_written_is_named(call, tiny_toml, tmp_path):
 
 def started(tiny_toml, out, command):
     """The command at work in a process of its own, some rounds after its start."""
+    own = ["--set", "policy.name=fixed:0"] if command == "run" else ["--sweep", "channel.snr_db=0"]
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments", command, str(tiny_toml), "--out", str(out),
-         "--set", "rounds=300", "--set", "training.steps_per_round=1",
-         "--set", "policy.name=fixed:0", *(["--sweep", "channel.snr_db=0"] * (command == "sweep"))],
+         "--set", "rounds=300", "--set", "training.steps_per_round=1", *own],
         cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     rounds = out / ("rounds.csv" if command == "run" else "uniform_snr_db=0_seed=0/rounds.csv")
