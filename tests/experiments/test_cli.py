@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from channel import preset_names
 from experiments import cli
+from experiments.commands import output
 from experiments.results import RESULT_COLUMNS
 
 ROOT = Path(__file__).parents[2]
@@ -20,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 def airllm(monkeypatch, capsys, *arguments):
     """(exit code, stdout, stderr) of the command in this process."""
     monkeypatch.setattr(sys, "argv", ["airllm", *map(str, arguments)])
-    monkeypatch.setattr(cli, "stderr", cli.Console(stderr=True, width=200))
-    monkeypatch.setattr(cli, "stdout", cli.Console(width=200))
+    monkeypatch.setattr(output, "stderr", Console(stderr=True, width=200))
+    monkeypatch.setattr(output, "stdout", Console(width=200))
     with pytest.raises(SystemExit) as stop:
         cli.main()
     out, err = capsys.readouterr()

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from rich.console import Console
 
 from experiments import cli
+from experiments.commands import output
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import load_config
 from experiments.flower_apps import device_of
@@ -85,7 +87,7 @@ def test_without_ray_one_sentence_says_so(tiny_toml, tmp_path, monkeypatch, caps
     monkeypatch.setattr("experiments.simulation.importlib.util.find_spec", lambda name: None)
     arguments = ["run", str(tiny_toml), "--runtime", "simulation", "--out", str(tmp_path / "run")]
     monkeypatch.setattr("sys.argv", ["airllm", *arguments])
-    monkeypatch.setattr(cli, "stderr", cli.Console(stderr=True, width=200))
+    monkeypatch.setattr(output, "stderr", Console(stderr=True, width=200))
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2

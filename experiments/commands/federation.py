@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from experiments.commands.options import Interrupted
+
 federation_app = typer.Typer(
     no_args_is_help=True,
     help="A SuperLink and SuperNodes on this machine, to try out --runtime deployment.",
@@ -31,7 +33,6 @@ def up(
 
     Whoever can reach the port from this machine may run code as you while it is up.
     """
-    from experiments.cli import Interrupted
     from experiments.federation import Federation
 
     federation = Federation(out)

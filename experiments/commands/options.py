@@ -1,0 +1,32 @@
+"""What commands share: options, the configuration they name, and how they end when interrupted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from experiments.config import ExperimentConfig
+
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a value, such as channel.snr_db=10."),
+]
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard", help="Also write scalars for TensorBoard.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens meanwhile.")]
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, with where the finished part lies."""
+
+
+def load(config: str | None, sets: list[str] | None) -> ExperimentConfig:
+    from experiments.config import PRESETS, ExperimentConfig
+    from experiments.config_loader import load_config
+    from experiments.paths import find_config
+
+    path = find_config(config) if config else None
+    return load_config(ExperimentConfig, path, sets or (), presets=PRESETS)
