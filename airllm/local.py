@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from airllm.fleet import Fleet, Member
 from airllm.flops import training_flops
 from airllm.lora import Adapter, svd_form
 from airllm.models import BaseModel
+from airllm.passes import Examples
 from airllm.ranks import ProjectionSpec
-from airllm.tuning import Batch, Head, generator_for, losses
+from airllm.tuning import Batch, Head, generator_for, losses, padded_width
 
 STARTS = ("held", "fresh")
 _FACTOR_STREAM, _FRESH_STREAM = 80, 81
@@ -52,6 +54,19 @@ class LocalResult:
     def change(self) -> Adapter:
         """after - before, of up to twice the trained ranks."""
         return self.after.minus(self.before)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalJob:
+    """What one device of several trains."""
+
+    held: Adapter
+    ranks: NDArray[np.int64]
+    """[projections] components that are trained on top of what is held"""
+    examples_of: Callable[[int], Examples]
+    """what step n is on"""
+    key: tuple[int, ...]
+    """tells apart the random factors of devices and rounds"""
 
 
 def initial_factors(specs: Sequence[ProjectionSpec], r_max: int, seed: int) -> Adapter:
@@ -111,17 +126,63 @@ def train_local(
             flops += training_flops(base, (count, width), ranks)
     finally:
         base.bank.clear()
-    mean = float(total) / training.steps
+    after = Adapter(
+        tuple(d.detach()[0].cpu() for d in down),
+        tuple((u.detach()[0] * scale).cpu() for u in up),
+    )
+    return LocalResult(before, after, _mean(float(total), training), flops)
+
+
+def train_local_together(
+    base: BaseModel, head: Head | None, jobs: Sequence[LocalJob], training: LocalTraining
+) -> list[LocalResult]:
+    """`train_local` of many devices in the same passes (`airllm.fleet`).
+
+    The results are those of each alone but for the order of sums, and with them for the last digits
+    of a loss, and for what AdamW makes of these.
+    """
+    scale = training.scale
+    starts = [_split(base, job.held, job.ranks, training, job.key) for job in jobs]
+    results = [LocalResult(before, before, 0.0, 0.0) for _, before in starts]
+    trained = [i for i, (_, before) in enumerate(starts) if before.ranks.any()]
+    if not trained:
+        return results
+    members = [
+        Member(
+            Adapter(before.down, tuple(u / scale for u in before.up)),
+            training.learning_rate,
+            scale,
+            frozen,
+        )
+        for frozen, before in (starts[i] for i in trained)
+    ]
+    total = torch.zeros(len(trained), dtype=torch.float64, device=base.device)
+    flops = np.zeros(len(trained))
+    with Fleet(base, head, members, trains_down=training.trains_down) as fleet:
+        for step in range(training.steps):
+            examples = [jobs[i].examples_of(step) for i in trained]
+            total += fleet.step(examples)
+            flops += [
+                training_flops(base, (len(own.ids), padded_width(base, own.ids)), jobs[i].ranks)
+                for i, own in zip(trained, examples, strict=True)
+            ]
+        for place, i in enumerate(trained):
+            own = fleet.adapter(place)
+            after = Adapter(own.down, tuple(u * scale for u in own.up))
+            mean = _mean(float(total[place]), training)
+            results[i] = LocalResult(starts[i][1], after, mean, float(flops[place]))
+    return results
+
+
+def _mean(total: float, training: LocalTraining) -> float:
+    """Mean loss over the steps; raises ValueError where training diverged."""
+    mean = total / training.steps
     if not np.isfinite(mean):
         raise ValueError(
             f"local training diverged (loss {mean}) with federated.local_learning_rate "
             f"{training.learning_rate}; lower it"
         )
-    after = Adapter(
-        tuple(d.detach()[0].cpu() for d in down),
-        tuple((u.detach()[0] * scale).cpu() for u in up),
-    )
-    return LocalResult(before, after, mean, flops)
+    return mean
 
 
 def _split(

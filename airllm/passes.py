@@ -23,6 +23,12 @@ class Examples:
     labels: Sequence[int]
     """classes; unused by a causal model"""
 
+    def num_terms(self, *, is_causal: bool) -> int:
+        """Of the mean loss: predicted tokens of a causal model, or else texts."""
+        if is_causal:
+            return sum(max(len(ids) - 1, 0) for ids in self.ids)
+        return len(self.ids)
+
 
 @dataclass(frozen=True, slots=True)
 class Pass:
@@ -60,9 +66,9 @@ def make_passes(
     by_width: dict[int, list[tuple[int, int, list[int]]]] = {}  # (member, place, ids)
     terms, place = [], 0  # terms of each member's mean
     for member, own in enumerate(examples):
-        if is_causal and any(len(ids) < 2 for ids in own.ids):
-            raise ValueError("a text of a causal model needs at least 2 tokens, got one with fewer")
-        terms.append(sum(len(ids) - 1 for ids in own.ids) if is_causal else len(own.ids))
+        terms.append(own.num_terms(is_causal=is_causal))
+        if own.ids and not terms[-1]:
+            raise ValueError("a causal model needs a text of at least 2 tokens, got none")
         for ids in own.ids:
             width = max(min(-(-len(ids) // multiple) * multiple, limit), len(ids))
             by_width.setdefault(width, []).append((member, place, ids))

@@ -66,11 +66,16 @@ def tokenize(base: BaseModel, texts: Sequence[str]) -> list[list[int]]:
     return [list(ids) for ids in encoded["input_ids"]]
 
 
-def collate(base: BaseModel, ids: Sequence[list[int]], labels: Iterable[int]) -> Batch:
-    """Pad token ids to one length, a multiple of eight."""
+def padded_width(base: BaseModel, ids: Sequence[list[int]]) -> int:
+    """Tokens to which `collate` pads these texts."""
     longest = max(len(row) for row in ids)
     width = min(-(-longest // _PAD_MULTIPLE) * _PAD_MULTIPLE, base.config.max_length)
-    width = max(width, longest)
+    return max(width, longest)
+
+
+def collate(base: BaseModel, ids: Sequence[list[int]], labels: Iterable[int]) -> Batch:
+    """Pad token ids to one length, a multiple of eight."""
+    width = padded_width(base, ids)
     input_ids = torch.full((len(ids), width), base.pad_id)
     mask = torch.zeros((len(ids), width), dtype=torch.long)
     for i, row in enumerate(ids):

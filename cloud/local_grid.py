@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+AnswerTogether = Callable[[Sequence[tuple[Message, Context]]], Sequence[Message]]
+"""replies to messages, each with its node's context, in their order"""
 
 
 class LocalGrid(Grid):
@@ -25,12 +28,18 @@ class LocalGrid(Grid):
     _RUN_ID, _TASK_ID, _SERVER_NODE = 1, 1, 1
 
     def __init__(
-        self, app: ClientApp, num_nodes: int, run_config: Mapping[str, bool | float | int | str]
+        self,
+        app: ClientApp,
+        num_nodes: int,
+        run_config: Mapping[str, bool | float | int | str],
+        *,
+        answer_together: AnswerTogether | None = None,
     ) -> None:
+        """``answer_together`` takes the place of ``app`` and answers all messages of a push."""
         TaskIdentity.task_id = self._TASK_ID
         TaskIdentity.run_id = self._RUN_ID
         TaskIdentity.node_id = self._SERVER_NODE
-        self._app = app
+        self._app, self._answer_together = app, answer_together
         self._contexts = {
             node: Context(
                 run_id=self._RUN_ID,
@@ -65,14 +74,19 @@ class LocalGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        ids = []
+        pushed = {}
         for message in messages:
             key = f"local-{self._num_messages}"
             self._num_messages += 1
             message.metadata.__dict__["_message_id"] = key  # what its reply refers to
-            self._replies[key] = self._answer(message)
-            ids.append(key)
-        return ids
+            pushed[key] = message
+        if self._answer_together is None:
+            replies = [self._answer(message) for message in pushed.values()]
+        else:
+            asked = [(m, self._contexts[m.metadata.dst_node_id]) for m in pushed.values()]
+            replies = list(self._answer_together(asked))
+        self._replies |= dict(zip(pushed, replies, strict=True))
+        return list(pushed)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [self._replies.pop(key) for key in message_ids if key in self._replies]

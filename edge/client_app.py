@@ -15,91 +15,135 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 
 from airllm.lora import Adapter
 from airllm.models import BaseModel
 from airllm.policy import Importance
 from airllm.ranks import ProjectionSpec
-from airllm.report import DeviceReport
 from airllm.tuning import Head, Metrics
 from airllm.worth import pack_worth
 from edge.device import Device, DeviceProfile, DeviceState
+from edge.group import measure, train_all
+from edge.training import LocalTask, Trained
+
+# Devices in the same passes: more would fill them no better, and each has factors and, where it
+# trains, an optimiser of its own in memory.
+_TOGETHER = 32
+
+Load = Callable[[Context], tuple[BaseModel, DeviceProfile]]
+"""gives the base model and the profile of a node"""
 
 
-def make_client_app(
-    load: Callable[[Context], tuple[BaseModel, DeviceProfile]],
-) -> ClientApp:
-    """The app of every device; ``load`` gives the base model and the profile of a node."""
+def make_client_app(load: Load) -> ClientApp:
+    """The app of every device."""
     app = ClientApp()
 
-    def answer(
-        message: Message, context: Context, act: Callable[[Device], DeviceReport]
-    ) -> Message:
-        if "held" not in context.state and message.metadata.message_type != "query.deploy":
-            # Its node has come back with nothing: it asks, without a report, to be deployed to.
-            return Message(RecordDict(), reply_to=message)
-        base, profile = load(context)
-        device = Device(base, profile, read_state(context.state, base))
-        report = act(device)
-        write_state(context.state, device.state)
-        record = RecordDict({"report": MetricRecord(dict(report.to_metrics()))})
-        return Message(record, reply_to=message)
+    def one(message: Message, context: Context) -> Message:
+        return answer(load, [(message, context)])[0]
 
-    @app.query("deploy")
-    def deploy(message: Message, context: Context) -> Message:
-        base, _ = load(context)
-        arrays = message.content.array_records.get("head")
-        head = None
-        if arrays is not None:
-            weight, bias = (torch.from_numpy(a.copy()) for a in arrays.to_numpy_ndarrays())
-            head = Head(weight, bias).to(base.device)
-        return answer(message, context, lambda device: device.deploy(head))
-
-    @app.query()
-    def report(message: Message, context: Context) -> Message:
-        return answer(message, context, Device.report)
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        records, work = message.content.config_records, ConfigRecord()
-
-        def act(device: Device) -> DeviceReport:
-            report = device.report()
-            if "update" in records:
-                report = device.install(_bytes(records["update"], "payload"))
-            if "work" in records:
-                asked = records["work"]
-                trained = device.train(
-                    np.frombuffer(_bytes(asked, "ranks"), np.uint8).astype(np.int64),
-                    cast(Importance, asked["importance"]),
-                    int(asked["round"]),  # type: ignore[arg-type]
-                )
-                hardware = device.work.hardware
-                work["worth"] = pack_worth(trained.worth)
-                work["loss"] = trained.loss
-                work["compute_s"] = hardware.compute_s(trained.flops)
-                work["compute_j"] = hardware.compute_j(trained.flops)
-            return report
-
-        reply = answer(message, context, act)
-        if work:
-            reply.content["work"] = work
-        return reply
-
-    @app.train("send")
-    def send(message: Message, context: Context) -> Message:
-        grant, update = message.content.config_records["grant"], ConfigRecord()
-
-        def act(device: Device) -> DeviceReport:
-            ranks = np.frombuffer(_bytes(grant, "ranks"), np.uint8).astype(np.int64)
-            update["payload"] = device.send(ranks, int(grant["number"]))  # type: ignore[arg-type]
-            return device.report()
-
-        reply = answer(message, context, act)
-        reply.content["update"] = update
-        return reply
-
+    app.query("deploy")(one)
+    app.query()(one)
+    app.train()(one)
+    app.train("send")(one)
     return app
+
+
+def answer_together(load: Load, asked: Sequence[tuple[Message, Context]]) -> list[Message]:
+    """Answer messages to many nodes of one process, some dozens at a time (`answer`)."""
+    return [
+        reply
+        for first in range(0, len(asked), _TOGETHER)
+        for reply in answer(load, asked[first : first + _TOGETHER])
+    ]
+
+
+def answer(load: Load, asked: Sequence[tuple[Message, Context]]) -> list[Message]:
+    """Answer messages to as many nodes; what several have to compute goes through the same passes.
+
+    One message's answer is the same in every runtime, to the last bit; that of several differs from
+    it by the order of sums.
+    """
+    calls = [
+        _Call(load, message, context)
+        for message, context in asked
+        # A node that has come back with nothing asks, without a report, to be deployed to.
+        if "held" in context.state or message.metadata.message_type == "query.deploy"
+    ]
+    for call in calls:
+        call.receive()
+    measure([call.device for call in calls])
+    training = [(call, task) for call in calls if (task := call.task()) is not None]
+    trained = train_all([call.device for call, _ in training], [task for _, task in training])
+    for (call, _), own in zip(training, trained, strict=True):
+        call.trained = own
+    contents = {id(call.context): call.reply() for call in calls}
+    return [
+        Message(contents.get(id(context), RecordDict()), reply_to=message)
+        for message, context in asked
+    ]
+
+
+class _Call:
+    """A message to a device, until it is answered."""
+
+    def __init__(self, load: Load, message: Message, context: Context) -> None:
+        base, profile = load(context)
+        self.context, self._kind = context, message.metadata.message_type
+        self._content = message.content
+        self.device = Device(base, profile, read_state(context.state, base))
+        self.trained: Trained | None = None
+        self._is_installed = False
+
+    def receive(self) -> None:
+        """Take in what came with it."""
+        if self._kind == "query.deploy":
+            arrays = self._content.array_records.get("head")
+            head = None
+            if arrays is not None:
+                weight, bias = (torch.from_numpy(a.copy()) for a in arrays.to_numpy_ndarrays())
+                head = Head(weight, bias).to(self.device.base.device)
+            self.device.deploy(head)
+        elif self._kind == "train" and "update" in self._content.config_records:
+            data = _bytes(self._content.config_records["update"], "payload")
+            self._is_installed = self.device.install(data)
+
+    def task(self) -> LocalTask | None:
+        """What it asks to train, if it asks."""
+        if self._kind != "train" or "work" not in self._content.config_records:
+            return None
+        asked = self._content.config_records["work"]
+        return self.device.task(
+            _ranks(asked),
+            cast(Importance, asked["importance"]),
+            int(asked["round"]),  # type: ignore[arg-type]
+        )
+
+    def reply(self) -> RecordDict:
+        """The answer's records; the device's state goes back to Flower's."""
+        device, content = self.device, RecordDict()
+        report = device.report(is_installed=self._is_installed)
+        content["report"] = MetricRecord(dict(report.to_metrics()))
+        if self.trained is not None:
+            hardware, flops = device.work.hardware, self.trained.flops
+            content["work"] = ConfigRecord(
+                {
+                    "worth": pack_worth(self.trained.worth),
+                    "loss": self.trained.loss,
+                    "compute_s": hardware.compute_s(flops),
+                    "compute_j": hardware.compute_j(flops),
+                }
+            )
+        if self._kind == "train.send":
+            grant = self._content.config_records["grant"]
+            payload = device.send(_ranks(grant), int(grant["number"]))  # type: ignore[arg-type]
+            content["update"] = ConfigRecord({"payload": payload})
+        write_state(self.context.state, device.state)
+        return content
+
+
+def _ranks(record: ConfigRecord) -> NDArray[np.int64]:
+    return np.frombuffer(_bytes(record, "ranks"), np.uint8).astype(np.int64)
 
 
 def _bytes(record: ConfigRecord, key: str) -> bytes:

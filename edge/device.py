@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from airllm.lora import Adapter, accumulate
 from airllm.models import BaseModel
+from airllm.passes import Examples
 from airllm.payload import PayloadError, decode, encode
 from airllm.policy import Importance
 from airllm.report import DeviceReport
 from airllm.tuning import Batch, Head, Metrics, evaluate
-from edge.training import LocalWork, Trained, train
+from edge.training import LocalTask, LocalWork, Trained
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ class DeviceProfile:
     num_examples: int
     batches: Sequence[Batch]
     """labelled text on which everything it reports is measured"""
+    examples: Examples
+    """the same text, not yet in batches"""
     hold_rank: int
     """rank to which accumulated residual updates are recompressed"""
     work: LocalWork | None = None
@@ -65,25 +68,20 @@ class Device:
             raise ValueError(f"device {self.profile.device} was asked to train in remote mode")
         return self.profile.work
 
-    def deploy(self, head: Head | None) -> DeviceReport:
+    def deploy(self, head: Head | None) -> None:
         """Take the head that comes with the base model, before the first round."""
         work = self.profile.work
         held = Adapter.zero(self.base.specs) if work is None else work.initial
         self.state = DeviceState(held, head=head)
-        return self.report()
 
-    def report(self) -> DeviceReport:
-        """The request for an update; measures only if something changed since the last time."""
-        return self._report(is_installed=False)
-
-    def install(self, data: bytes) -> DeviceReport:
-        """Install a payload and measure; a damaged one leaves everything as it was."""
+    def install(self, data: bytes) -> bool:
+        """Install a payload; a damaged one leaves everything as it was, and gives False."""
         shared = None if self.profile.work is None else self.profile.work.shared_down
         try:
             update = decode(data, self.base.specs, shared_down=shared)
         except PayloadError as error:
             logger.info("device %d keeps its adapter: %s", self.profile.device, error)
-            return self._report(is_installed=False)
+            return False
         if update.coding == "residual":
             held = accumulate(self.state.held, update.adapter, self.profile.hold_rank)
         else:
@@ -95,16 +93,41 @@ class Device:
             update_number=update.number,
             metrics=self.state.metrics if is_same else None,
         )
-        return self._report(is_installed=True)
+        return True
 
-    def train(self, ranks: NDArray[np.int64], importance: Importance, round_index: int) -> Trained:
-        """Train at these ranks, and keep the update until it is granted its way (`send`)."""
-        trained = train(
-            self.base, self.state.head, self.state.held, self.work,
-            ranks=ranks, importance=importance, device=self.profile.device, round_index=round_index,
-        )  # fmt: skip
+    def report(self, *, is_installed: bool = False) -> DeviceReport:
+        """What it tells the cloud; measures only if something has changed since the last time."""
+        if self.state.metrics is None:
+            measured = evaluate(
+                self.base, self.state.head, self.state.held, list(self.profile.batches)
+            )
+            self.take_metrics(measured)
+        metrics = self.state.metrics
+        assert metrics is not None
+        return DeviceReport(
+            device=self.profile.device,
+            entropy=self.profile.entropy,
+            oov_rate=self.profile.oov_rate,
+            num_examples=self.profile.num_examples,
+            loss=metrics.loss,
+            accuracy=metrics.accuracy,
+            update_number=self.state.update_number,
+            is_installed=is_installed,
+        )
+
+    def take_metrics(self, metrics: Metrics) -> None:
+        """Take what was measured with the adapter that it holds."""
+        self.state = replace(self.state, metrics=metrics)
+
+    def task(self, ranks: NDArray[np.int64], importance: Importance, round_index: int) -> LocalTask:
+        """What it has to train, asked to do so at these ranks."""
+        return LocalTask(
+            self.work, self.state.held, ranks, importance, self.profile.device, round_index
+        )
+
+    def take_trained(self, trained: Trained) -> None:
+        """Keep its own update until that is granted its way (`send`)."""
         self.state = replace(self.state, trained=trained.adapter)
-        return trained
 
     def send(self, ranks: NDArray[np.int64], number: int) -> bytes:
         """The update's bytes at the ranks that were granted; what was cut is gone."""
@@ -118,22 +141,4 @@ class Device:
             number_format=work.number_format,
             coding="residual" if work.sends == "change" else "absolute",
             is_half=work.shared_down is not None,
-        )
-
-    def _report(self, *, is_installed: bool) -> DeviceReport:
-        metrics = self.state.metrics
-        if metrics is None:
-            metrics = evaluate(
-                self.base, self.state.head, self.state.held, list(self.profile.batches)
-            )
-            self.state = replace(self.state, metrics=metrics)
-        return DeviceReport(
-            device=self.profile.device,
-            entropy=self.profile.entropy,
-            oov_rate=self.profile.oov_rate,
-            num_examples=self.profile.num_examples,
-            loss=metrics.loss,
-            accuracy=metrics.accuracy,
-            update_number=self.state.update_number,
-            is_installed=is_installed,
         )

@@ -10,9 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from airllm.candidates import ordered
-from airllm.local import LocalTraining, train_local
+from airllm.local import (
+    LocalJob,
+    LocalResult,
+    LocalTraining,
+    train_local,
+    train_local_together,
+)
 from airllm.lora import Adapter, svd_form
 from airllm.models import BaseModel
+from airllm.passes import Examples
 from airllm.policy import Importance
 from airllm.privacy import Privacy
 from airllm.tuning import Batch, BatchSampler, Head, bucket, collate
@@ -58,48 +65,76 @@ class Trained:
     flops: float
 
 
-def train(
-    base: BaseModel,
-    head: Head | None,
-    held: Adapter,
-    work: LocalWork,
-    *,
-    ranks: NDArray[np.int64],
-    importance: Importance,
-    device: int,
-    round_index: int,
-) -> Trained:
-    """Train at ``ranks`` [projections] from what is held, and order what came of it."""
-    steps, size = work.training.steps, work.batch_size
-    sampler = BatchSampler(len(work.ids), size, work.training.seed, _BATCH_STREAM + 1000 * device)
+@dataclass(frozen=True, slots=True)
+class LocalTask:
+    """What a device is asked to train in a round."""
+
+    work: LocalWork
+    held: Adapter
+    """what it holds, and trains on from"""
+    ranks: NDArray[np.int64]
+    """[projections] to train at"""
+    importance: Importance
+    """by which components of what comes of it are ordered"""
+    device: int
+    round_index: int
+
+    @property
+    def job(self) -> LocalJob:
+        """The training itself."""
+        work = self.work
+        # Factors that nobody has trained yet are as the seed gives them.
+        held = self.held.completed(work.initial) if work.training.is_factored else self.held
+        return LocalJob(held, self.ranks, self.examples_of, (self.device, self.round_index))
+
+    def examples_of(self, step: int) -> Examples:
+        """The device's own texts of a step of the round."""
+        work = self.work
+        sampler = BatchSampler(
+            len(work.ids), work.batch_size, work.training.seed, _BATCH_STREAM + 1000 * self.device
+        )
+        index = sampler.indices(self.round_index * work.training.steps + step)
+        return Examples([work.ids[i] for i in index], [work.labels[i] for i in index])
+
+    def finish(self, base: BaseModel, head: Head | None, result: LocalResult) -> Trained:
+        """The update that training left, its components in the order in which they are sent."""
+        work = self.work
+        if work.sends == "factors":
+            # A component's place is its meaning: nothing is reordered.
+            after = result.after
+            if work.privacy is not None:
+                key = (self.device, self.round_index)
+                after = work.privacy.privatise(result.before, after, key)
+            return Trained(after, after.energy(work.r_max), result.loss, result.flops)
+        update = result.after if work.sends == "adapter" else result.change
+        # A whole adapter takes the place of what is held; a change comes on top of it.
+        at = Adapter.zero(base.specs) if work.sends == "adapter" else self.held
+        probed: list[Batch] = []
+        if self.importance not in ("first", "energy"):
+            own = self.examples_of(0)
+            probed = bucket(base, own.ids[:_PROBED], own.labels[:_PROBED], _PROBE_BATCH)
+        found = ordered(
+            base, head, [svd_form(update, work.r_max)], [at],
+            importance=self.importance, r_max=work.r_max, batches=probed,
+        )  # fmt: skip
+        return Trained(found.adapters[0], found.worth[0], result.loss, result.flops)
+
+
+def train(base: BaseModel, head: Head | None, task: LocalTask) -> Trained:
+    """Train one device's update."""
+    job = task.job
 
     def batch_of(step: int) -> Batch:
-        index = sampler.indices(round_index * steps + step)
-        return collate(base, [work.ids[i] for i in index], [work.labels[i] for i in index])
+        own = job.examples_of(step)
+        return collate(base, own.ids, own.labels)
 
-    if work.training.is_factored:
-        # Factors that nobody has trained yet are as the seed gives them.
-        held = held.completed(work.initial)
-    result = train_local(
-        base, head, held, ranks, batch_of, work.training, key=(device, round_index)
-    )
-    if work.sends == "factors":
-        # A component's place is its meaning: nothing is reordered.
-        after = result.after
-        if work.privacy is not None:
-            after = work.privacy.privatise(result.before, after, (device, round_index))
-        return Trained(after, after.energy(work.r_max), result.loss, result.flops)
-    update = result.after if work.sends == "adapter" else result.change
-    # A whole adapter takes the place of what is held; a change comes on top of it.
-    at = Adapter.zero(base.specs) if work.sends == "adapter" else held
-    probed: list[Batch] = []
-    if importance not in ("first", "energy"):
-        index = sampler.indices(round_index * steps)[:_PROBED]
-        probed = bucket(
-            base, [work.ids[i] for i in index], [work.labels[i] for i in index], _PROBE_BATCH
-        )
-    found = ordered(
-        base, head, [svd_form(update, work.r_max)], [at],
-        importance=importance, r_max=work.r_max, batches=probed,
-    )  # fmt: skip
-    return Trained(found.adapters[0], found.worth[0], result.loss, result.flops)
+    training = task.work.training
+    result = train_local(base, head, job.held, job.ranks, batch_of, training, key=job.key)
+    return task.finish(base, head, result)
+
+
+def train_together(base: BaseModel, head: Head | None, tasks: Sequence[LocalTask]) -> list[Trained]:
+    """Train many devices' updates in the same passes; all by the same `LocalTraining`."""
+    jobs = [task.job for task in tasks]
+    results = train_local_together(base, head, jobs, tasks[0].work.training)
+    return [task.finish(base, head, r) for task, r in zip(tasks, results, strict=True)]

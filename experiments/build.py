@@ -15,6 +15,7 @@ from airllm.data import DataConfig, TextDataset, TextSplits, load_splits
 from airllm.lora import Adapter
 from airllm.models import BaseModel, ModelConfig, load_base
 from airllm.partition import partition
+from airllm.passes import Examples
 from airllm.policies import make_policy
 from airllm.policy import RankPolicy
 from airllm.sharing import evaluate_many
@@ -200,26 +201,28 @@ class Workbench:
         return tokenize(self.base, own.texts), own.labels.tolist()
 
     @cached_property
-    def _batches(self) -> dict[int, tuple[list[Batch], float, float]]:
+    def _texts(self) -> dict[int, tuple[Examples, list[Batch], float, float]]:
         return {}
 
     def profile(self, device: int, hold_rank: int) -> DeviceProfile:
         """What one device is: its text, and how complex that is."""
-        if device not in self._batches:
+        if device not in self._texts:
             own = self.splits.evaluation.take(self.shares[device])
-            ids = tokenize(self.base, own.texts)
-            self._batches[device] = (
-                bucket(self.base, ids, own.labels.tolist(), self.key.eval_batch_size),
+            ids, labels = self.text_of(device)
+            self._texts[device] = (
+                Examples(ids, labels),
+                bucket(self.base, ids, labels, self.key.eval_batch_size),
                 token_entropy(ids),
                 oov_rate(own.texts, self.vocabulary),
             )
-        batches, entropy, oov = self._batches[device]
+        examples, batches, entropy, oov = self._texts[device]
         return DeviceProfile(
             device=device,
             entropy=entropy,
             oov_rate=oov,
             num_examples=len(self.shares[device]),
             batches=batches,
+            examples=examples,
             hold_rank=hold_rank,
         )
 

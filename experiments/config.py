@@ -103,6 +103,9 @@ class RuntimeConfig:
     deterministic: bool = False
     """on CUDA, only algorithms that give the same bits every time, from a process's first such run
     on; a CPU's do so for a given number of threads"""
+    stacked: bool = False
+    """all devices in the same passes, local runtime only: worth most on a GPU; a device's numbers
+    then depend, in their last digits, on the others"""
     eval_batch_size: int = 16
     """examples a device evaluates at once, of like length"""
     reply_timeout_s: float = 3600.0

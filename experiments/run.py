@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from airllm.lora import Adapter
 from cloud.local_grid import LocalGrid
 from cloud.rounds import RoundResult, Transfers
 from cloud.server_app import Standing, run_federation
+from edge.client_app import answer_together
 from experiments.accounting import epsilon
 from experiments.build import Workbench, make_cell, workbench_for
 from experiments.checkpoints import Checkpoints, alone_in
 from experiments.config import ExperimentConfig
 from experiments.config_loader import dump_config
-from experiments.flower_apps import client_app
+from experiments.flower_apps import client_app, load_device
 from experiments.results import RoundsWriter, rows_until, write_bytes, write_summary, write_text
 
 Array = NDArray[np.float64]
@@ -318,6 +320,11 @@ def run_rounds(
     uninterrupted run leaves; where there is none it begins at the beginning. Only a grid that can
     say what its nodes keep has checkpoints.
     """
+    if config.runtime.stacked and not isinstance(grid, LocalGrid):
+        raise ValueError(
+            "runtime.stacked computes all devices in one process: take --runtime local, or leave "
+            "it false"
+        )
     workbench = workbench_for(config)
     cell = make_cell(config.channel, config.num_devices, seed=config.seed)
     service, standing = workbench.service(config), Standing()
@@ -352,5 +359,8 @@ def run_simulation(
 
     Raises ValueError for what the configuration asks and this machine does not have.
     """
-    grid = LocalGrid(client_app, config.num_devices, {"config": dump_config(config)})
+    together = partial(answer_together, load_device) if config.runtime.stacked else None
+    grid = LocalGrid(
+        client_app, config.num_devices, {"config": dump_config(config)}, answer_together=together
+    )
     return run_rounds(grid, config, out, on_round=on_round, is_resuming=is_resuming)

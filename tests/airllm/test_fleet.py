@@ -194,7 +194,8 @@ def test_memory_bounds_the_rows_of_a_pass_and_changes_no_loss():
         assert sum(np.array(p.counts) for p in passes).tolist() == [4, 4, 3, 5]
         assert sorted(torch.cat([p.place for p in passes]).tolist()) == list(range(16))
         loss, also_right = fleet.evaluate(examples)
-    torch.testing.assert_close(loss, expected)
+    # A row's loss is summed in fp32, in an order that may depend on the rows beside it.
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0.0)
     assert also_right.tolist() == right.tolist()
 
 

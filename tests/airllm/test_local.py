@@ -6,9 +6,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from airllm.flops import forward_flops, training_flops
-from airllm.local import LocalTraining, initial_factors, train_local
+from airllm.local import (
+    LocalJob,
+    LocalTraining,
+    initial_factors,
+    train_local,
+    train_local_together,
+)
 from airllm.lora import Adapter, svd_form
 from airllm.models import ModelConfig, load_base
+from airllm.passes import Examples
 from airllm.tuning import Head, collate, losses, tokenize
 
 TEXTS = [f"{a} {b}" for a in ("ab", "ba") for b in ("ab", "ba")] * 4
@@ -141,3 +148,59 @@ def test_operations_are_those_that_torch_counts(world):
     assert result.flops == training_flops(base, shape, ranks)
     counted = counter.get_total_flops()
     assert result.flops - 3 * attention == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"start": "fresh"}, {"is_factored": True}, {"is_factored": True, "trains_down": False}],
+    ids=["held", "fresh", "factored", "frozen A"],
+)
+@pytest.mark.parametrize("name", ["tiny:bert", "tiny:opt"])
+def test_many_devices_together_come_to_what_each_comes_to_alone(name, values):
+    config = ModelConfig(
+        name=name, precision="fp32", device="cpu",
+        task="causal" if name == "tiny:opt" else "classify",
+    )  # fmt: skip
+    base = load_base(config, seed=0, num_classes=2 if name == "tiny:bert" else 0)
+    head = None
+    if name == "tiny:bert":
+        generator = torch.Generator().manual_seed(0)
+        head = Head(torch.randn(2, base.num_features, generator=generator), torch.zeros(2))
+    how, count = training(**values), len(base.specs)
+    held = [Adapter.zero(base.specs), some_adapter(base, 3), some_adapter(base, 1, seed=2)]
+    if how.is_factored:
+        start = initial_factors(base.specs, 4, 0)
+        held = [h.completed(start) for h in held]
+    ranks = [np.full(count, 2), np.arange(count) % 4, np.zeros(count, dtype=int)]
+    ids = tokenize(base, [text + " more words" * (i % 3) for i, text in enumerate(TEXTS)])
+
+    def examples_of(device, step):
+        own = range(device + step, len(ids), 3)
+        return Examples([ids[i] for i in own], [LABELS[i] for i in own])
+
+    jobs = [
+        LocalJob(held[d], ranks[d], lambda step, d=d: examples_of(d, step), (d, 0))
+        for d in range(3)
+    ]
+    together = train_local_together(base, head, jobs, how)
+    for job, found in zip(jobs, together, strict=True):
+
+        def batch_of(step, job=job):
+            own = job.examples_of(step)
+            return collate(base, own.ids, own.labels)
+
+        alone = train_local(base, head, job.held, job.ranks, batch_of, how, key=job.key)
+        assert found.flops == alone.flops
+        assert found.loss == pytest.approx(alone.loss, rel=1e-5)
+        for p in range(count):
+            torch.testing.assert_close(found.before.delta(p), alone.before.delta(p))
+            torch.testing.assert_close(
+                found.after.delta(p), alone.after.delta(p), rtol=1e-3, atol=1e-5
+            )
+    assert together[0].loss > 0
+    assert not together[2].change.ranks.any()
+    if "trains_down" in values:
+        for before, after in zip(together[0].before.down, together[0].after.down, strict=True):
+            assert torch.equal(before, after)
+    with pytest.raises(ValueError, match="lower it"):
+        train_local_together(base, head, jobs, training(learning_rate=1e20, **values))

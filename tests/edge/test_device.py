@@ -7,6 +7,7 @@ from flwr.app import RecordDict
 
 from airllm.lora import Adapter
 from airllm.models import ModelConfig, load_base
+from airllm.passes import Examples
 from airllm.payload import encode
 from airllm.report import DeviceReport
 from airllm.tuning import Head, bucket, evaluate, tokenize
@@ -24,10 +25,11 @@ def base():
 
 @pytest.fixture
 def device(base):
-    batches = bucket(base, tokenize(base, TEXTS), LABELS, 4)
+    ids = tokenize(base, TEXTS)
+    batches = bucket(base, ids, LABELS, 4)
     device = Device(
         base,
-        DeviceProfile(3, 0.5, 0.1, 6, batches, hold_rank=4),
+        DeviceProfile(3, 0.5, 0.1, 6, batches, Examples(ids, LABELS), hold_rank=4),
         DeviceState(Adapter.zero(base.specs)),
     )
     generator = torch.Generator().manual_seed(0)
@@ -47,7 +49,7 @@ def payload_of(base, *, coding, rank=2, seed=0, number=1):
 def test_an_intact_update_is_installed_and_measured(base, device):
     before = device.report()
     data, adapter = payload_of(base, coding="absolute", number=7)
-    after = device.install(data)
+    after = device.report(is_installed=device.install(data))
     assert after.is_installed
     assert (before.update_number, after.update_number) == (0, 7)
     measured = evaluate(base, device.state.head, adapter, list(device.profile.batches))
@@ -59,7 +61,7 @@ def test_a_damaged_update_changes_nothing(base, device):
     before = device.report()
     data = bytearray(payload_of(base, coding="absolute")[0])
     data[40] ^= 4
-    after = device.install(bytes(data))
+    after = device.report(is_installed=device.install(bytes(data)))
     assert not after.is_installed
     assert after == before
 
@@ -89,12 +91,13 @@ def test_an_empty_update_costs_no_measurement(base, device, monkeypatch):
 
     monkeypatch.setattr("edge.device.evaluate", must_not_run)
     empty = encode(Adapter.zero(base.specs), number=2, number_format="fp16", coding="residual")
-    after = device.install(empty)
+    after = device.report(is_installed=device.install(empty))
     assert (after.loss, after.is_installed, after.update_number) == (before.loss, True, 2)
 
 
 def test_the_state_survives_flowers_records(base, device):
     device.install(payload_of(base, coding="residual")[0])
+    device.report()
     store = RecordDict()
     write_state(store, device.state)
     again = read_state(store, base)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from airllm.fleet import Fleet
 from experiments import build
 from experiments.accounting import epsilon
 from experiments.config import PRESETS, ExperimentConfig
@@ -249,3 +250,30 @@ def test_air_time_is_that_of_both_directions(tiny_toml, tmp_path):
     longest = rounds.groupby("round")[["delay_s", "uplink_delay_s"]].max().sum()
     assert (longest > 0).all()
     assert summary["airtime_s"] == pytest.approx(longest.sum())
+
+
+@pytest.mark.parametrize("mode", ["federated", "remote"])
+def test_stacked_devices_come_to_the_same_but_for_the_last_digits(
+    mode, tiny_toml, tmp_path, monkeypatch
+):
+    sizes = []
+
+    def fleet(base, head, members, **values):
+        sizes.append(len(members))
+        return Fleet(base, head, members, **values)
+
+    for user in ("edge.group.Fleet", "airllm.local.Fleet"):
+        monkeypatch.setattr(user, fleet)
+    sets = (
+        "num_devices=5", "rounds=3", "channel.bandwidth_hz=2e5", f"mode={mode}",
+        "federated.ranks=[1,2,4]", "policy.name=greedy:gain",
+    )  # fmt: skip
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    _, expected = rounds_of(tiny_toml, alone, *sets)
+    assert not sizes
+    _, found = rounds_of(tiny_toml, together, *sets, "runtime.stacked=true")
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-3)
+    assert max(sizes) == 5
+    run_simulation(config_of(tiny_toml, *sets, "runtime.stacked=true"), tmp_path / "again")
+    for name in ("rounds.csv", "ranks.npz"):
+        assert (together / name).read_bytes() == (tmp_path / "again" / name).read_bytes()

@@ -12,7 +12,7 @@ from experiments import build
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import load_config
 from experiments.results import ROUND_COLUMNS
-from experiments.run import bits_until, run_simulation
+from experiments.run import bits_until, run_rounds, run_simulation
 
 POLICIES = (
     "airllm", "paper", "adalora", "adalora:blind", "uniform", "random", "fixed:4",
@@ -184,3 +184,9 @@ def test_forward_selection_ends_below_what_a_formula_ends_at(tiny_toml):
         for policy in ("forward", "greedy:gain", "uniform")
     }
     assert loss["forward"] < min(loss["greedy:gain"], loss["uniform"])
+
+
+def test_stacked_devices_only_run_in_one_process(tiny_toml):
+    config = config_of(tiny_toml, "runtime.stacked=true")
+    with pytest.raises(ValueError, match=r"runtime.stacked .* take --runtime local"):
+        run_rounds(object(), config, None)

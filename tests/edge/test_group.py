@@ -1,0 +1,118 @@
+"""Devices of one process, asked together: what each would have said alone."""
+
+import pytest
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from airllm.lora import Adapter
+from airllm.models import ModelConfig, load_base
+from airllm.passes import Examples
+from airllm.tuning import Head, bucket, evaluate, tokenize
+from edge.client_app import answer, answer_together, write_state
+from edge.device import Device, DeviceProfile, DeviceState
+from edge.group import measure
+
+
+def base_of(name):
+    task = "causal" if name == "tiny:opt" else "classify"
+    config = ModelConfig(name=name, precision="fp32", device="cpu", task=task)
+    return load_base(config, seed=0)
+
+
+def head_of(base):
+    if base.config.task == "causal":
+        return None
+    generator = torch.Generator().manual_seed(0)
+    return Head(torch.randn(2, base.num_features, generator=generator), torch.zeros(2))
+
+
+def adapter_of(base, rank, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return Adapter(
+        tuple(torch.randn(rank, s.in_features, generator=generator) / 5 for s in base.specs),
+        tuple(torch.randn(s.out_features, rank, generator=generator) / 5 for s in base.specs),
+    )
+
+
+def profile_of(base, device):
+    """A device has its own number of texts, of lengths of their own."""
+    texts = ["a word or two" + " and more" * (i % 4) for i in range(4 + 3 * device)]
+    ids, labels = tokenize(base, texts), [i % 2 for i in range(len(texts))]
+    batches = bucket(base, ids, labels, 4)
+    return DeviceProfile(device, 0.5, 0.1, len(ids), batches, Examples(ids, labels), hold_rank=4)
+
+
+def devices_of(base, head, count=4):
+    return [
+        Device(base, profile_of(base, d), DeviceState(adapter_of(base, d % 3, d), head=head))
+        for d in range(count)
+    ]
+
+
+@pytest.mark.parametrize("name", ["tiny:bert", "tiny:opt"])
+def test_devices_measured_together_have_what_each_measures_alone(name):
+    base = base_of(name)
+    head = head_of(base)
+    devices = devices_of(base, head)
+    measure(devices)
+    for device in devices:
+        alone = evaluate(base, head, device.state.held, list(device.profile.batches))
+        found = device.state.metrics
+        assert (found.accuracy, found.count) == (alone.accuracy, alone.count)
+        assert found.loss == pytest.approx(alone.loss, rel=1e-6)
+
+
+def test_what_has_not_changed_is_not_measured_again(monkeypatch):
+    base = base_of("tiny:bert")
+    devices = devices_of(base, head_of(base))
+    measure(devices)
+    known = [device.state.metrics for device in devices]
+
+    def must_not_run(*args, **values):
+        raise AssertionError("nothing changed, so nothing is to be measured")
+
+    monkeypatch.setattr("edge.group.Fleet", must_not_run)
+    measure(devices)
+    # One alone measures by itself, when it reports.
+    devices[0].state = DeviceState(devices[0].state.held, head=devices[0].state.head)
+    measure(devices)
+    assert devices[0].state.metrics is None
+    assert [d.state.metrics for d in devices[1:]] == known[1:]
+
+
+def query_all(base, devices):
+    """A query to each device's node; the third node has lost its state."""
+    asked = []
+    for d, device in enumerate(devices):
+        context = Context(1, d + 2, {"partition-id": d}, RecordDict(), {})
+        if d != 2:
+            write_state(context.state, device.state)
+        asked.append((Message(RecordDict(), d + 2, "query"), context))
+    return asked
+
+
+def test_every_message_has_its_own_answer():
+    # Flower lets a message be made inside a task only.
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    base = base_of("tiny:bert")
+    devices = devices_of(base, head_of(base), count=40)
+
+    def load(context):
+        return base, devices[int(context.node_config["partition-id"])].profile
+
+    alone = [answer(load, [one])[0] for one in query_all(base, devices)]
+    together = answer_together(load, query_all(base, devices))
+    assert [d for d, reply in enumerate(together) if "report" not in reply.content] == [2]
+    losses = set()
+    for d, (a, b) in enumerate(zip(alone, together, strict=True)):
+        assert b.metadata.src_node_id == d + 2
+        if d == 2:
+            assert "report" not in a.content
+            continue
+        first, second = (dict(x.content.metric_records["report"]) for x in (a, b))
+        losses.add(second["loss"])
+        assert second.pop("loss") == pytest.approx(first.pop("loss"), rel=1e-6)
+        assert first == second
+        assert first["device"] == d
+    assert len(losses) == 39
