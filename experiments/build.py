@@ -227,6 +227,22 @@ class Workbench:
         )
 
     @cached_property
+    def _training_texts(self) -> dict[int, tuple[TrainingSet, float, float]]:
+        return {}
+
+    def training_text(self, device: int) -> tuple[TrainingSet, float, float]:
+        """What a device trains on, its entropy and its OOV rate (federated mode)."""
+        if device not in self._training_texts:
+            share = self.training_shares[device]
+            own, text = self.training_set.take(share), self.splits.train.take(share)
+            self._training_texts[device] = (
+                own,
+                token_entropy(own.ids),
+                oov_rate(text.texts, self.vocabulary),
+            )
+        return self._training_texts[device]
+
+    @cached_property
     def lora_trajectory(self) -> Trajectory:
         logger.info("training the master adapter (LoRA, rank %d)", self.key.training.r_max)
         return train_lora(

@@ -9,14 +9,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.complexity import oov_rate, token_entropy
 from airllm.flops import training_bytes
 from airllm.local import LocalTraining, initial_factors
 from airllm.lora import Adapter
 from airllm.payload import MAX_RANK
 from airllm.policy import Importance
 from airllm.privacy import Privacy
-from airllm.ranks import Ranks
+from airllm.ranks import ProjectionSpec, Ranks
 from airllm.tuning import Batch, BatchSampler
 from cloud.aggregate import Aggregator
 from cloud.federated import CloudText, FederatedService
@@ -36,16 +35,16 @@ _UPLINK_SEED = 1_000_003  # added to the seed of the policy that decides the upl
 
 def federated_profile(bench: Workbench, device: int, config: ExperimentConfig) -> DeviceProfile:
     """A device that trains: its own text, and how it goes about it."""
-    federated, share = config.federated, bench.training_shares[device]
-    own, train = bench.training_set.take(share), bench.splits.train.take(share)
+    federated = config.federated
+    own, entropy, oov = bench.training_text(device)
     initial = _initial(bench, config)
     hardware = _hardware(federated.hardware[device % len(federated.hardware)])
     _check_memory(bench, device, config, hardware)
     return replace(
         bench.profile(device, _hold_rank(bench, config)),
-        entropy=token_entropy(own.ids),
-        oov_rate=oov_rate(train.texts, bench.vocabulary),
-        num_examples=len(share),
+        entropy=entropy,
+        oov_rate=oov,
+        num_examples=len(own.ids),
         work=LocalWork(
             ids=own.ids,
             labels=own.labels,
@@ -148,8 +147,14 @@ def _privacy(config: ExperimentConfig) -> Privacy | None:
 
 def _initial(bench: Workbench, config: ExperimentConfig) -> Adapter:
     if config.federated.is_factored:
-        return initial_factors(bench.base.specs, config.training.r_max, config.seed)
+        return _factors(tuple(bench.base.specs), config.training.r_max, config.seed)
     return Adapter.zero(bench.base.specs)
+
+
+@lru_cache(maxsize=1)
+def _factors(specs: tuple[ProjectionSpec, ...], r_max: int, seed: int) -> Adapter:
+    """The same for all devices, which draw them anew at each message otherwise."""
+    return initial_factors(specs, r_max, seed)
 
 
 def _hold_rank(bench: Workbench, config: ExperimentConfig) -> int:

@@ -4,8 +4,9 @@ python -m experiments.bench.bench_federation [--steps 3 --batch 8 --tokens 16] [
 
 Sixteen devices train LoRA of rank 8 on all projections of MiniLM, on the same texts in the same
 batches, by AdamW in fp32, and their updates are averaged. Ours is `experiments.run.run_simulation`
-on a channel wide enough for whole updates, once by the same algorithm as the peer's (fedit: factors
-are averaged) and once by the project's own (airllm: changes are merged exactly). Ours does more: it
+on a channel wide enough for whole updates, by the same algorithm as the peer's (fedit: factors are
+averaged), also with all devices in the same passes (runtime.stacked), and by the project's own
+(airllm: changes are merged exactly). Ours does more: it
 simulates the channel, and each device measures its adapter on 16 texts in each round. The peer is
 `flower_peer`: as Flower's example of LoRA has it, which loads the model at each message, and with
 the model kept in the worker process. All have one core: one thread, one worker.
@@ -45,13 +46,16 @@ from experiments.paths import find_config
 _DEVICES, _RANK, _MEASURED = 16, 8, 16
 _NAMES = {
     "ours:fedit": "ours, averaging factors",
+    "ours:fedit:stacked": "ours, the same, stacked",
     "ours:airllm": "ours, merging exactly",
     "peer:loads": "Flower + PEFT, loads the model",
     "peer:keeps": "Flower + PEFT, keeps the model",
 }
 
 
-def config_of(arguments: argparse.Namespace, method: str) -> ExperimentConfig:
+def config_of(
+    arguments: argparse.Namespace, method: str, *, is_stacked: bool = False
+) -> ExperimentConfig:
     """Ours: everything that is sent arrives."""
     sets = [
         f"num_devices={_DEVICES}", f"rounds={arguments.rounds}", f"model.name={arguments.model}",
@@ -60,7 +64,7 @@ def config_of(arguments: argparse.Namespace, method: str) -> ExperimentConfig:
         f"examples_per_device={_MEASURED}", "data.partition=iid", f"federated.method={method}",
         "federated.hardware=['laptop']", f"federated.ranks=[{_RANK}]",
         "channel.bandwidth_hz=1e9", "channel.snr_db=30", "channel.fading=none",
-        "runtime.threads=1", "model.precision=fp32",
+        "runtime.threads=1", "model.precision=fp32", f"runtime.stacked={str(is_stacked).lower()}",
     ]  # fmt: skip
     return load_config(ExperimentConfig, find_config("federated"), sets, presets=PRESETS)
 
@@ -109,7 +113,7 @@ def contend(kind: str, arguments: argparse.Namespace, work: Path, to: Connection
         to.send(seconds)
         to.recv()
 
-    who, _, how = kind.partition(":")
+    who, how, *more = kind.split(":")
     if who == "peer":
         from experiments.bench.flower_peer import run
 
@@ -127,18 +131,21 @@ def contend(kind: str, arguments: argparse.Namespace, work: Path, to: Connection
         spent.update(stages.seconds)
         gate(seconds)
 
-    run_simulation(config_of(arguments, how), on_round=on_round)
+    run_simulation(config_of(arguments, how, is_stacked=bool(more)), on_round=on_round)
 
 
 def watched(stages: Any) -> Any:
     """Ours by stages; what they are called there has nothing to do with what the peer does."""
     import airllm.lora
     import airllm.tuning
+    import edge.group
     import edge.training
     from cloud.federated import FederatedService
     from experiments.bench.stages import watch_transport
 
     stages.watch(edge.training, "train_local", "train")
+    stages.watch(edge.training, "train_local_together", "train")
+    stages.watch(edge.group, "measure", "measure")
     stages.watch(airllm.tuning, "evaluate", "measure")
     stages.watch(airllm.lora, "svd_form", "decompose")
     stages.watch(FederatedService, "merge", "merge")
@@ -234,7 +241,7 @@ def main() -> None:
             wall[kind].append(time.perf_counter() - started)
             cpu[kind].append(trees[kind].cpu_s())
         for number in range(1, arguments.rounds):
-            order = list(_NAMES)[number % 4 :] + list(_NAMES)[: number % 4]
+            order = list(_NAMES)[number % 5 :] + list(_NAMES)[: number % 5]
             for kind in order:
                 active[0] = kind
                 before, started = trees[kind].cpu_s(), time.perf_counter()
