@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -223,23 +224,19 @@ def test_a_training_that_diverges_is_named_and_costs_nothing_finished(policy, ti
 def test_a_device_whose_loss_is_not_a_number_is_in_the_rows_and_stops_nobody(
     config, tmp_path, monkeypatch
 ):
-    real = Device.install
+    real = Device.report
 
-    def install(device, data):
-        report = real(device, data)
-        is_first = device.profile.device == 0
-        return type(report)(**{**vars_of(report), "loss": float("nan")}) if is_first else report
+    def report(device, *, is_installed=False):
+        found = real(device, is_installed=is_installed)
+        is_first = device.profile.device == 0 and is_installed
+        return replace(found, loss=float("nan")) if is_first else found
 
-    monkeypatch.setattr(Device, "install", install)
+    monkeypatch.setattr(Device, "report", report)
     run_simulation(config, tmp_path)
     rounds = read_rounds(tmp_path)
     assert len(rounds) == 8
     assert rounds[rounds["device"] == 1]["loss"].notna().all()
     assert rounds[(rounds["device"] == 0) & (rounds["payload_bits"] > 0)]["loss"].isna().any()
-
-
-def vars_of(report):
-    return {name: getattr(report, name) for name in report.__slots__}
 
 
 def test_only_the_newest_two_checkpoints_are_kept_and_time_says_when(config, tiny_toml, tmp_path):
