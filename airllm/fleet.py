@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from airllm.fleet_linear import Factors, FleetLinear, Segment
 from airllm.lora import Adapter
 from airllm.models import BaseModel, HeadLayer
 from airllm.passes import Examples, Pass, make_passes, row_losses
@@ -46,124 +47,10 @@ class Member:
     """what is loaded besides and not trained"""
 
 
-class _Factors:
-    """One projection's factors of consecutive devices of one rank; ``up`` is transposed.
-
-    Tensors are [devices, rank, features], or [rank, features] for one device alone, which saves a
-    batched product's bookkeeping.
-    """
-
-    __slots__ = ("count", "down", "down_grad", "down_t", "first", "scale", "up", "up_grad", "up_t")
-
-    def __init__(
-        self, first: int, scale: float, down: Tensor, up: Tensor,
-        down_grad: Tensor | None = None, up_grad: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        """Without gradients, which are added to where they lie, the factors are frozen."""
-        self.first, self.count, self.scale = first, len(down), scale
-
-        def one(tensor: Tensor) -> Tensor:
-            return tensor[0] if self.count == 1 else tensor
-
-        self.down, self.up = one(down), one(up)
-        self.down_t, self.up_t = self.down.mT, self.up.mT
-        self.down_grad = None if down_grad is None else one(down_grad)
-        self.up_grad = None if up_grad is None else one(up_grad)
-
-    def add(self, x: Tensor, sums: Tensor) -> Tensor:
-        """sums += scale * (x down^T) up; returns x down^T. Both are [tokens, features]."""
-        if self.count == 1:
-            low = torch.mm(x, self.down_t)
-            sums.addmm_(low, self.up, alpha=self.scale)
-            return low
-        low = torch.bmm(self._apart(x), self.down_t)
-        self._apart(sums).baddbmm_(low, self.up, alpha=self.scale)
-        return low
-
-    def back(self, x: Tensor, low: Tensor, grad: Tensor, sums: Tensor | None) -> None:
-        """Gradients of the factors, and of the input, added to ``sums``, by the chain rule."""
-        if self.count > 1:
-            x, grad = self._apart(x), self._apart(grad)
-            sums = None if sums is None else self._apart(sums)
-        if self.up_grad is not None:
-            _add_product(self.up_grad, low.mT, grad, self.scale)
-        if self.down_grad is None and sums is None:
-            return
-        low_grad = grad @ self.up_t
-        if self.down_grad is not None:
-            _add_product(self.down_grad, low_grad.mT, x, self.scale)
-        if sums is not None:
-            _add_product(sums, low_grad, self.down, self.scale)
-
-    def _apart(self, x: Tensor) -> Tensor:
-        """[devices, tokens of each, features] out of [tokens, features]."""
-        return x.view(self.count, -1, x.shape[-1])
-
-    def part(self, begin: int, end: int) -> _Factors:
-        """Those of some of the devices."""
-        if (begin, end) == (0, self.count):
-            return self
-        cut = slice(begin, end)
-        return _Factors(
-            self.first + begin,
-            self.scale,
-            self.down[cut],
-            self.up[cut],
-            None if self.down_grad is None else self.down_grad[cut],
-            None if self.up_grad is None else self.up_grad[cut],
-        )
-
-
 def _free_memory() -> int:
     """Bytes that are to be had on the GPU, PyTorch's own reserve included."""
     reserve = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     return max(2, torch.cuda.mem_get_info()[0] + reserve)
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
-    """total += scale * left right, summed in the total's precision."""
-    if left.dtype != total.dtype:
-        total.add_(left @ right, alpha=scale)
-    elif total.dim() == 2:
-        total.addmm_(left, right, alpha=scale)
-    else:
-        total.baddbmm_(left, right, alpha=scale)
-
-
-_Segment = tuple[int, int, _Factors]
-"""begin and end of the tokens of some devices in a pass, and their factors"""
-
-
-class _Linear(torch.autograd.Function):
-    """x W^T + b, and each segment's update, in one memory.
-
-    Gradients of factors go straight to the fleet's buffer. ``anchor`` is a number that requires a
-    gradient, so that there is a backward pass where ``x`` needs none.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, anchor: Tensor, weight: Tensor, bias: Tensor | None,
-        segments: list[_Segment],
-    ) -> Tensor:  # fmt: skip
-        flat = x.reshape(-1, x.shape[-1])  # [tokens, in]
-        flat = flat.to(weight.dtype)
-        sums = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
-        lows = [factors.add(flat[i:j], sums[i:j]) for i, j, factors in segments]
-        ctx.segments, ctx.x_shape, ctx.x_dtype = segments, x.shape, x.dtype
-        ctx.save_for_backward(flat, weight, *lows)
-        return sums.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        x, weight, *lows = ctx.saved_tensors
-        grad = grads[0].reshape(-1, grads[0].shape[-1])  # [tokens, out]
-        back = grad @ weight.t() if ctx.needs_input_grad[0] else None
-        for (i, j, factors), low in zip(ctx.segments, lows, strict=True):
-            factors.back(x[i:j], low, grad[i:j], None if back is None else back[i:j])
-        if back is not None:
-            back = back.view(ctx.x_shape).to(ctx.x_dtype)
-        return back, None, None, None, None
 
 
 class Fleet:
@@ -204,8 +91,8 @@ class Fleet:
         self._row_bytes: dict[int, int] = {}
         self._anchor = torch.zeros((), device=base.device, requires_grad=True)
         self._stack = ExitStack()
-        self._segments: list[list[_Segment]] = [[] for _ in base.specs]
-        self._cut: dict[tuple[int, int, int], _Factors] = {}
+        self._segments: list[list[Segment]] = [[] for _ in base.specs]
+        self._cut: dict[tuple[int, int, int], Factors] = {}
         self._lay_out()
         self._optimiser = torch.optim.AdamW(
             [{"params": [b], "lr": rate} for rate, b in self._values.items()],
@@ -344,12 +231,12 @@ class Fleet:
                 right = module.weight.t() if isinstance(module, nn.Linear) else module.weight
                 bias = module.bias
             segments = self._segments[projection]
-            result: Tensor = _Linear.apply(x, self._anchor, right, bias, segments)
+            result: Tensor = FleetLinear.apply(x, self._anchor, right, bias, segments)
             return result
 
         return forward
 
-    def _parts(self, run: _Factors, ends: Sequence[int]) -> list[_Segment]:
+    def _parts(self, run: Factors, ends: Sequence[int]) -> list[Segment]:
         """A run's devices, in stretches of equally many tokens, by where devices' tokens end."""
         found, own = [], ends[run.first : run.first + run.count + 1]
         for first, count, length in _consecutive([b - a for a, b in pairwise(own)]):
@@ -385,7 +272,7 @@ class Fleet:
         self._low = {
             rate: torch.zeros_like(v, dtype=torch.bfloat16) for rate, v in self._values.items()
         } if is_low else {}  # fmt: skip
-        self._trained: list[list[_Factors]] = [[] for _ in specs]
+        self._trained: list[list[Factors]] = [[] for _ in specs]
         self._exact: list[list[tuple[int, Tensor, Tensor]]] = [[] for _ in specs]
         at: dict[float, int] = defaultdict(int)
         for p, first, count, (rank, rate, scale) in plans:
@@ -409,7 +296,7 @@ class Fleet:
                 down[i, : len(own)] = own.to(device)
                 up[i, : len(own)] = m.adapter.up[p].T.to(device)
             grads = (down_grad if self._trains_down else None, up_grad)
-            self._trained[p].append(_Factors(first, scale, low_down, low_up, *grads))
+            self._trained[p].append(Factors(first, scale, low_down, low_up, *grads))
             self._exact[p].append((first, down, up))
         self._round_off()
         self._loaded = [runs + self._frozen(p) for p, runs in enumerate(self._trained)]
@@ -424,7 +311,7 @@ class Fleet:
         weight = getattr(self.base.modules[projection], "weight", None)
         return torch.float32 if weight is None else weight.dtype
 
-    def _frozen(self, projection: int) -> list[_Factors]:
+    def _frozen(self, projection: int) -> list[Factors]:
         device, runs = self.base.device, []
         none = Adapter.zero(self.base.specs)
         held = [m.frozen or none for m in self.members]
@@ -434,7 +321,7 @@ class Fleet:
                 dtype = self._dtype(projection)
                 down = torch.stack([h.down[projection] for h in own]).to(device, dtype)
                 up = torch.stack([h.up[projection].T for h in own]).to(device, dtype)
-                runs.append(_Factors(first, 1.0, down, up))
+                runs.append(Factors(first, 1.0, down, up))
         return runs
 
 

@@ -1,6 +1,6 @@
 """A wireless channel for federated experiments: links, fading, a shared cell in virtual time."""
 
-from channel.cell import Cell, Delivery, Links
+from channel.cell import Cell
 from channel.config import (
     ChannelConfig,
     EnergyConfig,
@@ -9,7 +9,8 @@ from channel.config import (
     preset_names,
     preset_values,
 )
-from channel.link import LinkState, shannon_rate_bps
+from channel.delivery import Delivery
+from channel.link import Links, LinkState, shannon_rate_bps
 from channel.process import SnrModel
 
 __all__ = [

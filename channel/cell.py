@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from channel.band import Band
 from channel.config import ChannelConfig
+from channel.delivery import Delivery, Direction
 from channel.energy import idle_energy_j, receive_energy_j, transmit_energy_j
 from channel.errors import GilbertElliott
 from channel.fading import rng_for
-from channel.link import LinkState
+from channel.link import Links
 from channel.presence import Presence
 from channel.process import LinkProcess, SnrModel
 from channel.slots import run_slots
@@ -22,57 +22,9 @@ from channel.timeline import Timeline
 from channel.transmission import goodput_bps
 
 Array = NDArray[np.float64]
-Direction = Literal["down", "up"]
 
 # Keys of the random streams of this file.
 _CSI_STREAM, _ERROR_STREAM, _BURST_STREAM, _LOSS_STREAM = 22, 23, 27, 28
-
-
-@dataclass(frozen=True, slots=True)
-class Links:
-    """All devices' links at one time; arrays [devices]."""
-
-    snr_db: Array
-    bandwidth_hz: Array
-    rate_bps: Array
-    """of each device with the whole of its band to itself"""
-    time_s: float
-
-    def __len__(self) -> int:
-        return len(self.snr_db)
-
-    def __getitem__(self, device: int) -> LinkState:
-        return LinkState(
-            float(self.snr_db[device]),
-            float(self.bandwidth_hz[device]),
-            float(self.rate_bps[device]),
-            self.time_s,
-        )
-
-    def __iter__(self) -> Iterator[LinkState]:
-        return (self[device] for device in range(len(self)))
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """What the air did to one payload."""
-
-    device: int
-    bits: int
-    """of the payload"""
-    sent_bits: float
-    """of them, carried before the deadline"""
-    delivered_bits: int
-    """all of them or none"""
-    delay_s: float
-    """from the start of the transfer until the last bit, or the deadline"""
-    air_s: float
-    """time on the air, the shares of others taken off"""
-    energy_j: float
-    """drawn by the device over the round"""
-    is_delivered: bool
-    has_bit_error: bool
-    """arrived, with an error that the link did not notice"""
 
 
 class Cell:

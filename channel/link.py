@@ -1,7 +1,8 @@
-"""From SNR to rate, and the closed forms that the simulator is held against."""
+"""A link, from SNR to rate, and the closed forms that the simulator is held against."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,31 @@ class LinkState:
     rate_bps: float
     """with the whole of its band to itself"""
     time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """All devices' links at one time; arrays [devices]."""
+
+    snr_db: NDArray[np.float64]
+    bandwidth_hz: NDArray[np.float64]
+    rate_bps: NDArray[np.float64]
+    """of each device with the whole of its band to itself"""
+    time_s: float
+
+    def __len__(self) -> int:
+        return len(self.snr_db)
+
+    def __getitem__(self, device: int) -> LinkState:
+        return LinkState(
+            float(self.snr_db[device]),
+            float(self.bandwidth_hz[device]),
+            float(self.rate_bps[device]),
+            self.time_s,
+        )
+
+    def __iter__(self) -> Iterator[LinkState]:
+        return (self[device] for device in range(len(self)))
 
 
 def shannon_rate_bps(

@@ -9,10 +9,12 @@ from typing import Any
 import simpy
 
 from channel.band import Band
-from channel.cell import Cell, Delivery, Direction, Links
+from channel.cell import Cell
 from channel.config import ChannelConfig
+from channel.delivery import Delivery, Direction
 from channel.energy import receive_energy_j, transmit_energy_j
 from channel.fading import rng_for
+from channel.link import Links
 from channel.timeline import Timeline
 
 _ERROR_STREAM = 29

@@ -12,7 +12,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from airllm.report import DeviceReport
-from channel.cell import Cell, Delivery, Direction
+from channel.cell import Cell
+from channel.delivery import Delivery, Direction
 from channel.energy import transmit_energy_j
 from cloud.participation import Dropout
 from cloud.service import LinkReport

@@ -18,7 +18,7 @@ from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from airllm.report import DeviceReport
-from channel.cell import Delivery, Direction
+from channel.delivery import Delivery, Direction
 from channel.energy import idle_energy_j
 from channel.fading import rng_for
 from channel.open_cell import OpenCell

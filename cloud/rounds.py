@@ -14,8 +14,9 @@ from airllm.lora import Adapter
 from airllm.ranks import Ranks
 from airllm.report import DeviceReport
 from airllm.tuning import Head
-from channel.cell import Delivery, Links
+from channel.delivery import Delivery
 from channel.energy import idle_energy_j, receive_energy_j, transmit_energy_j
+from channel.link import Links
 from cloud.air_grid import AirGrid
 from cloud.participation import Dropout
 from cloud.roster import Roster, report_of

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from airllm.lora import Adapter
 from airllm.report import DeviceReport
-from channel.cell import Delivery
+from channel.delivery import Delivery
 from channel.open_cell import Transfer
 from cloud.rounds import Transfers
 

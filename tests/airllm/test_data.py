@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from airllm.data import DataConfig, load_splits, read_table
+from airllm.data import DataConfig, load_splits
+from airllm.data_files import read_table
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="shared data is not beside the repo")

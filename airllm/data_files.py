@@ -1,0 +1,155 @@
+"""Local files of labelled text: csv, tsv, JSON lines, parquet and TREC's .label."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".label")
+
+
+def read_table(
+    path: Path, text_column: str, label_column: str, encoding: str = "auto"
+) -> tuple[list[str], list[str]]:
+    """Texts and labels (as strings) of a local file; no labels without a label column."""
+    if not path.is_file():
+        raise ValueError(f"data file {path} does not exist; name an existing file in data.source")
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        rows = _parquet_rows(path)
+    elif suffix == ".jsonl":
+        rows = _jsonl_rows(path, encoding)
+    elif suffix == ".label":
+        rows = _trec_rows(path, encoding)
+    elif suffix in (".csv", ".tsv"):
+        rows = _separated_rows(path, encoding, is_tab=suffix == ".tsv")
+    else:
+        raise ValueError(
+            f"data file {path} has the ending {suffix or '(none)'}; "
+            f"it must be one of {', '.join(SUFFIXES)}"
+        )
+    if not rows:
+        raise ValueError(f"data file {path} has no rows; name a file with text in data.source")
+    texts, labels = [], []
+    for number, row in enumerate(rows, start=1):
+        for column in (text_column, label_column):
+            if column and (column not in row or row[column] is None):
+                there = ", ".join(str(key) for key in rows[0] if key is not None)
+                raise ValueError(
+                    f"data file {path} has no {column!r} in row {number} (its columns: {there}); "
+                    f"set data.text_column and data.label_column"
+                )
+        text = str(row[text_column]).strip()
+        if not text:
+            raise ValueError(f"data file {path} has an empty text in row {number}; take it out")
+        texts.append(text)
+        if label_column:
+            label = row[label_column]
+            # A float that is not equal to itself: how a table writes a missing value.
+            if not str(label).strip() or label != label:
+                raise ValueError(
+                    f"data file {path} has no label in row {number}, column {label_column!r}; "
+                    f"take the row out or fill it in"
+                )
+            labels.append(str(label).strip())
+    return texts, labels
+
+
+def _read_text(path: Path, encoding: str) -> str:
+    """UTF-8, or else Windows-1252, the usual other one of old corpora; or the encoding named."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"data file {path} cannot be read ({error.strerror}); check its permissions"
+        ) from None
+    if encoding == "auto" and b"\0" in data:
+        raise ValueError(
+            f"data file {path} has zero bytes, so it is UTF-16 or no text at all; "
+            f"set data.encoding or give a text file"
+        )
+    for candidate in ("utf-8-sig", "cp1252") if encoding == "auto" else (encoding,):
+        try:
+            return data.decode(candidate)
+        except UnicodeError:
+            continue
+    tried = "UTF-8 nor Windows-1252" if encoding == "auto" else f"readable as {encoding}"
+    raise ValueError(
+        f"data file {path} is {'neither' if encoding == 'auto' else 'not'} {tried}; "
+        f"set data.encoding to the one it was written in"
+    )
+
+
+def _separated_rows(path: Path, encoding: str, *, is_tab: bool) -> list[dict[str, Any]]:
+    # In tab-separated corpora a quotation mark is a character like any other. In csv files only
+    # \r and \n end a line, and not the separators and form feeds at which splitlines() cuts too.
+    lines = (
+        [line for _, line in _lines(path, encoding)]
+        if is_tab
+        else io.StringIO(_read_text(path, encoding), newline="")
+    )
+    reader = csv.DictReader(
+        lines,
+        delimiter="\t" if is_tab else ",",
+        quoting=csv.QUOTE_NONE if is_tab else csv.QUOTE_MINIMAL,
+        strict=not is_tab,
+    )
+    try:
+        return list(reader)
+    except csv.Error as error:
+        raise ValueError(
+            f"data file {path}, line {reader.line_num}: {error}; mend the quotation marks there"
+        ) from None
+
+
+def _lines(path: Path, encoding: str) -> list[tuple[int, str]]:
+    """Lines that are not blank, with their numbers in the file."""
+    # Not splitlines(): text has form feeds and separators that end no line of a file.
+    lines = enumerate(_read_text(path, encoding).split("\n"), start=1)
+    return [(number, line.rstrip("\r")) for number, line in lines if line.strip("\r")]
+
+
+def _jsonl_rows(path: Path, encoding: str) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in _lines(path, encoding):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"data file {path}, line {number}, is no JSON ({error}); mend or delete the line"
+            ) from None
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"data file {path}, line {number}, is no JSON object; each line must be one, "
+                f"with a text and a label"
+            )
+        rows.append(row)
+    return rows
+
+
+def _trec_rows(path: Path, encoding: str) -> list[dict[str, Any]]:
+    """``COARSE:fine question``: columns label (coarse), fine and text."""
+    rows = []
+    for number, line in _lines(path, encoding):
+        head, _, text = line.partition(" ")
+        coarse, colon, fine = head.partition(":")
+        if not colon:
+            raise ValueError(
+                f"data file {path}, line {number}, does not start with COARSE:fine; "
+                f"mend the line or name a file of another format in data.source"
+            )
+        rows.append({"label": coarse, "fine": fine, "text": text})
+    return rows
+
+
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return list(pyarrow.parquet.read_table(path).to_pylist())
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"data file {path} is no readable parquet file: {error}") from None
