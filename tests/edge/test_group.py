@@ -102,7 +102,10 @@ def test_every_message_has_its_own_answer():
         return base, devices[int(context.node_config["partition-id"])].profile
 
     alone = [answer(load, [one])[0] for one in query_all(base, devices)]
+    # In whatever order they are asked, their answers are the same.
     together = answer_together(load, query_all(base, devices))
+    backwards = answer_together(load, query_all(base, devices)[::-1])[::-1]
+    assert [reply.content for reply in backwards] == [reply.content for reply in together]
     assert [d for d, reply in enumerate(together) if "report" not in reply.content] == [2]
     losses = set()
     for d, (a, b) in enumerate(zip(alone, together, strict=True)):

@@ -95,8 +95,9 @@ FEDERATED = (
         ("policy.name=greedy:gain", "channel.preset=uma-vehicular", "channel.away_per_s=0.3"),
         FEDERATED,
         ("mode=federated", "federated.aggregator=trimmed", "federated.dropout=0.2"),
+        (*FEDERATED, "num_devices=5", "runtime.stacked=true"),
     ],
-    ids=["learning", "paper", "moving", "federated", "shared-a"],
+    ids=["learning", "paper", "moving", "federated", "shared-a", "stacked"],
 )
 def test_whatever_a_run_remembers_is_in_its_checkpoint(sets, tiny_toml, tmp_path):
     common = ("rounds=4", "runtime.checkpoint_s=0")
