@@ -130,6 +130,11 @@ class FederatedConfig:
             raise ValueError(
                 f"federated.privacy_delta must be between 0 and 1, got {self.privacy_delta}"
             )
+        if self.privacy_noise and not 1e-6 <= self.privacy_noise <= 1e6:
+            raise ValueError(
+                f"federated.privacy_noise must be 0 (none) or between 1e-6 and 1e6, got "
+                f"{self.privacy_noise}"
+            )
         if self.privacy_noise and not (self.shares_a and not self.buffer):
             raise ValueError(
                 f"federated.privacy_noise {self.privacy_noise} needs a frozen A (method "

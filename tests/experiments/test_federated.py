@@ -245,6 +245,12 @@ def test_privacy_is_refused_where_no_norm_bounds_an_update(tiny_toml, sets):
         config_of(tiny_toml, "federated.privacy_noise=1", *sets)
 
 
+@pytest.mark.parametrize("noise", ["1e-160", "1e200", "nan", "-1"])
+def test_noise_that_no_accountant_can_count_is_refused(noise, tiny_toml):
+    with pytest.raises(ValueError, match="federated.privacy_noise must be"):
+        config_of(tiny_toml, "federated.method=ffa-lora", f"federated.privacy_noise={noise}")
+
+
 def test_air_time_is_that_of_both_directions(tiny_toml, tmp_path):
     summary, rounds = rounds_of(tiny_toml, tmp_path, "rounds=3", "channel.bandwidth_hz=2e5")
     longest = rounds.groupby("round")[["delay_s", "uplink_delay_s"]].max().sum()
