@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments.equal_accuracy import bits_ratio_table
 from experiments.figures import FIGURES, Source
 from experiments.figures.style import PAGE_IN, style
-from experiments.results import condition_keys, spoken, write_text
+from experiments.results import Results, condition_keys, spoken, write_text
 from experiments.tables import (
     aggregate_table,
     comparison_table,
@@ -88,6 +89,7 @@ def write_report(
     ]
     if cells["label"].nunique() > 1 and several:
         parts += _comparisons(cells, reference, best)
+        parts += _equal_accuracy(source, reference)
     parts += ["<h2>Figures</h2>", *(_figure(name, source) for name in FIGURES)]
     parts += ["<h2>Configuration</h2>", *_configuration(folder)]
     page = (
@@ -212,6 +214,30 @@ def _comparisons(cells: pd.DataFrame, reference: str | None, best: str | None) -
             )
         )
     return parts
+
+
+def _equal_accuracy(source: Source, reference: str | None) -> list[str]:
+    """How many times the reference's bits the others take, as a table of conditions."""
+    reference = reference or str(source.cells["label"].iloc[0])
+    keys = condition_keys(source.cells)
+    head = f"<h3>Times the bits that {escape(reference)} takes, at equal accuracy</h3>"
+    try:
+        table = bits_ratio_table(Results(source.cells, source.rounds), reference)
+    except ValueError as error:  # the runs' own folders are not there
+        return [head, f"<p class=note>{escape(str(error))}</p>"]
+    columns: dict[str, dict[str, str]] = {}
+    for row in table.to_dict("records"):
+        condition = ", ".join(spoken(key, row[key]) for key in keys) or "all"
+        found = _interval((row["ratio"], row["low"], row["high"]), 2)
+        columns.setdefault(condition, {})[row["label"]] = found
+    labels = list(pd.unique(table["label"]))
+    shown = {name: [own.get(label, "–") for label in labels] for name, own in columns.items()}
+    note = (
+        "Bits delivered to the accuracy that both reach, the lower of their last ones, by their "
+        "mean curves over seeds; 95 % bootstrap intervals over seeds. No number where the "
+        "preloaded head has that accuracy."
+    )
+    return [head, _table(labels, shown), f"<p class=note>{note}</p>"]
 
 
 def _counts(table: pd.DataFrame, scale: float) -> tuple[list[str], dict[str, list[str]]]:
