@@ -47,10 +47,9 @@ class Member:
     """what is loaded besides and not trained"""
 
 
-def _free_memory() -> int:
-    """Bytes that are to be had on the GPU, PyTorch's own reserve included."""
-    reserve = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    return max(2, torch.cuda.mem_get_info()[0] + reserve)
+def _cuda_memory(device: torch.device) -> int:
+    """A quarter of the card's bytes: always the same, as the order of sums depends on it."""
+    return int(torch.cuda.get_device_properties(device).total_memory) // 4
 
 
 class Fleet:
@@ -71,8 +70,7 @@ class Fleet:
         multiple: int | None = None,
     ) -> None:
         """``memory_bytes`` bounds what a pass keeps for its backward pass; one row is the least.
-        None: 256 MiB on a CPU, on CUDA half of what is free (to have the same bits always, state
-        it: the order of sums depends on it).
+        None: 256 MiB on a CPU, on CUDA a quarter of the card's memory.
 
         ``multiple`` is that to which widths are rounded up. Raises ValueError for no members.
         """
@@ -80,7 +78,7 @@ class Fleet:
             raise ValueError("members must not be empty: a fleet has at least one device")
         is_cuda = base.device.type == "cuda"
         if memory_bytes is None:
-            memory_bytes = _free_memory() // 2 if is_cuda else _CPU_MEMORY
+            memory_bytes = _cuda_memory(base.device) if is_cuda else _CPU_MEMORY
         if memory_bytes < 1:
             raise ValueError(f"memory_bytes must be >= 1, got {memory_bytes}")
         self.base, self.head, self.members = base, head, list(members)
@@ -92,6 +90,7 @@ class Fleet:
         self._anchor = torch.zeros((), device=base.device, requires_grad=True)
         self._stack = ExitStack()
         self._segments: list[list[Segment]] = [[] for _ in base.specs]
+        self._rows = [0] * len(base.specs)  # that a projection is to see in the present pass
         self._cut: dict[tuple[int, int, int], Factors] = {}
         self._lay_out()
         self._optimiser = torch.optim.AdamW(
@@ -218,6 +217,7 @@ class Fleet:
             is_head = isinstance(self.base.modules[p], HeadLayer)
             at = (ends * (1 if is_head else batch.input_ids.shape[1])).tolist()
             self._segments[p] = [s for run in runs for s in self._parts(run, at)]
+            self._rows[p] = at[-1]
 
     def _forward(self, projection: int) -> Callable[..., Tensor]:
         """What a projection computes inside the fleet: its own product and the updates."""
@@ -231,6 +231,12 @@ class Fleet:
                 right = module.weight.t() if isinstance(module, nn.Linear) else module.weight
                 bias = module.bias
             segments = self._segments[projection]
+            if x.numel() != self._rows[projection] * x.shape[-1]:
+                raise ValueError(
+                    f"projection {self.base.specs[projection].name} does not see each token of the "
+                    f"devices' texts once, so this model cannot have its devices in the same "
+                    f"passes; set runtime.stacked = false"
+                )
             result: Tensor = FleetLinear.apply(x, self._anchor, right, bias, segments)
             return result
 

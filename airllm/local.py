@@ -198,7 +198,7 @@ def _split(
     if training.start == "fresh" or not held.ranks.any():
         frozen, own = held, Adapter.zero(base.specs)
     else:
-        form = svd_form(held)
+        form = _without_zeros(svd_form(held))
         own = form.truncate(ranks)
         frozen = Adapter(
             tuple(d[len(o) :] for d, o in zip(form.down, own.down, strict=True)),
@@ -214,3 +214,8 @@ def _split(
         down.append(torch.cat([d / length[:, None], fresh[:missing] * spec.in_features**-0.5]))
         up.append(torch.cat([u * length, torch.zeros(spec.out_features, missing)], dim=1))
     return frozen, Adapter(tuple(down), tuple(up))
+
+
+def _without_zeros(form: Adapter) -> Adapter:
+    """An update in SVD form, without the components that are zero: nothing could train them."""
+    return form.truncate((form.energy(int(form.ranks.max(initial=0))) > 0).sum(axis=1))

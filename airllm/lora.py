@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from airllm.ranks import ProjectionSpec
 
-# A component this much weaker than the strongest one of its projection is rounding noise of
-# the float64 decomposition, not a part of the update.
-_NOISE = 1e-10
+# A component this much weaker than the strongest one of its projection is what rounding in fp32
+# leaves of an update of lower rank (that of a head for two classes is 1), not a part of it.
+_NOISE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,8 @@ def svd_of_product(down: Tensor, up: Tensor, max_rank: int | None) -> tuple[Tens
 
     For U D with U [..., out, r] and D [..., r, in]: QR of U and of D^T, then the SVD X S Y^T of the
     small core R_U R_D^T, gives U D = (Q_U X) S (Q_D Y)^T without ever forming an [out, in] matrix.
-    Both factors carry sqrt(S), so that they have the same scale on the air.
+    Both factors carry sqrt(S), so that they have the same scale on the air. Components that are
+    noise are zero.
     """
     q_up, r_up = torch.linalg.qr(up)
     q_down, r_down = torch.linalg.qr(down.mT)

@@ -18,7 +18,7 @@ AnswerTogether = Callable[[Sequence[tuple[Message, Context]]], Sequence[Message]
 
 
 class LocalGrid(Grid):
-    """Runs a ClientApp for each node, one after another, each with its own lasting Context.
+    """Runs a ClientApp for each node, one after another or together, each with a lasting Context.
 
     Flower lets a Message be made only inside a task; this file alone sets that identity,
     and the ids that Flower's own grids give to messages (flwr 1.41 has no public way, so the
@@ -35,7 +35,8 @@ class LocalGrid(Grid):
         *,
         answer_together: AnswerTogether | None = None,
     ) -> None:
-        """``answer_together`` takes the place of ``app`` and answers all messages of a push."""
+        """``answer_together``, where there is one, answers all messages of a push at once, in the
+        place of ``app``."""
         TaskIdentity.task_id = self._TASK_ID
         TaskIdentity.run_id = self._RUN_ID
         TaskIdentity.node_id = self._SERVER_NODE
@@ -52,6 +53,11 @@ class LocalGrid(Grid):
         }
         self._replies: dict[str, Message] = {}
         self._num_messages = 0
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether all messages of a push are answered together."""
+        return self._answer_together is not None
 
     def set_run(self, run: Run) -> None:
         raise NotImplementedError("a LocalGrid has one run, its own")

@@ -28,8 +28,8 @@ from edge.group import measure, train_all
 from edge.training import LocalTask, Trained
 
 # Devices in the same passes: more would fill them no better, and each has factors and, where it
-# trains, an optimiser of its own in memory.
-_TOGETHER = 32
+# trains, an optimiser of its own in memory. Fewer where what a device may hold is large.
+_TOGETHER, _HELD_BYTES = 32, 1 << 30
 
 Load = Callable[[Context], tuple[BaseModel, DeviceProfile]]
 """gives the base model and the profile of a node"""
@@ -55,11 +55,19 @@ def answer_together(load: Load, asked: Sequence[tuple[Message, Context]]) -> lis
     They go by node, whatever order they come in: who is in a pass with whom moves last digits.
     """
     order = sorted(range(len(asked)), key=lambda i: asked[i][1].node_id)
+    size = _group_size(*load(asked[0][1])) if asked else 1
     replies: dict[int, Message] = {}
-    for first in range(0, len(order), _TOGETHER):
-        places = order[first : first + _TOGETHER]
+    for first in range(0, len(order), size):
+        places = order[first : first + size]
         replies |= dict(zip(places, answer(load, [asked[i] for i in places]), strict=True))
     return [replies[i] for i in range(len(asked))]
+
+
+def _group_size(base: BaseModel, profile: DeviceProfile) -> int:
+    """How many devices are answered together; depends on nothing but the configuration."""
+    ranks = [min(profile.hold_rank, s.in_features, s.out_features) for s in base.specs]
+    held = 4 * sum(r * s.params_per_rank for r, s in zip(ranks, base.specs, strict=True))
+    return max(1, min(_TOGETHER, _HELD_BYTES // max(held, 1)))
 
 
 def answer(load: Load, asked: Sequence[tuple[Message, Context]]) -> list[Message]:

@@ -28,6 +28,8 @@ def measure(devices: Sequence[Device]) -> None:
         loss, right = (found.tolist() for found in fleet.evaluate(examples))
     for place, (device, own) in enumerate(zip(waiting, examples, strict=True)):
         count = own.num_terms(is_causal=base.config.task == "causal")
+        if not count:
+            raise ValueError("evaluation needs at least one example")
         device.take_metrics(Metrics(loss[place], right[place] / count, count))
 
 

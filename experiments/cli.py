@@ -123,7 +123,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return (
             "out of memory; make training.batch_size, runtime.eval_batch_size or "
-            "model.max_length smaller"
+            "model.max_length smaller, or leave runtime.stacked false"
         )
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"

@@ -105,7 +105,7 @@ class RuntimeConfig:
     on; a CPU's do so for a given number of threads"""
     stacked: bool = False
     """all devices in the same passes, local runtime only: worth most on a GPU; a device's numbers
-    then depend, in their last digits, on the others"""
+    then depend, in their last digits, on the others, and eval_batch_size does not count"""
     eval_batch_size: int = 16
     """examples a device evaluates at once, of like length"""
     reply_timeout_s: float = 3600.0
@@ -209,6 +209,11 @@ def _check_federated(config: ExperimentConfig) -> None:
         raise ValueError(
             f"federated.ranks must be at most training.r_max {config.training.r_max}, got "
             f"{max(federated.ranks)}"
+        )
+    if federated.buffer and config.runtime.stacked:
+        raise ValueError(
+            "runtime.stacked has nothing to stack in asynchronous rounds, where devices are asked "
+            "one by one; set it to false, or federated.buffer = 0"
         )
     if federated.deadline_s and federated.deadline_s <= config.channel.deadline_s:
         raise ValueError(

@@ -320,7 +320,7 @@ def run_rounds(
     uninterrupted run leaves; where there is none it begins at the beginning. Only a grid that can
     say what its nodes keep has checkpoints.
     """
-    if config.runtime.stacked and not isinstance(grid, LocalGrid):
+    if config.runtime.stacked and not (isinstance(grid, LocalGrid) and grid.is_stacked):
         raise ValueError(
             "runtime.stacked computes all devices in one process: take --runtime local, or leave "
             "it false"

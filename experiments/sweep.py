@@ -125,8 +125,9 @@ def finished_summary(config: ExperimentConfig, folder: Path) -> dict[str, Any] |
     """The summary of a run that was completed before with the same configuration, or None."""
     try:
         before = load_config(ExperimentConfig, folder / "config.toml", presets=PRESETS)
-        # How many threads computed it does not matter.
-        if replace(before, runtime=config.runtime) != config:
+        # How many threads computed it does not matter; whether devices were stacked does.
+        runtime = replace(config.runtime, stacked=before.runtime.stacked)
+        if replace(before, runtime=runtime) != config:
             return None
         return read_summary(folder)
     except (OSError, ValueError):

@@ -76,6 +76,11 @@ def run(
             f"--resume is for --runtime local, whose devices' states are in the checkpoint, got "
             f"{runtime.value}"
         )
+    if experiment.runtime.stacked and runtime is not Runtime.LOCAL:
+        raise ValueError(
+            f"runtime.stacked is for --runtime local, where all devices are in one process, got "
+            f"{runtime.value}"
+        )
     from experiments.sweep import finished_summary
 
     summary = finished_summary(experiment, out) if resume else None

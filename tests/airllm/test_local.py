@@ -91,6 +91,21 @@ def test_a_warm_start_trains_the_strongest_components(world):
         )
 
 
+def test_what_rounding_leaves_of_a_lower_rank_is_not_trained(world):
+    """A second component of 1e-9 has no direction of its own: with it or another one, the same."""
+    base, alone = world[0], some_adapter(world[0], 1)
+
+    def noisy(seed):
+        noise = some_adapter(base, 1, seed=seed)
+        return alone.plus(noise.scaled(1e-9))
+
+    results = [run(world, held, 2) for held in (alone, noisy(5), noisy(6))]
+    for other in results[1:]:
+        for p in range(len(base.specs)):
+            torch.testing.assert_close(other.after.delta(p), results[0].after.delta(p))
+    assert all(up[:, 1].any() for up in results[0].after.up)
+
+
 def test_a_fresh_start_begins_where_nothing_changes(world):
     result = run(world, some_adapter(world[0], 3), 2, start="fresh")
     assert all(not up.any() for up in result.before.up)

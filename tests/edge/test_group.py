@@ -1,17 +1,25 @@
 """Devices of one process, asked together: what each would have said alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from airllm.fleet import Fleet
+from airllm.local import LocalTraining
 from airllm.lora import Adapter
 from airllm.models import ModelConfig, load_base
 from airllm.passes import Examples
+from airllm.payload import decode
 from airllm.tuning import Head, bucket, evaluate, tokenize
+from airllm.worth import unpack_worth
 from edge.client_app import answer, answer_together, write_state
 from edge.device import Device, DeviceProfile, DeviceState
 from edge.group import measure
+from edge.profile import load_hardware
+from edge.training import LocalWork
 
 
 def base_of(name):
@@ -119,3 +127,70 @@ def test_every_message_has_its_own_answer():
         assert first == second
         assert first["device"] == d
     assert len(losses) == 39
+
+
+def worker_of(base, device):
+    """A device with text of its own to train on."""
+    profile = profile_of(base, device)
+    work = LocalWork(
+        ids=profile.examples.ids, labels=profile.examples.labels, batch_size=3,
+        training=LocalTraining(
+            steps=2, learning_rate=1e-2, scale=2.0, start="held", is_factored=False,
+            trains_down=True, seed=0,
+        ),
+        sends="change", number_format="fp32", r_max=4, initial=Adapter.zero(base.specs),
+        shared_down=None, hardware=load_hardware("phone"),
+    )  # fmt: skip
+    return replace(profile, work=work)
+
+
+def test_devices_asked_together_train_and_send_what_each_would_alone(monkeypatch):
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    base, sizes = base_of("tiny:bert"), []
+    profiles = [worker_of(base, d) for d in range(4)]
+    ranks = bytes([2] * len(base.specs))
+
+    def fleet(base, head, members, **values):
+        sizes.append(len(members))
+        return Fleet(base, head, members, **values)
+
+    monkeypatch.setattr("airllm.local.Fleet", fleet)
+
+    def load(context):
+        return base, profiles[int(context.node_config["partition-id"])]
+
+    def ask(contexts, kind, records, by_itself):
+        asked = [(Message(RecordDict(dict(records)), c.node_id, kind), c) for c in contexts]
+        if by_itself:
+            return [answer(load, [one])[0].content.config_records for one in asked]
+        return [reply.content.config_records for reply in answer_together(load, asked)]
+
+    found = []
+    for by_itself in (True, False):
+        contexts = []
+        for d, device in enumerate(devices_of(base, head_of(base))):
+            contexts.append(Context(1, d + 2, {"partition-id": d}, RecordDict(), {}))
+            write_state(contexts[d].state, device.state)
+        # The last one is not asked to train.
+        work = ConfigRecord({"ranks": ranks, "importance": "energy", "round": 1})
+        replies = ask(contexts[:3], "train", {"work": work}, by_itself)
+        replies += ask(contexts[3:], "train", {}, by_itself)
+        assert ["work" in reply for reply in replies] == [True, True, True, False]
+        grant = ConfigRecord({"ranks": ranks, "number": 1})
+        sent = ask(contexts[:3], "train.send", {"grant": grant}, by_itself)
+        trained = zip(replies[:3], sent, strict=True)
+        found.append([(reply["work"], own["update"]["payload"]) for reply, own in trained])
+        assert sizes == ([] if by_itself else [3])
+    for (alone, payload), (together, other) in zip(*found, strict=True):
+        assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert together["compute_s"] == alone["compute_s"]
+        assert together["compute_j"] == alone["compute_j"]
+        torch.testing.assert_close(
+            torch.tensor(unpack_worth(together["worth"], len(base.specs))),
+            torch.tensor(unpack_worth(alone["worth"], len(base.specs))),
+            rtol=1e-2, atol=1e-6,  # as precise as it is told
+        )  # fmt: skip
+        update, same = (decode(data, base.specs).adapter for data in (payload, other))
+        for p in range(len(base.specs)):
+            torch.testing.assert_close(update.delta(p), same.delta(p), rtol=1e-3, atol=1e-5)
+        assert update.ranks.max() == 2

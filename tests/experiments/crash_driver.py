@@ -92,7 +92,7 @@ class Events:
         self.half_a_round()
         self.around(CloudService, "plan", "plan")
         self.around(CloudService, "conclude", "conclude")
-        self.around(LocalGrid, "_answer", "device")
+        self.around(LocalGrid, "_answer", "device")  # of a run that is not stacked
 
 
 def run(config, out: Path, *, moment: int | None, is_resuming: bool, report: Path | None) -> int:

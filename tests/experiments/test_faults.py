@@ -16,6 +16,7 @@ from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import dump_config, load_config
 from experiments.results import RoundsWriter, prepare_out, read_ranks, read_rounds
 from experiments.run import run_simulation
+from experiments.sweep import finished_summary
 
 FILES = ("rounds.csv", "ranks.npz", "summary.json", "config.toml")
 
@@ -182,9 +183,17 @@ def test_a_checkpoint_of_something_else_is_refused_with_the_reason(config, tiny_
     with pytest.raises(ValueError, match="run on other text than the configured source holds now"):
         Checkpoints(tmp_path, dump_config(config), "other").load()
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
-    # How the host computes does not count.
-    faster = load_config(ExperimentConfig, tiny_toml, (*sets, "runtime.threads=2"), presets=PRESETS)
+    # How the host computes does not count, but whether devices are stacked does.
+    faster, stacked = (
+        load_config(ExperimentConfig, tiny_toml, (*sets, also), presets=PRESETS)
+        for also in ("runtime.threads=2", "runtime.stacked=true")
+    )
     assert can_resume(dump_config(faster), tmp_path)
+    with pytest.raises(ValueError, match=r"run with runtime.stacked = False, not True; resume"):
+        run_simulation(stacked, tmp_path, is_resuming=True)
+    run_simulation(config, tmp_path, is_resuming=True)
+    assert finished_summary(faster, tmp_path)
+    assert finished_summary(stacked, tmp_path) is None
 
 
 def test_two_runs_do_not_share_a_folder(config, tmp_path):

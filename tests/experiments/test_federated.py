@@ -258,28 +258,44 @@ def test_air_time_is_that_of_both_directions(tiny_toml, tmp_path):
     assert summary["airtime_s"] == pytest.approx(longest.sum())
 
 
-@pytest.mark.parametrize("mode", ["federated", "remote"])
+STACKED = [
+    ("mode=remote", "policy.name=greedy:gain"),
+    ("mode=federated", "policy.name=greedy:gain", "federated.method=airllm"),
+    ("mode=federated", "policy.name=uniform", "federated.method=raflora"),
+    ("mode=federated", "policy.name=uniform", "federated.method=ffa-lora"),
+]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("sets", STACKED, ids=["remote", "airllm", "raflora", "ffa-lora"])
 def test_stacked_devices_come_to_the_same_but_for_the_last_digits(
-    mode, tiny_toml, tmp_path, monkeypatch
+    sets, seed, tiny_toml, tmp_path, monkeypatch
 ):
-    sizes = []
+    together: dict[str, list[int]] = {"edge.group": [], "airllm.local": []}
+    for user, sizes in together.items():
 
-    def fleet(base, head, members, **values):
-        sizes.append(len(members))
-        return Fleet(base, head, members, **values)
+        def fleet(base, head, members, sizes=sizes, **values):
+            sizes.append(len(members))
+            return Fleet(base, head, members, **values)
 
-    for user in ("edge.group.Fleet", "airllm.local.Fleet"):
-        monkeypatch.setattr(user, fleet)
+        monkeypatch.setattr(f"{user}.Fleet", fleet)
     sets = (
-        "num_devices=5", "rounds=3", "channel.bandwidth_hz=2e5", f"mode={mode}",
-        "federated.ranks=[1,2,4]", "policy.name=greedy:gain",
+        "num_devices=5", "rounds=4", "channel.bandwidth_hz=2e5", "federated.ranks=[1,2,4]",
+        f"seed={seed}", *sets,
     )  # fmt: skip
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    _, expected = rounds_of(tiny_toml, alone, *sets)
-    assert not sizes
-    _, found = rounds_of(tiny_toml, together, *sets, "runtime.stacked=true")
-    pd.testing.assert_frame_equal(found, expected, rtol=1e-3)
-    assert max(sizes) == 5
+    _, expected = rounds_of(tiny_toml, tmp_path / "alone", *sets)
+    assert not any(together.values())
+    _, found = rounds_of(tiny_toml, tmp_path / "together", *sets, "runtime.stacked=true")
+    # One that has not changed is not measured again, but at first all are; all train.
+    assert max(together["edge.group"]) == 5
+    assert set(together["airllm.local"]) == ({5} if "mode=federated" in sets else set())
+    pd.testing.assert_frame_equal(found, expected, rtol=2e-3, atol=1e-4)
     run_simulation(config_of(tiny_toml, *sets, "runtime.stacked=true"), tmp_path / "again")
     for name in ("rounds.csv", "ranks.npz"):
-        assert (together / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+        first, again = (tmp_path / folder / name for folder in ("together", "again"))
+        assert first.read_bytes() == again.read_bytes()
+
+
+def test_asynchronous_rounds_have_nothing_to_stack(tiny_toml):
+    with pytest.raises(ValueError, match="nothing to stack in asynchronous rounds"):
+        config_of(tiny_toml, "federated.buffer=2", "runtime.stacked=true")
