@@ -46,8 +46,13 @@ class Score:
 
     mean: float
     stderr: float
-    """over the scenarios"""
+    """over the scenarios; not a number for a single one"""
     by_coding: dict[str, float]
+
+    @property
+    def bound(self) -> float:
+        """A standard error below the mean: the highest of many scores is high by luck, too."""
+        return self.mean - float(np.nan_to_num(self.stderr))
 
 
 def build_scenarios(
@@ -137,7 +142,8 @@ class Learner:
         )
 
     def run(self, folder: Path, on_progress: Progress = lambda what, done, total: None) -> None:
-        """Learn until ``learn.updates`` are done; what is best on the held-out scenarios is kept.
+        """Learn until ``learn.updates`` are done; kept is what is best on the held-out scenarios,
+        by `Score.bound`.
 
         Goes on from ``folder`` if learning by the same configuration was interrupted there, or was
         finished with fewer updates. An environment begins anew with every evaluation, so that it
@@ -184,8 +190,8 @@ class Learner:
             "update %d: %.4f +- %.4f nats below the reference rule %s",
             self.update, score.mean, score.stderr, score.by_coding,
         )  # fmt: skip
-        if score.mean > self.best:
-            self.best = score.mean
+        if score.bound > self.best:
+            self.best = score.bound
             save_policy(
                 self.policy, folder, depths=self.depths, kinds=self.kinds,
                 facts={

@@ -26,7 +26,8 @@ def learn(
     `airllm run quick --set policy.name=airllm --set policy.path=my-policy`
 
     Runs are recorded, put behind channels drawn at random, and learned from; what scores best on
-    runs that were held out is kept. learning_curve.csv says how it goes.
+    runs that were held out, a standard error taken off, is kept. learning_curve.csv says how it
+    goes.
     """
     setup_logging(verbose)
     experiment = load(config, sets)

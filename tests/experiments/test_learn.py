@@ -1,6 +1,7 @@
 """Learning beforehand: it goes on where it stopped, and what it saved decides as it did."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from cloud.environment import RankEnvironment
 from cloud.scenarios import Episode, Scenario, record, reference_rule
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import load_config
-from experiments.learn import build_scenarios, make_learner
+from experiments.learn import Score, build_scenarios, make_learner
 from experiments.run import run_simulation
 
 SETS = (
@@ -75,30 +76,40 @@ def test_a_finished_policy_learns_on_to_the_same_bytes(tiny_toml, tmp_path):
         assert (tmp_path / "on" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_saved_policy_decides_as_it_did(config, tiny_toml, tmp_path):
-    learner = make_learner(config)
-    learner.run(tmp_path / "out")
+def test_kept_is_what_is_best_for_sure_and_it_decides_as_it_did(
+    config, tiny_toml, tmp_path, monkeypatch
+):
+    learner, decided = make_learner(config), []
     observations = learner.training.reset()
+    # The last is highest, but less surely above the start than the one before.
+    scores = iter([Score(0.0, 0.0, {}), Score(0.003, 0.001, {}), Score(0.004, 0.003, {})])
+
+    def score():
+        learner.policy.is_exploring = False
+        decided.append(learner.policy.decide_all(observations))
+        learner.policy.is_exploring = True
+        return next(scores)
+
+    monkeypatch.setattr(learner, "score", score)
+    learner.run(tmp_path / "out")
     loaded = make_policy(
         config_of(tiny_toml, f"policy.path={tmp_path / 'out'}").policy,
         num_projections=len(learner.depths), depths=learner.depths, kinds=learner.kinds,
         r_max=4, seed=5,
     )  # fmt: skip
-    best = make_learner(config)
-    best.policy.is_exploring = False
-    rows = [row for row in curve_of(tmp_path / "out") if row["held_out"]]
-    winner = max(rows, key=lambda row: float(row["held_out"]))
-    if winner is rows[-1]:
-        best = learner
-        best.policy.is_exploring = False
-        for ours, theirs in zip(
-            loaded.decide_all(observations), best.policy.decide_all(observations), strict=True
-        ):
-            np.testing.assert_array_equal(ours, theirs)
+    facts = json.loads((tmp_path / "out" / "policy.json").read_text())["learned"]
+    assert (facts["updates"], facts["held_out_nats"]) == (2, 0.003)
+    for ours, theirs in zip(loaded.decide_all(observations), decided[1], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
     summary = run_simulation(
         config_of(tiny_toml, f"policy.path={tmp_path / 'out'}", "payload.coding=absolute")
     )
     assert np.isfinite(summary["loss"])
+
+
+def test_a_single_scenario_has_no_error_and_a_policy_is_kept_all_the_same(tiny_toml, tmp_path):
+    make_learner(config_of(tiny_toml, "learn.held_out=1", "learn.updates=1")).run(tmp_path)
+    assert (tmp_path / "policy.json").exists()
 
 
 def test_a_policy_for_another_model_is_refused(config, tiny_toml, tmp_path):
