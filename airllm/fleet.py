@@ -172,24 +172,22 @@ class Fleet:
         ]
         (one,) = make_passes(self.base, examples, rows_of=lambda _: 1, multiple=width)
         known = {t.untyped_storage().data_ptr() for t in self.base.network.parameters()}
-        kept: dict[int, int] = {}
+        # Storages, so that none is freed and met again while it is counted; not tensors, as a node
+        # that keeps its own output would never be freed.
+        kept: dict[int, torch.UntypedStorage] = {}
+        nothing = torch.empty(0)
 
         def keep(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in known:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
+                kept[storage.data_ptr()] = storage
+            return nothing
 
         # Also where an evaluation asks first, which records nothing by itself.
-        with (
-            torch.enable_grad(),
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        ):
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             self._place(one)
-            # Bound to a name, so that no storage is freed and met again while it is counted.
-            graph = row_losses(self.base, self.head, one)
-        del graph
-        return max(1, sum(kept.values()))
+            row_losses(self.base, self.head, one)
+        return max(1, sum(storage.nbytes() for storage in kept.values()))
 
     def _run(self, examples: Sequence[Examples], *, is_training: bool) -> tuple[Tensor, Tensor]:
         device = self.base.device

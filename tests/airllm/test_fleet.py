@@ -1,5 +1,6 @@
 """A fleet against its members one by one, and against PEFT."""
 
+import gc
 import subprocess
 import sys
 import traceback
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DebertaV2Config, DebertaV2Model
 
 from airllm.fleet import Fleet, Member
+from airllm.fleet_linear import Factors
 from airllm.lora import Adapter
 from airllm.models import BaseModel, ModelConfig, load_base
 from airllm.passes import Examples, make_passes, row_losses
@@ -218,6 +220,24 @@ def test_what_a_row_keeps_is_what_autograd_keeps():
             fleet.step(examples)
     activations = sum(n for pointer, (n, _) in kept.items() if pointer not in known)
     assert activations == pytest.approx(stated, rel=0.15)
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_nothing_is_left_of_a_fleet(is_training):
+    """It once was: the graph on which its bytes were measured kept its own outputs, for ever."""
+    base = load()
+
+    def alive():
+        gc.collect()
+        return sum(type(o) is Factors for o in gc.get_objects())
+
+    before = alive()
+    fleet = Fleet(base, head_of(base), members_of(base))
+    with fleet:
+        (fleet.step if is_training else fleet.evaluate)(examples_of(base))
+    assert alive() > before
+    del fleet
+    assert alive() == before
 
 
 def test_padding_is_that_of_the_own_length():
