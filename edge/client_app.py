@@ -76,23 +76,22 @@ def answer(load: Load, asked: Sequence[tuple[Message, Context]]) -> list[Message
     One message's answer is the same in every runtime, to the last bit; that of several differs from
     it by the order of sums.
     """
-    calls = [
-        _Call(load, message, context)
-        for message, context in asked
+    calls = {
+        i: _Call(load, message, context)
+        for i, (message, context) in enumerate(asked)
         # A node that has come back with nothing asks, without a report, to be deployed to.
         if "held" in context.state or message.metadata.message_type == "query.deploy"
-    ]
-    for call in calls:
+    }
+    for call in calls.values():
         call.receive()
-    measure([call.device for call in calls])
-    training = [(call, task) for call in calls if (task := call.task()) is not None]
+    measure([call.device for call in calls.values()])
+    training = [(call, task) for call in calls.values() if (task := call.task()) is not None]
     trained = train_all([call.device for call, _ in training], [task for _, task in training])
     for (call, _), own in zip(training, trained, strict=True):
         call.trained = own
-    contents = {id(call.context): call.reply() for call in calls}
     return [
-        Message(contents.get(id(context), RecordDict()), reply_to=message)
-        for message, context in asked
+        Message(calls[i].reply() if i in calls else RecordDict(), reply_to=message)
+        for i, (message, _) in enumerate(asked)
     ]
 
 
@@ -101,7 +100,7 @@ class _Call:
 
     def __init__(self, load: Load, message: Message, context: Context) -> None:
         base, profile = load(context)
-        self.context, self._kind = context, message.metadata.message_type
+        self._context, self._kind = context, message.metadata.message_type
         self._content = message.content
         self.device = Device(base, profile, read_state(context.state, base))
         self.trained: Trained | None = None
@@ -150,7 +149,7 @@ class _Call:
             grant = self._content.config_records["grant"]
             payload = device.send(_ranks(grant), int(grant["number"]))  # type: ignore[arg-type]
             content["update"] = ConfigRecord({"payload": payload})
-        write_state(self.context.state, device.state)
+        write_state(self._context.state, device.state)
         return content
 
 
