@@ -67,11 +67,12 @@ def test_the_same_configuration_gives_the_same_bytes(tiny_toml, tmp_path):
 
 
 def test_the_head_travels_and_is_counted(tiny_toml, tmp_path):
-    """12 projections of tiny:bert and a head of 2 classes on 32 features and a constant 1."""
+    """12 projections of tiny:bert and a head of 2 classes on 32 features and a constant 1, whose
+    update has rank 1: what is more for one class is less for the other."""
     _, rounds = rounds_of(tiny_toml, tmp_path, *WIDE, "policy.name=fixed:2", "rounds=1")
     with np.load(tmp_path / "ranks.npz") as file:
         assert list(file["projections"])[-1] == "head"
-    parameters = 2 * (8 * 64 + 4 * 96 + 33 + 2)
+    parameters = 2 * (8 * 64 + 4 * 96) + 33 + 2
     assert (rounds["uplink_payload_bits"] == 8 * (10 + 13) + 16 * parameters).all()
 
 
