@@ -15,7 +15,7 @@ from airllm.lora import Adapter, svd_form
 from airllm.models import BaseModel
 from airllm.passes import Examples
 from airllm.ranks import ProjectionSpec
-from airllm.tuning import Batch, Head, generator_for, losses, padded_width
+from airllm.tuning import Head, collate, generator_for, losses, padded_width
 
 STARTS = ("held", "fresh")
 _FACTOR_STREAM, _FRESH_STREAM = 80, 81
@@ -58,7 +58,7 @@ class LocalResult:
 
 @dataclass(frozen=True, slots=True)
 class LocalJob:
-    """What one device of several trains."""
+    """What is trained, on what."""
 
     held: Adapter
     ranks: NDArray[np.int64]
@@ -84,20 +84,15 @@ def initial_factors(specs: Sequence[ProjectionSpec], r_max: int, seed: int) -> A
 def train_local(
     base: BaseModel,
     head: Head | None,
-    held: Adapter,
-    ranks: NDArray[np.int64],
-    batch_of: Callable[[int], Batch],
+    job: LocalJob,
     training: LocalTraining,
-    *,
-    key: tuple[int, ...],
 ) -> LocalResult:
-    """Train ``ranks`` [projections] components on top of what is held; the base is left bare.
+    """Train a job's components on top of what is held; the base is left bare.
 
-    Step n trains on ``batch_of(n)``, by AdamW without decay, at a constant rate: a device keeps no
-    optimiser between rounds. What of ``held`` is not trained stays loaded and frozen. ``key`` tells
-    apart the random factors of devices and rounds. Raises ValueError when training diverges.
+    By AdamW without decay, at a constant rate: a device keeps no optimiser between rounds. What is
+    held and not trained stays loaded and frozen. Raises ValueError when training diverges.
     """
-    frozen, before = _split(base, held, ranks, training, key)
+    frozen, before = _split(base, job.held, job.ranks, training, job.key)
     scale, device = training.scale, base.device
     down = [d.to(device)[None].clone() for d in before.down]  # [1, rank, in]
     up = [(u / scale).to(device)[None].clone() for u in before.up]  # [1, out, rank]
@@ -112,7 +107,8 @@ def train_local(
     total, flops = torch.zeros((), device=device), 0.0
     try:
         for step in range(training.steps):
-            batch = batch_of(step)
+            examples = job.examples_of(step)
+            batch = collate(base, examples.ids, examples.labels)
             base.bank.load(
                 [torch.cat([d, k], dim=1) for d, k in zip(down, kept_down, strict=True)],
                 [torch.cat([u * scale, k], dim=2) for u, k in zip(up, kept_up, strict=True)],
@@ -123,7 +119,7 @@ def train_local(
             loss.backward()
             optimiser.step()
             count, width = batch.input_ids.shape
-            flops += training_flops(base, (count, width), ranks)
+            flops += training_flops(base, (count, width), job.ranks)
     finally:
         base.bank.clear()
     after = Adapter(

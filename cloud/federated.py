@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.checkpoint import restore, state_of
-from airllm.local import LocalTraining, train_local
+from airllm.local import LocalJob, LocalTraining, train_local
 from airllm.lora import Adapter, accumulate
 from airllm.models import BaseModel
 from airllm.observation import RoundObservation
+from airllm.passes import Examples
 from airllm.payload import PayloadConfig, bits_per_rank, overhead_bits
 from airllm.policy import RankPolicy, RoundFeedback
 from airllm.report import DeviceReport
@@ -43,8 +44,8 @@ _CLOUD_KEY = 1_000_000  # takes a device's place in the keys of the cloud's own 
 class CloudText:
     """The cloud's own text, for training that goes on from the merged adapter."""
 
-    batch_of: Callable[[int], Batch]
-    """the batch of a step"""
+    examples_of: Callable[[int], Examples]
+    """those of a step"""
     steps: int
     """a round; 0: none"""
 
@@ -343,11 +344,14 @@ class FederatedService:
         if not self.cloud_text.steps:
             return
         ranks = np.full(len(self.base.specs), int(self.capacity.max()))
-        result = train_local(
-            self.base, self.head, self.master.adapter, ranks,
-            lambda step: self.cloud_text.batch_of(round_index * self.cloud_text.steps + step),
-            self.training, key=(_CLOUD_KEY, round_index),
-        )  # fmt: skip
+        first = round_index * self.cloud_text.steps
+        job = LocalJob(
+            self.master.adapter,
+            ranks,
+            lambda step: self.cloud_text.examples_of(first + step),
+            (_CLOUD_KEY, round_index),
+        )
+        result = train_local(self.base, self.head, job, self.training)
         if self.config.is_factored:
             self.master.replace(result.after.completed(self.master.adapter))
         else:

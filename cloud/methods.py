@@ -115,7 +115,6 @@ class FederatedConfig:
                 raise ValueError(f"federated.{key} must be > 0 and finite, got {value}")
         for key in (
             "cloud_steps", "participants", "deadline_s", "buffer", "staleness_exponent",
-            "privacy_noise",
         ):  # fmt: skip
             value = getattr(self, key)
             if not (value >= 0 and math.isfinite(value)):

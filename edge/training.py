@@ -22,7 +22,7 @@ from airllm.models import BaseModel
 from airllm.passes import Examples
 from airllm.policy import Importance
 from airllm.privacy import Privacy
-from airllm.tuning import Batch, BatchSampler, Head, bucket, collate
+from airllm.tuning import Batch, BatchSampler, Head, bucket
 from edge.profile import Hardware
 
 # Key of the random stream of a device's batches; the device's index follows.
@@ -122,15 +122,7 @@ class LocalTask:
 
 def train(base: BaseModel, head: Head | None, task: LocalTask) -> Trained:
     """Train one device's update."""
-    job = task.job
-
-    def batch_of(step: int) -> Batch:
-        own = job.examples_of(step)
-        return collate(base, own.ids, own.labels)
-
-    training = task.work.training
-    result = train_local(base, head, job.held, job.ranks, batch_of, training, key=job.key)
-    return task.finish(base, head, result)
+    return task.finish(base, head, train_local(base, head, task.job, task.work.training))
 
 
 def train_together(base: BaseModel, head: Head | None, tasks: Sequence[LocalTask]) -> list[Trained]:

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from airllm.flops import training_bytes
 from airllm.local import LocalTraining, initial_factors
 from airllm.lora import Adapter
+from airllm.passes import Examples
 from airllm.payload import MAX_RANK
 from airllm.policy import Importance
 from airllm.privacy import Privacy
 from airllm.ranks import ProjectionSpec, Ranks
-from airllm.tuning import Batch, BatchSampler
+from airllm.tuning import BatchSampler
 from cloud.aggregate import Aggregator
 from cloud.federated import CloudText, FederatedService
 from cloud.master import GlobalMaster
@@ -197,10 +198,11 @@ def _cloud_text(bench: Workbench, config: ExperimentConfig) -> CloudText:
     data, size = bench.cloud_set, config.federated.local_batch_size
     sampler = BatchSampler(len(data.ids), size, config.seed, _CLOUD_STREAM)
 
-    def batch_of(step: int) -> Batch:
-        return data.batch(bench.base, sampler.indices(step))
+    def examples_of(step: int) -> Examples:
+        own = data.take(sampler.indices(step))
+        return Examples(own.ids, own.labels)
 
-    return CloudText(batch_of, config.federated.cloud_steps)
+    return CloudText(examples_of, config.federated.cloud_steps)
 
 
 def _check_memory(

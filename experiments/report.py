@@ -146,18 +146,25 @@ def _by_condition(cells: pd.DataFrame) -> list[str]:
     if not keys:
         return []
     table = interval_table(cells, "accuracy")
-    parts = []
+    table[["value", "low", "high"]] *= 100.0
+    return [
+        "<h3>Accuracy after the last round, %</h3>",
+        _crossed(table, "value", keys, list(pd.unique(cells["label"])), 1),
+        "<p class=note>Mean over seeds with 95 % t-intervals.</p>",
+    ]
+
+
+def _crossed(
+    table: pd.DataFrame, value: str, keys: Sequence[str], labels: Sequence[str], decimals: int
+) -> str:
+    """A value with its interval: a row a label, a column a condition."""
     columns: dict[str, dict[str, str]] = {}
     for row in table.to_dict("records"):
-        condition = ", ".join(spoken(key, row[key]) for key in keys)
-        found = 100.0 * pd.Series([row["value"], row["low"], row["high"]])
-        columns.setdefault(condition, {})[row["label"]] = _interval(found, 1)
-    labels = list(pd.unique(cells["label"]))
+        condition = ", ".join(spoken(key, row[key]) for key in keys) or "all"
+        found = _interval([row[value], row["low"], row["high"]], decimals)
+        columns.setdefault(condition, {})[row["label"]] = found
     shown = {name: [own.get(label, "–") for label in labels] for name, own in columns.items()}
-    parts.append("<h3>Accuracy after the last round, %</h3>")
-    parts.append(_table(labels, shown))
-    parts.append("<p class=note>Mean over seeds with 95 % t-intervals.</p>")
-    return parts
+    return _table(labels, shown)
 
 
 def _comparisons(cells: pd.DataFrame, reference: str | None, best: str | None) -> list[str]:
@@ -225,19 +232,13 @@ def _equal_accuracy(source: Source, reference: str | None) -> list[str]:
         table = bits_ratio_table(Results(source.cells, source.rounds), reference)
     except ValueError as error:  # the runs' own folders are not there
         return [head, f"<p class=note>{escape(str(error))}</p>"]
-    columns: dict[str, dict[str, str]] = {}
-    for row in table.to_dict("records"):
-        condition = ", ".join(spoken(key, row[key]) for key in keys) or "all"
-        found = _interval((row["ratio"], row["low"], row["high"]), 2)
-        columns.setdefault(condition, {})[row["label"]] = found
-    labels = list(pd.unique(table["label"]))
-    shown = {name: [own.get(label, "–") for label in labels] for name, own in columns.items()}
     note = (
         "Bits delivered to the accuracy that both reach, the lower of their last ones, by their "
         "mean curves over seeds; 95 % bootstrap intervals over seeds. No number where the "
         "preloaded head has that accuracy."
     )
-    return [head, _table(labels, shown), f"<p class=note>{note}</p>"]
+    crossed = _crossed(table, "ratio", keys, list(pd.unique(table["label"])), 2)
+    return [head, crossed, f"<p class=note>{note}</p>"]
 
 
 def _counts(table: pd.DataFrame, scale: float) -> tuple[list[str], dict[str, list[str]]]:

@@ -241,7 +241,8 @@ def main() -> None:
             wall[kind].append(time.perf_counter() - started)
             cpu[kind].append(trees[kind].cpu_s())
         for number in range(1, arguments.rounds):
-            order = list(_NAMES)[number % 5 :] + list(_NAMES)[: number % 5]
+            turn = number % len(_NAMES)
+            order = list(_NAMES)[turn:] + list(_NAMES)[:turn]
             for kind in order:
                 active[0] = kind
                 before, started = trees[kind].cpu_s(), time.perf_counter()

@@ -50,9 +50,11 @@ def some_adapter(base, rank, seed=1):
 
 
 def run(world, held, ranks, key=(0, 0), **values):
-    base, head, batch = world
+    base, head, _ = world
     ranks = np.full(len(base.specs), ranks) if np.isscalar(ranks) else np.asarray(ranks)
-    return train_local(base, head, held, ranks, lambda step: batch, training(**values), key=key)
+    examples = Examples(tokenize(base, TEXTS), LABELS)
+    job = LocalJob(held, ranks, lambda step: examples, key)
+    return train_local(base, head, job, training(**values))
 
 
 def test_the_head_is_a_projection_that_changes_logits(world):
@@ -199,12 +201,7 @@ def test_many_devices_together_come_to_what_each_comes_to_alone(name, values):
     ]
     together = train_local_together(base, head, jobs, how)
     for job, found in zip(jobs, together, strict=True):
-
-        def batch_of(step, job=job):
-            own = job.examples_of(step)
-            return collate(base, own.ids, own.labels)
-
-        alone = train_local(base, head, job.held, job.ranks, batch_of, how, key=job.key)
+        alone = train_local(base, head, job, how)
         assert found.flops == alone.flops
         assert found.loss == pytest.approx(alone.loss, rel=1e-5)
         for p in range(count):
