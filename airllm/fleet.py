@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from airllm.fleet_linear import Factors, FleetLinear, Segment
 from airllm.lora import Adapter
 from airllm.models import BaseModel, HeadLayer
-from airllm.passes import Examples, Pass, make_passes, row_losses
-from airllm.tuning import Head
+from airllm.passes import Pass, make_passes, row_losses
+from airllm.tuning import Examples, Head
 
 # On CUDA, ranks are padded with zero components, which stay zero, to a multiple of a tensor core's
 # tile, so that runs are few; on a CPU one component more is time more.

@@ -13,9 +13,8 @@ from airllm.fleet import Fleet, Member
 from airllm.flops import training_flops
 from airllm.lora import Adapter, svd_form
 from airllm.models import BaseModel
-from airllm.passes import Examples
 from airllm.ranks import ProjectionSpec
-from airllm.tuning import Head, collate, generator_for, losses, padded_width
+from airllm.tuning import Examples, Head, generator_for, losses, padded_width
 
 STARTS = ("held", "fresh")
 _FACTOR_STREAM, _FRESH_STREAM = 80, 81
@@ -107,8 +106,7 @@ def train_local(
     total, flops = torch.zeros((), device=device), 0.0
     try:
         for step in range(training.steps):
-            examples = job.examples_of(step)
-            batch = collate(base, examples.ids, examples.labels)
+            batch = job.examples_of(step).batch(base)
             base.bank.load(
                 [torch.cat([d, k], dim=1) for d, k in zip(down, kept_down, strict=True)],
                 [torch.cat([u * scale, k], dim=2) for u, k in zip(up, kept_up, strict=True)],

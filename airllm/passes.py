@@ -10,24 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from airllm.models import BaseModel
-from airllm.tuning import Head
+from airllm.tuning import Examples, Head
 
 _IGNORED = -100  # a target that counts for nothing
-
-
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """One device's texts of a step."""
-
-    ids: Sequence[list[int]]
-    labels: Sequence[int]
-    """classes; unused by a causal model"""
-
-    def num_terms(self, *, is_causal: bool) -> int:
-        """Of the mean loss: predicted tokens of a causal model, or else texts."""
-        if is_causal:
-            return sum(max(len(ids) - 1, 0) for ids in self.ids)
-        return len(self.ids)
 
 
 @dataclass(frozen=True, slots=True)

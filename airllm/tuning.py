@@ -34,6 +34,29 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Examples:
+    """Labelled texts, tokenised."""
+
+    ids: Sequence[list[int]]
+    labels: Sequence[int]
+    """classes; unused by a causal model"""
+
+    def take(self, indices: NDArray[np.int64]) -> Examples:
+        """Some of them."""
+        return Examples([self.ids[i] for i in indices], [self.labels[i] for i in indices])
+
+    def batch(self, base: BaseModel) -> Batch:
+        """All of them, by `collate`."""
+        return collate(base, self.ids, self.labels)
+
+    def num_terms(self, *, is_causal: bool) -> int:
+        """Of the mean loss: predicted tokens of a causal model, or else texts."""
+        if is_causal:
+            return sum(max(len(ids) - 1, 0) for ids in self.ids)
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
 class Head:
     """Linear classification head on pooled features."""
 

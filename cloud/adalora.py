@@ -13,8 +13,8 @@ from torch import Tensor
 
 from airllm.lora import Adapter
 from airllm.models import BaseModel
-from airllm.tuning import Head
-from cloud.trainer import Stepper, TrainingConfig, TrainingSet, Trajectory
+from airllm.tuning import Examples, Head
+from cloud.trainer import Stepper, TrainingConfig, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def train_adalora(
     base: BaseModel,
     head: Head | None,
-    data: TrainingSet,
+    data: Examples,
     config: TrainingConfig,
     *,
     num_rounds: int,

@@ -16,12 +16,11 @@ from airllm.local import LocalJob, LocalTraining, train_local
 from airllm.lora import Adapter, accumulate
 from airllm.models import BaseModel
 from airllm.observation import RoundObservation
-from airllm.passes import Examples
 from airllm.payload import PayloadConfig, bits_per_rank, overhead_bits
 from airllm.policy import RankPolicy, RoundFeedback
 from airllm.report import DeviceReport
 from airllm.reward import paired_reward
-from airllm.tuning import Batch, Head, evaluate
+from airllm.tuning import Batch, Examples, Head, evaluate
 from airllm.worth import unpack_worth
 from channel.aircomp import align
 from channel.fading import rng_for

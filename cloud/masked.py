@@ -11,9 +11,9 @@ from torch import Tensor
 
 from airllm.lora import Adapter
 from airllm.models import BaseModel
-from airllm.tuning import Head, generator_for
+from airllm.tuning import Examples, Head, generator_for
 from cloud.adalora import orthogonality
-from cloud.trainer import INIT_STREAM, Stepper, TrainingConfig, TrainingSet
+from cloud.trainer import INIT_STREAM, Stepper, TrainingConfig
 
 
 class MaskedTrainer:
@@ -27,7 +27,7 @@ class MaskedTrainer:
         self,
         base: BaseModel,
         head: Head | None,
-        data: TrainingSet,
+        data: Examples,
         config: TrainingConfig,
         *,
         num_rounds: int,

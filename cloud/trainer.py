@@ -20,7 +20,7 @@ from torch import Tensor
 
 from airllm.lora import Adapter
 from airllm.models import BaseModel
-from airllm.tuning import Batch, BatchSampler, Head, collate, generator_for, losses
+from airllm.tuning import Batch, BatchSampler, Examples, Head, generator_for, losses
 
 logger = logging.getLogger(__name__)
 
@@ -96,21 +96,6 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingSet:
-    """The cloud's own labelled text, tokenised."""
-
-    ids: Sequence[list[int]]
-    labels: Sequence[int]
-
-    def take(self, indices: NDArray[np.int64]) -> TrainingSet:
-        """Some of it."""
-        return TrainingSet([self.ids[i] for i in indices], [self.labels[i] for i in indices])
-
-    def batch(self, base: BaseModel, indices: NDArray[np.int64]) -> Batch:
-        return collate(base, [self.ids[i] for i in indices], [self.labels[i] for i in indices])
-
-
-@dataclass(frozen=True, slots=True)
 class Trajectory:
     """The master after each round of training: entry r is what the cloud has in round r."""
 
@@ -124,7 +109,7 @@ class Trajectory:
 
 def probe_texts(
     base: BaseModel,
-    data: TrainingSet,
+    data: Examples,
     config: TrainingConfig,
     *,
     seed: int,
@@ -143,7 +128,7 @@ def probe_texts(
     # As many parts for each adapter, so that all have their share.
     number = num_held * -(-len(index) // (num_held * _GAIN_PART))
     parts = np.array_split(index, min(number, len(index)))
-    return [data.batch(base, part) for part in parts]
+    return [data.take(part).batch(base) for part in parts]
 
 
 class Stepper:
@@ -153,7 +138,7 @@ class Stepper:
         self,
         base: BaseModel,
         head: Head | None,
-        data: TrainingSet,
+        data: Examples,
         config: TrainingConfig,
         parameters: Sequence[Tensor],
         *,
@@ -193,7 +178,7 @@ class Stepper:
                 self.optimiser.param_groups[0]["lr"] = config.learning_rate * share
             if before_step is not None:
                 before_step()
-            batch = self.data.batch(self.base, self.sampler.indices(self.step_index))
+            batch = self.data.take(self.sampler.indices(self.step_index)).batch(self.base)
             loss = losses(self.base, self.head, batch)[0].mean()
             total += loss.detach()  # summed on the device: no synchronisation inside a step
             if penalty is not None:
@@ -232,7 +217,7 @@ class Stepper:
 def train_lora(
     base: BaseModel,
     head: Head | None,
-    data: TrainingSet,
+    data: Examples,
     config: TrainingConfig,
     *,
     num_rounds: int,

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from airllm.lora import Adapter, accumulate
 from airllm.models import BaseModel
-from airllm.passes import Examples
 from airllm.payload import PayloadError, decode, encode
 from airllm.policy import Importance
 from airllm.report import DeviceReport
-from airllm.tuning import Batch, Head, Metrics, evaluate
+from airllm.tuning import Batch, Examples, Head, Metrics, evaluate
 from edge.training import LocalTask, LocalWork, Trained
 
 logger = logging.getLogger(__name__)

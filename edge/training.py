@@ -19,10 +19,9 @@ from airllm.local import (
 )
 from airllm.lora import Adapter, svd_form
 from airllm.models import BaseModel
-from airllm.passes import Examples
 from airllm.policy import Importance
 from airllm.privacy import Privacy
-from airllm.tuning import Batch, BatchSampler, Head, bucket
+from airllm.tuning import Batch, BatchSampler, Examples, Head, bucket
 from edge.profile import Hardware
 
 # Key of the random stream of a device's batches; the device's index follows.
@@ -35,8 +34,7 @@ _PROBE_BATCH = 16
 class LocalWork:
     """A device's own text and how it trains on it."""
 
-    ids: Sequence[list[int]]
-    labels: Sequence[int]
+    examples: Examples
     batch_size: int
     training: LocalTraining
     sends: str
@@ -89,12 +87,11 @@ class LocalTask:
 
     def examples_of(self, step: int) -> Examples:
         """The device's own texts of a step of the round."""
-        work = self.work
-        sampler = BatchSampler(
-            len(work.ids), work.batch_size, work.training.seed, _BATCH_STREAM + 1000 * self.device
-        )
+        work, stream = self.work, _BATCH_STREAM + 1000 * self.device
+        count = len(work.examples.ids)
+        sampler = BatchSampler(count, work.batch_size, work.training.seed, stream)
         index = sampler.indices(self.round_index * work.training.steps + step)
-        return Examples([work.ids[i] for i in index], [work.labels[i] for i in index])
+        return work.examples.take(index)
 
     def finish(self, base: BaseModel, head: Head | None, result: LocalResult) -> Trained:
         """The update that training left, its components in the order in which they are sent."""

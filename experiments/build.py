@@ -15,11 +15,10 @@ from airllm.data import DataConfig, TextDataset, TextSplits, load_splits
 from airllm.lora import Adapter
 from airllm.models import BaseModel, ModelConfig, load_base
 from airllm.partition import partition
-from airllm.passes import Examples
 from airllm.policies import make_policy
 from airllm.policy import RankPolicy
 from airllm.sharing import evaluate_many
-from airllm.tuning import Batch, Head, bucket, evaluate, tokenize, train_head
+from airllm.tuning import Batch, Examples, Head, bucket, evaluate, tokenize, train_head
 from channel.cell import Cell
 from channel.config import ChannelConfig
 from cloud.adalora import train_adalora
@@ -27,7 +26,7 @@ from cloud.masked import MaskedTrainer
 from cloud.master import MaskedMaster, TrajectoryMaster
 from cloud.rounds import Service
 from cloud.service import CloudService, Master
-from cloud.trainer import TrainingConfig, TrainingSet, Trajectory, probe_texts, train_lora
+from cloud.trainer import TrainingConfig, Trajectory, probe_texts, train_lora
 from edge.device import DeviceProfile
 from experiments.config import ExperimentConfig
 from experiments.extensions import is_own, make_own
@@ -108,9 +107,9 @@ class Workbench:
         return load_splits(self.key.data, seed=self.key.seed, own=own)
 
     @cached_property
-    def training_set(self) -> TrainingSet:
+    def training_set(self) -> Examples:
         train = self.splits.train
-        return TrainingSet(tokenize(self.base, train.texts), train.labels.tolist())
+        return Examples(tokenize(self.base, train.texts), train.labels.tolist())
 
     @cached_property
     def _head_index(self) -> NDArray[np.int64]:
@@ -122,7 +121,7 @@ class Workbench:
         return np.random.default_rng(key).permutation(count)[: self.key.training.head_examples]
 
     @cached_property
-    def cloud_set(self) -> TrainingSet:
+    def cloud_set(self) -> Examples:
         """The cloud's own text: all of it in remote mode, that of the head in federated mode."""
         if self.key.mode == "remote":
             return self.training_set
@@ -195,10 +194,10 @@ class Workbench:
     def vocabulary(self) -> frozenset[str]:
         return reference_vocabulary(self.splits.train.texts)
 
-    def text_of(self, device: int) -> tuple[list[list[int]], list[int]]:
-        """Token ids and labels of a device's own examples."""
+    def text_of(self, device: int) -> Examples:
+        """A device's own examples."""
         own = self.splits.evaluation.take(self.shares[device])
-        return tokenize(self.base, own.texts), own.labels.tolist()
+        return Examples(tokenize(self.base, own.texts), own.labels.tolist())
 
     @cached_property
     def _texts(self) -> dict[int, tuple[Examples, list[Batch], float, float]]:
@@ -208,11 +207,11 @@ class Workbench:
         """What one device is: its text, and how complex that is."""
         if device not in self._texts:
             own = self.splits.evaluation.take(self.shares[device])
-            ids, labels = self.text_of(device)
+            text = self.text_of(device)
             self._texts[device] = (
-                Examples(ids, labels),
-                bucket(self.base, ids, labels, self.key.eval_batch_size),
-                token_entropy(ids),
+                text,
+                bucket(self.base, text.ids, text.labels, self.key.eval_batch_size),
+                token_entropy(text.ids),
                 oov_rate(own.texts, self.vocabulary),
             )
         examples, batches, entropy, oov = self._texts[device]
@@ -227,10 +226,10 @@ class Workbench:
         )
 
     @cached_property
-    def _training_texts(self) -> dict[int, tuple[TrainingSet, float, float]]:
+    def _training_texts(self) -> dict[int, tuple[Examples, float, float]]:
         return {}
 
-    def training_text(self, device: int) -> tuple[TrainingSet, float, float]:
+    def training_text(self, device: int) -> tuple[Examples, float, float]:
         """What a device trains on, its entropy and its OOV rate (federated mode)."""
         if device not in self._training_texts:
             share = self.training_shares[device]

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from airllm.flops import training_bytes
 from airllm.local import LocalTraining, initial_factors
 from airllm.lora import Adapter
-from airllm.passes import Examples
 from airllm.payload import MAX_RANK
 from airllm.policy import Importance
 from airllm.privacy import Privacy
 from airllm.ranks import ProjectionSpec, Ranks
-from airllm.tuning import BatchSampler
+from airllm.tuning import BatchSampler, Examples
 from cloud.aggregate import Aggregator
 from cloud.federated import CloudText, FederatedService
 from cloud.master import GlobalMaster
@@ -47,8 +46,7 @@ def federated_profile(bench: Workbench, device: int, config: ExperimentConfig) -
         oov_rate=oov,
         num_examples=len(own.ids),
         work=LocalWork(
-            ids=own.ids,
-            labels=own.labels,
+            examples=own,
             batch_size=federated.local_batch_size,
             training=_training(config, federated.local_steps),
             sends=federated.sent,
@@ -199,8 +197,7 @@ def _cloud_text(bench: Workbench, config: ExperimentConfig) -> CloudText:
     sampler = BatchSampler(len(data.ids), size, config.seed, _CLOUD_STREAM)
 
     def examples_of(step: int) -> Examples:
-        own = data.take(sampler.indices(step))
-        return Examples(own.ids, own.labels)
+        return data.take(sampler.indices(step))
 
     return CloudText(examples_of, config.federated.cloud_steps)
 

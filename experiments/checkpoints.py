@@ -66,7 +66,7 @@ class Checkpoints:
                     f"{path} is of format {state.get('format')}, this version reads {_FORMAT}; "
                     f"resume with the version that wrote it, or start again without --resume"
                 )
-            if differing := _difference(state["config"], self.config):
+            if differing := difference(state["config"], self.config):
                 raise ValueError(
                     f"{path} is of a run with {differing}; resume with its configuration, or "
                     f"start again without --resume"
@@ -99,7 +99,7 @@ def can_resume(config: str, folder: Path) -> bool:
             state = load_state(path)
         except ValueError:
             continue
-        return state.get("format") == _FORMAT and not _difference(state["config"], config)
+        return state.get("format") == _FORMAT and not difference(state["config"], config)
     return False
 
 
@@ -126,7 +126,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _difference(theirs: str, ours: str) -> str:
+def difference(theirs: str, ours: str) -> str:
     """The first value in which two configurations differ; how the host computes does not count,
     unless it moves more than the order of a thread's sums."""
     before, now = (dict(_flat(tomllib.loads(text))) for text in (theirs, ours))

@@ -265,7 +265,8 @@ def _world(config: ExperimentConfig) -> World:
     size = config.learn.examples
     texts = []
     for device in range(config.num_devices):
-        ids, labels = bench.text_of(device)
+        text = bench.text_of(device)
+        ids, labels = text.ids, text.labels
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
         if len(order) < size:
             raise ValueError(

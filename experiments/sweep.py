@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.axes import flatten, parse_sweep
-from experiments.checkpoints import found
+from experiments.checkpoints import difference, found
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import build_config, dump_config, load_config, read_tree
 from experiments.pool import Event, Run, run_here, run_in_processes
@@ -125,9 +125,7 @@ def finished_summary(config: ExperimentConfig, folder: Path) -> dict[str, Any] |
     """The summary of a run that was completed before with the same configuration, or None."""
     try:
         before = load_config(ExperimentConfig, folder / "config.toml", presets=PRESETS)
-        # How many threads computed it does not matter; whether devices were stacked does.
-        runtime = replace(config.runtime, stacked=before.runtime.stacked)
-        if replace(before, runtime=runtime) != config:
+        if difference(dump_config(before), dump_config(config)):
             return None
         return read_summary(folder)
     except (OSError, ValueError):

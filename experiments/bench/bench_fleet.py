@@ -34,9 +34,8 @@ from torch.nn import functional as F
 from airllm.fleet import Fleet, Member
 from airllm.lora import Adapter
 from airllm.models import BaseModel, ModelConfig, load_base
-from airllm.passes import Examples
 from airllm.tiny import byte_tokenizer
-from airllm.tuning import Head, tokenize
+from airllm.tuning import Examples, Head, tokenize
 from experiments.threads import use_determinism
 
 # A rate at which losses on random weights do not fall to zero, where nothing can be compared.

@@ -40,9 +40,9 @@ from airllm.observation import RoundObservation
 from airllm.paper_policy import PaperPolicy
 from airllm.policies import PolicyConfig, make_policy
 from airllm.tiny import byte_tokenizer
-from airllm.tuning import Head, losses
+from airllm.tuning import Examples, Head, losses
 from cloud.masked import MaskedTrainer
-from cloud.trainer import TrainingConfig, TrainingSet
+from cloud.trainer import TrainingConfig
 from experiments.bench.bench_decide import observation
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import load_config
@@ -77,7 +77,7 @@ class PlainTrainer:
     """The scheme's training loop."""
 
     def __init__(
-        self, network: Any, names: list[str], ours: MaskedTrainer, head: Head, data: TrainingSet
+        self, network: Any, names: list[str], ours: MaskedTrainer, head: Head, data: Examples
     ) -> None:
         self.network, self.head, self.data = network, head, data
         config = self.config = ours.config
@@ -236,14 +236,14 @@ def training(shape: str, config: TrainingConfig, num_passes: int) -> None:
     )
     count = _BATCHES * config.batch_size
     ids = [rng.integers(4, opt.vocab_size, n).tolist() for n in rng.integers(8, 41, count)]
-    data = TrainingSet(ids, rng.integers(0, _CLASSES, count).tolist())
+    data = Examples(ids, rng.integers(0, _CLASSES, count).tolist())
     head = Head(0.1 * torch.randn(_CLASSES, base.num_features), torch.zeros(_CLASSES))
     total = num_passes * _BATCHES
     ours = MaskedTrainer(base, head, data, config, num_rounds=total + 1, seed=0)
     plain = PlainTrainer(other, [s.name for s in base.specs], ours, head, data)
     with torch.no_grad():
         index = ours._stepper.sampler.indices(0)
-        mine = float(losses(base, head, data.batch(base, index))[0].mean())
+        mine = float(losses(base, head, data.take(index).batch(base))[0].mean())
         gap = abs(mine / float(plain.loss(index)) - 1.0)
     ranks = rng.integers(1, config.r_max + 1, (total, 1, len(base.specs)))
     rows = []  # of ours, plain on the same batches, plain on shuffled ones
@@ -254,7 +254,7 @@ def training(shape: str, config: TrainingConfig, num_passes: int) -> None:
         if n % _BATCHES == 0:
             order = rng.permutation(count).reshape(_BATCHES, -1)
         shuffled = order[n % _BATCHES]
-        tokens[0, n] = data.batch(base, same).input_ids.numel()
+        tokens[0, n] = data.take(same).batch(base).input_ids.numel()
         tokens[1, n] = len(shuffled) * max(len(ids[i]) for i in shuffled)
         work = [
             lambda r=ranks[n]: ours.run_round(r),

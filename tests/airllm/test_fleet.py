@@ -16,8 +16,8 @@ from airllm.fleet import Fleet, Member
 from airllm.fleet_linear import Factors
 from airllm.lora import Adapter
 from airllm.models import BaseModel, ModelConfig, load_base
-from airllm.passes import Examples, make_passes, row_losses
-from airllm.tuning import Head, collate, losses, tokenize
+from airllm.passes import make_passes, row_losses
+from airllm.tuning import Examples, Head, collate, losses, tokenize
 
 TEXTS = [f"{'more ' * (i % 4)}words {i}" for i in range(20)]
 RATES = [1e-2, 1e-2, 3e-3, 1e-2]

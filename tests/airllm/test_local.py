@@ -15,8 +15,7 @@ from airllm.local import (
 )
 from airllm.lora import Adapter, svd_form
 from airllm.models import ModelConfig, load_base
-from airllm.passes import Examples
-from airllm.tuning import Head, collate, losses, tokenize
+from airllm.tuning import Examples, Head, collate, losses, tokenize
 
 TEXTS = [f"{a} {b}" for a in ("ab", "ba") for b in ("ab", "ba")] * 4
 LABELS = [int(t.split()[0] == t.split()[1]) for t in TEXTS]

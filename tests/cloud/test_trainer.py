@@ -6,10 +6,10 @@ import torch
 
 from airllm.lora import Adapter
 from airllm.models import ModelConfig, load_base
-from airllm.tuning import Head, bucket, evaluate, tokenize
+from airllm.tuning import Examples, Head, bucket, evaluate, tokenize
 from cloud.adalora import train_adalora
 from cloud.masked import MaskedTrainer
-from cloud.trainer import TrainingConfig, TrainingSet, probe_texts, train_lora
+from cloud.trainer import TrainingConfig, probe_texts, train_lora
 
 # The label is the order of the two words: mean-pooled features of a frozen random model hardly
 # tell, so a head alone is near chance and an adapter is needed.
@@ -23,7 +23,7 @@ CONFIG = TrainingConfig(
 @pytest.fixture(scope="module")
 def world():
     base = load_base(ModelConfig(name="tiny:bert", precision="fp32", device="cpu"), seed=0)
-    data = TrainingSet(tokenize(base, TEXTS), LABELS)
+    data = Examples(tokenize(base, TEXTS), LABELS)
     # A head as wide awake as a trained one, but pointing nowhere in particular.
     head = Head(torch.randn(2, 32, generator=torch.Generator().manual_seed(0)), torch.zeros(2))
     return base, head, data
@@ -36,7 +36,7 @@ def loss_of(world, adapter):
 
 def bare_features(world):
     base, _, data = world
-    batch = data.batch(base, np.arange(4))
+    batch = data.take(np.arange(4)).batch(base)
     with torch.no_grad():
         return base.pooled(batch.input_ids, batch.attention_mask)
 

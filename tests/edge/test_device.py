@@ -7,10 +7,9 @@ from flwr.app import RecordDict
 
 from airllm.lora import Adapter
 from airllm.models import ModelConfig, load_base
-from airllm.passes import Examples
 from airllm.payload import encode
 from airllm.report import DeviceReport
-from airllm.tuning import Head, bucket, evaluate, tokenize
+from airllm.tuning import Examples, Head, bucket, evaluate, tokenize
 from edge.client_app import read_state, write_state
 from edge.device import Device, DeviceProfile, DeviceState
 

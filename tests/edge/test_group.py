@@ -11,9 +11,8 @@ from airllm.fleet import Fleet
 from airllm.local import LocalTraining
 from airllm.lora import Adapter
 from airllm.models import ModelConfig, load_base
-from airllm.passes import Examples
 from airllm.payload import decode
-from airllm.tuning import Head, bucket, evaluate, tokenize
+from airllm.tuning import Examples, Head, bucket, evaluate, tokenize
 from airllm.worth import unpack_worth
 from edge.client_app import answer, answer_together, write_state
 from edge.device import Device, DeviceProfile, DeviceState
@@ -133,7 +132,7 @@ def worker_of(base, device):
     """A device with text of its own to train on."""
     profile = profile_of(base, device)
     work = LocalWork(
-        ids=profile.examples.ids, labels=profile.examples.labels, batch_size=3,
+        examples=profile.examples, batch_size=3,
         training=LocalTraining(
             steps=2, learning_rate=1e-2, scale=2.0, start="held", is_factored=False,
             trains_down=True, seed=0,
