@@ -1,13 +1,14 @@
-"""Forward selection on the devices' own loss: what the best allocation is worth, nearly.
+"""Forward selection on a measured loss: what the best allocation for it is worth, nearly.
 
-An oracle, not a policy that a cloud could follow: it sees the loss of the very texts on which the
-devices are measured, and asks for it hundreds of times a round.
+Dear: it asks for the loss hundreds of times a round. On the very texts on which the devices are
+measured it is an oracle, and no policy that a cloud could follow; on the cloud's own it is one.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,8 @@ from airllm.policy import Importance, RoundFeedback
 from airllm.ranks import Ranks
 
 Array = NDArray[np.float64]
-Losses = Callable[[int, Sequence[Adapter]], Array]
-"""device, adapters -> its mean losses [adapters]"""
+Losses = Callable[[int, int, Sequence[Adapter]], Array]
+"""round, device, adapters -> the device's mean losses [adapters]"""
 
 
 class ForwardSelection:
@@ -31,11 +32,10 @@ class ForwardSelection:
     all devices compete for one budget.
     """
 
-    name = "forward"
     importance: Importance = "second-order"
 
-    def __init__(self, losses: Losses) -> None:
-        self._losses = losses
+    def __init__(self, losses: Losses, name: str = "forward") -> None:
+        self._losses, self.name = losses, name
 
     def learn(self, feedback: RoundFeedback) -> dict[str, float]:
         return {}
@@ -43,7 +43,7 @@ class ForwardSelection:
     def decide(self, observation: RoundObservation) -> Ranks:
         """Ranks within the budget; raises ValueError where it is not shown the updates."""
         if len(observation.updates) != observation.num_devices:
-            raise ValueError("policy forward needs the updates themselves in its observation")
+            raise ValueError(f"policy {self.name} needs the updates themselves in its observation")
         ranks = np.zeros((observation.num_devices, observation.num_projections), dtype=np.int64)
         devices = range(observation.num_devices)
         groups = [list(devices)] if observation.is_shared_band else [[d] for d in devices]
@@ -54,7 +54,8 @@ class ForwardSelection:
     def _select(self, seen: RoundObservation, group: list[int], ranks: Ranks) -> None:
         """Fill in the rows ``group`` of ``ranks``, which share their budgets."""
         cost, left = seen.unit_cost_s, float(seen.budget_s[group].sum())
-        loss = {d: float(self._losses(d, [seen.starts[d]])[0]) for d in group}
+        losses = partial(self._losses, seen.round_index)
+        loss = {d: float(losses(d, [seen.starts[d]])[0]) for d in group}
         before = dict(loss)
         queue: list[tuple[float, int, int, int]] = []  # -decrease per second, device, p, when
 
@@ -64,7 +65,7 @@ class ForwardSelection:
                 trial = ranks[d].copy()
                 trial[p] += 1
                 more.append(seen.starts[d].plus(seen.updates[d].truncate(trial)))
-            return loss[d] - self._losses(d, more)
+            return loss[d] - losses(d, more)
 
         taken = dict.fromkeys(group, 0)  # by device: what was measured before is out of date
         for d in group:

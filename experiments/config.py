@@ -185,9 +185,9 @@ class ExperimentConfig:
 
 def _check_federated(config: ExperimentConfig) -> None:
     federated = config.federated
-    if config.policy.name == "forward":
+    if config.policy.name in ("forward", "forward:probe"):
         raise ValueError(
-            "policy.name 'forward' looks at the devices' losses with updates that the cloud has, "
+            f"policy.name {config.policy.name!r} looks at losses with updates that the cloud has, "
             "which it has not of what comes up; take another policy or mode = 'remote'"
         )
     if config.policy.name.startswith("adalora"):

@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -50,22 +50,16 @@ class SignAction(gym.ActionWrapper):
         return int(action[0] > 0)
 
 
-TASKS = (
-    Task(
-        "CartPole-v1", lambda: SignAction(gym.make("CartPole-v1")), 50_000, 8, 64,
-        PpoConfig(
-            learning_rate=1e-3, num_epochs=10, batch_size=128, gamma=0.98, gae_lambda=0.9,
-            log_std=0.0, max_kl=1e9, normalises_rewards=True,
-        ),
-    ),
-    Task(
-        "Pendulum-v1", lambda: gym.make("Pendulum-v1"), 80_000, 4, 512,
-        PpoConfig(
-            learning_rate=1e-3, num_epochs=10, batch_size=128, gamma=0.9, gae_lambda=0.95,
-            log_std=0.0, max_kl=1e9, normalises_rewards=True,
-        ),
-    ),
+_CARTPOLE = PpoConfig(
+    learning_rate=1e-3, num_epochs=10, batch_size=128, gamma=0.98, gae_lambda=0.9, log_std=0.0,
+    max_kl=1e9, normalises_rewards=True,
 )  # fmt: skip
+_PENDULUM = replace(_CARTPOLE, gamma=0.9, gae_lambda=0.95)
+TASKS = (
+    Task("CartPole-v1", lambda: SignAction(gym.make("CartPole-v1")), 50_000, 8, 64, _CARTPOLE),
+    Task("CartPole-v1", lambda: SignAction(gym.make("CartPole-v1")), 100_000, 8, 64, _CARTPOLE),
+    Task("Pendulum-v1", lambda: gym.make("Pendulum-v1"), 80_000, 4, 512, _PENDULUM),
+)
 
 
 def ours(task: Task, seed: int) -> float:

@@ -44,7 +44,7 @@ def world(seed, *, devices=2, projections=4, is_shared=True, fraction=0.3):
     return seen, size
 
 
-def additive(device, adapters):
+def additive(round_index, device, adapters):
     """A loss that every component lowers by its own size, whatever else is there."""
     return np.array([9.0 - sum(float(u.sum()) for u in a.up) for a in adapters])
 
@@ -81,7 +81,7 @@ def test_it_sees_what_components_do_together_which_no_formula_does():
         planned_rate_bps=np.array([250.0]),
     )  # fmt: skip
 
-    def loss(device, adapters):
+    def loss(round_index, device, adapters):
         # One of the pair helps a little; then the other one more than what came first.
         table = {(0, 0): 0.0, (1, 0): 0.5, (0, 1): 0.3, (1, 1): 2.0}
         return np.array(
@@ -98,7 +98,7 @@ def test_it_sees_what_components_do_together_which_no_formula_does():
 
 def test_what_helps_nobody_is_not_sent():
     seen, _ = world(1)
-    assert not ForwardSelection(lambda d, adapters: -additive(d, adapters)).decide(seen).any()
+    assert not ForwardSelection(lambda n, d, adapters: -additive(n, d, adapters)).decide(seen).any()
 
 
 def test_an_absolute_update_must_be_worth_what_it_replaces():
@@ -114,9 +114,9 @@ def test_it_measures_again_only_what_comes_first():
     seen, _ = world(3, devices=1, projections=20, fraction=0.1)
     asked = []
 
-    def counting(device, adapters):
+    def counting(round_index, device, adapters):
         asked.append(len(adapters))
-        return additive(device, adapters)
+        return additive(round_index, device, adapters)
 
     ranks = ForwardSelection(counting).decide(seen)
     # Once each to begin with, then about one for each component that is taken.

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from airllm.lora import Adapter
+from airllm.tuning import evaluate
 from experiments import build
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import load_config
@@ -184,6 +186,33 @@ def test_forward_selection_ends_below_what_a_formula_ends_at(tiny_toml):
         for policy in ("forward", "greedy:gain", "uniform")
     }
     assert loss["forward"] < min(loss["greedy:gain"], loss["uniform"])
+
+
+def test_forward_selection_by_probe_sees_the_clouds_texts_and_not_the_devices(tiny_toml):
+    config = config_of(
+        tiny_toml, "rounds=1", "payload.coding=residual", "policy.name=forward:probe",
+        "training.gain_examples=24", "training.steps_per_round=12",
+    )  # fmt: skip
+    bench, asked = build.workbench_for(config), []
+    losses = bench.probe_losses
+
+    def watched(round_index, device, adapters):
+        found = losses(round_index, device, adapters)
+        asked.append((device, found))
+        return found
+
+    bench.probe_losses = watched
+    bench.losses = None
+    assert run_simulation(config)["delivered_bits"] > 0
+    zero = Adapter.zero(bench.base.specs)
+    for device in range(config.num_devices):
+        first, *later = (found for d, found in asked if d == device)
+        parts = bench.probe_texts(0, config.num_devices, config.num_devices)[
+            device :: config.num_devices
+        ]
+        assert sum(len(part.labels) for part in parts) == 24
+        assert first == [evaluate(bench.base, bench.head, zero, parts).loss]
+        assert min(found.min() for found in later) < first
 
 
 def test_stacked_devices_only_run_in_one_process(tiny_toml):
