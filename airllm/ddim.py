@@ -64,6 +64,11 @@ class DdimConfig:
         for key, limit in (("hidden", MAX_WIDTH), ("num_blocks", 64), ("train_steps", 100_000)):
             if getattr(self, key) > limit:
                 raise ValueError(f"policy.ddim.{key} must be <= {limit}, got {getattr(self, key)}")
+        if self.train_steps < 2:
+            raise ValueError(
+                f"policy.ddim.train_steps must be >= 2, got {self.train_steps}: one step leaves "
+                f"signal where the sampler starts from noise"
+            )
         if self.sampling_steps > self.train_steps:
             raise ValueError(
                 f"policy.ddim.sampling_steps {self.sampling_steps} must not exceed train_steps "
@@ -86,14 +91,19 @@ class Predictor(Protocol):
 def make_scheduler(
     config: DdimConfig, *, beta_schedule: str = "scaled_linear", clip: bool = False
 ) -> DDIMScheduler:
-    """diffusers' DDIM with betas 1e-4..2e-2 and ``trailing`` steps, which start at pure noise."""
+    """diffusers' DDIM with ``trailing`` steps, which start at pure noise.
+
+    Betas go from 1e-4 to 2e-2 over 1,000 steps (Ho et al. 2020); fewer steps take more each, so
+    that the last one leaves next to nothing of the signal.
+    """
     # Its import takes seconds, in every process of a device too, which has no policy.
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
+    per_step = 1000 / config.train_steps
     return DDIMScheduler(
         num_train_timesteps=config.train_steps,
-        beta_start=1e-4,
-        beta_end=2e-2,
+        beta_start=1e-4 * per_step,
+        beta_end=min(2e-2 * per_step, 0.999),
         beta_schedule=beta_schedule,
         prediction_type=config.prediction,
         timestep_spacing="trailing",

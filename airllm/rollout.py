@@ -52,7 +52,10 @@ class Segment:
 
 
 class ReturnScale:
-    """Divides rewards by the standard deviation of the discounted return so far."""
+    """Divides rewards by the standard deviation of the discounted return so far.
+
+    Clipped to +-10, as usual: the first ones, or equal ones, have no deviation to speak of.
+    """
 
     def __init__(self, gamma: float) -> None:
         self.gamma, self._norm = gamma, RunningNorm(1)
@@ -65,7 +68,7 @@ class ReturnScale:
         self._running = self.gamma * self._running + rewards
         self._norm.update(self._running[:, None])
         self._running = np.where(is_over, 0.0, self._running)
-        return rewards / np.sqrt(self._norm.var[0] + 1e-8)
+        return np.clip(rewards / np.sqrt(self._norm.var[0] + 1e-8), -10.0, 10.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs, as tensors and numbers."""

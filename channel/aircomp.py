@@ -33,7 +33,7 @@ class Alignment:
 def align(
     amplitude: ArrayLike, *, max_power: float, inversion: str, threshold: float = 0.0
 ) -> Alignment:
-    """Channel inversion under a peak power for amplitudes |h_k| [devices].
+    """Channel inversion under a power limit for amplitudes |h_k| [devices].
 
     ``full``: everyone inverts, so the weakest link sets eta = P min|h|^2. ``truncated``: who is
     below ``threshold`` (on |h|^2) stays silent, and eta = P threshold. ``clipped``: everyone below
@@ -64,8 +64,9 @@ def aggregate(
 ) -> Array:
     """The receiver's mean [coordinates] of ``values`` [devices, coordinates] over the air.
 
-    Values are sent as real symbols of unit power: scaled by their common root mean square, which
-    the devices agree upon beforehand. The mean is over those who transmit.
+    Values are sent as real symbols, scaled by the largest root mean square of those who transmit,
+    which they agree upon beforehand: that one's symbols have unit power, and nobody's more. The
+    mean is over those who transmit.
     """
     v = np.asarray(values, dtype=float)
     if v.ndim != 2 or len(v) != len(alignment.gain):
@@ -76,7 +77,8 @@ def aggregate(
     count = int(alignment.is_active.sum())
     if count == 0:
         raise ValueError("no device is above the threshold; lower it or wait")
-    scale = float(np.sqrt(np.mean(v**2))) or 1.0
+    power = np.mean(v[alignment.is_active] ** 2, axis=1)  # [devices that transmit]
+    scale = float(np.sqrt(power.max())) or 1.0
     noise = rng.standard_normal(v.shape[1]) * np.sqrt(noise_power)
     received = alignment.gain @ (v / scale) + noise
     return received * scale / (count * np.sqrt(alignment.eta))

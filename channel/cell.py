@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from channel.band import Band
 from channel.config import ChannelConfig
 from channel.delivery import Delivery, Direction
-from channel.energy import idle_energy_j, receive_energy_j, transmit_energy_j
+from channel.energy import receive_energy_j, transmit_energy_j
 from channel.errors import GilbertElliott
 from channel.fading import rng_for
 from channel.link import Links
@@ -20,6 +20,7 @@ from channel.process import LinkProcess, SnrModel
 from channel.slots import run_slots
 from channel.timeline import Timeline
 from channel.transmission import goodput_bps
+from channel.units import db_to_linear
 
 Array = NDArray[np.float64]
 
@@ -71,6 +72,14 @@ class Cell:
     def now_s(self) -> float:
         """Virtual time in seconds."""
         return float(self._env.now)
+
+    @property
+    def transmit_power_w(self) -> float:
+        """What a device radiates while it transmits: what its uplink SNR comes from, if geometry
+        says, or else what its energy is counted with."""
+        if not self._process.has_geometry:
+            return self.config.energy.transmit_power_w
+        return float(db_to_linear(self.config.path.device_power_dbm - 30.0))
 
     def begin_round(self, round_index: int, start_s: float | None = None) -> None:
         """Let virtual time pass until a round's start; rounds only go forward.
@@ -358,11 +367,10 @@ class Cell:
             event = "end" if is_delivered else "lost" if is_through else "cut"
             self.log.append((start_s + delay_s, device, event))
         if direction == "up":
-            active_s, active_j = air_s, transmit_energy_j(config.energy, air_s)
+            energy_j = transmit_energy_j(config.energy, air_s, self.transmit_power_w)
         else:
             # A receiver listens until its last bit, to the shares of others as well.
-            active_s, active_j = delay_s, receive_energy_j(config.energy, delay_s)
-        idle_s = max(config.round_period_s - active_s, 0.0)
+            energy_j = receive_energy_j(config.energy, delay_s)
         return Delivery(
             device=device,
             bits=size,
@@ -370,7 +378,7 @@ class Cell:
             delivered_bits=size if is_delivered else 0,
             delay_s=delay_s,
             air_s=air_s,
-            energy_j=active_j + idle_energy_j(config.energy, idle_s),
+            energy_j=energy_j,
             is_delivered=bool(is_delivered),
             has_bit_error=has_bit_error,
         )

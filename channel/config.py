@@ -51,7 +51,8 @@ class PathConfig:
     speed_min_mps: float = 0.5
     """slowest way (waypoint)"""
     speed_max_mps: float = 1.5
-    """fastest way (waypoint); also what the Doppler shift follows from"""
+    """fastest way (waypoint); also what the Doppler shift follows from, unless mobility is
+    'trajectory', whose own speed counts"""
     trajectory_file: str = ""
     """CSV with the columns device, time_s, x_m, y_m (trajectory)"""
 
@@ -108,7 +109,8 @@ class LinkConfig:
         _check("link.snr_gap_db", self.snr_gap_db, self.snr_gap_db >= 0, ">= 0")
         for key in ("block_symbols", "max_tries"):
             _check(f"link.{key}", getattr(self, key), getattr(self, key) >= 1, ">= 1")
-        _check("link.target_error", self.target_error, 0 < self.target_error < 1, "in (0, 1)")
+        # From one half on, the rate would be capacity or more.
+        _check("link.target_error", self.target_error, 0 < self.target_error < 0.5, "in (0, 0.5)")
         _check("link.burst_start", self.burst_start, 0 <= self.burst_start <= 1, "in [0, 1]")
         _check("link.burst_end", self.burst_end, 0 < self.burst_end <= 1, "in (0, 1]")
 
@@ -157,7 +159,7 @@ class ChannelConfig:
     rician_k_db: float = 7.0
     """power of the direct path over the scattered ones, where no scenario says"""
     doppler_hz: float | None = None
-    """largest Doppler shift (clarke, ar1); none: from path.speed_max_mps and path.carrier_hz"""
+    """largest Doppler shift (clarke, ar1); none: from the speed of devices and path.carrier_hz"""
     coherence_s: float = 0.01
     """slot in which the channel counts as constant (clarke, and all schedulers but 'equal')"""
     deadline_s: float = 1.0
@@ -229,6 +231,16 @@ class ChannelConfig:
             _check("snr_choices_db", value, abs(value) <= 300, "between -300 and 300")
         if self.trace and self.path.scenario != "none":
             raise ValueError("channel.trace and channel.path.scenario exclude each other; drop one")
+        if self.snr_db is not None and not self.model:
+            for key, named, off in (
+                ("path.scenario", self.path.scenario, "none"), ("trace", self.trace, ""),
+            ):  # fmt: skip
+                if named != off:
+                    raise ValueError(
+                        f"channel.snr_db {self.snr_db:g} and channel.{key} {named!r} both say what "
+                        f'the mean SNR is; set channel.snr_db = "none" to go by channel.{key}, '
+                        f'or channel.{key} = "{off}" to go by the number'
+                    )
 
     @staticmethod
     def from_preset(name: str, **overrides: Any) -> ChannelConfig:

@@ -24,7 +24,7 @@ class Delivery:
     air_s: float
     """time on the air, the shares of others taken off"""
     energy_j: float
-    """drawn by the device over the round"""
+    """drawn by the device for it: listening until the last bit, or transmitting"""
     is_delivered: bool
     has_bit_error: bool
     """arrived, with an error that the link did not notice"""

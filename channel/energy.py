@@ -15,7 +15,7 @@ class EnergyConfig:
     idle_power_w: float = 0.01
     """drawn over the rest of a round"""
     transmit_power_w: float = 0.2
-    """radiated while transmitting"""
+    """radiated while transmitting, where no geometry says it (path.device_power_dbm)"""
     amplifier_efficiency: float = 0.35
     """radiated power over the power the amplifier draws"""
     circuit_power_w: float = 0.1
@@ -49,9 +49,9 @@ def receive_energy_j(config: EnergyConfig, airtime_s: float) -> float:
     return config.receive_power_w * airtime_s
 
 
-def transmit_energy_j(config: EnergyConfig, airtime_s: float) -> float:
-    """(p / eta + P_circ) T."""
-    drawn_w = config.transmit_power_w / config.amplifier_efficiency + config.circuit_power_w
+def transmit_energy_j(config: EnergyConfig, airtime_s: float, power_w: float) -> float:
+    """(p / eta + P_circ) T, of which p is radiated."""
+    drawn_w = power_w / config.amplifier_efficiency + config.circuit_power_w
     return drawn_w * airtime_s
 
 

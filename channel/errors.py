@@ -53,21 +53,25 @@ class GilbertElliott:
                 raise ValueError(f"{name} must be in (0, 1], got {value}")
         self.p, self.r, self._rng = p, r, rng
         self._is_bad = bool(rng.random() < self.bad_share)
+        self._left = 0  # slots of the present sojourn that are still to come
 
     @property
     def bad_share(self) -> float:
         return self.p / (self.p + self.r)
 
     def slots(self, count: int) -> NDArray[np.bool_]:
-        """[count] True for the next slots that are bad; drawn by sojourns, not slot by slot."""
+        """[count] True for the next slots that are bad, the same in however many calls.
+
+        Drawn by sojourns, not slot by slot.
+        """
         out = np.empty(count, dtype=bool)
         filled = 0
         while filled < count:
-            stay = int(self._rng.geometric(self.r if self._is_bad else self.p))
-            end = min(filled + stay, count)
-            out[filled:end] = self._is_bad
-            # What a sojourn has left beyond the end is forgotten: geometric ones have no memory.
-            if filled + stay <= count:
+            if not self._left:
+                self._left = int(self._rng.geometric(self.r if self._is_bad else self.p))
+            stay = min(self._left, count - filled)
+            out[filled : filled + stay] = self._is_bad
+            filled, self._left = filled + stay, self._left - stay
+            if not self._left:
                 self._is_bad = not self._is_bad
-            filled = end
         return out

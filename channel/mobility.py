@@ -80,6 +80,12 @@ class Trajectory:
         if not (np.diff(self._times) > 0).all():
             raise ValueError("times_s of a trajectory must rise from point to point")
 
+    @property
+    def speed_max_mps(self) -> float:
+        """On its fastest stretch."""
+        way_m = np.hypot(*np.diff(self._positions, axis=0).T)
+        return float((way_m / np.diff(self._times)).max())
+
     def position_m(self, time_s: float) -> Array:
         start = self._times[0]
         t = start + (time_s - start) % (self._times[-1] - start)

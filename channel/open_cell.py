@@ -101,7 +101,7 @@ class OpenCell:
             rng = rng_for(self.cell.seed, _ERROR_STREAM, device, self._counts[device])
             has_error = bool(rng.random() < config.residual_error_rate)
         energy_j = (
-            transmit_energy_j(config.energy, air_s)
+            transmit_energy_j(config.energy, air_s, self.cell.transmit_power_w)
             if direction == "up"
             else receive_energy_j(config.energy, delay_s)
         )

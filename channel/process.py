@@ -16,6 +16,7 @@ from channel.config import ChannelConfig, PathConfig, trace_format_of
 from channel.fading import (
     Ar1Process,
     ClarkeProcess,
+    coherence_time_s,
     doppler_hz,
     rayleigh_power,
     rician_power,
@@ -71,18 +72,28 @@ class LinkProcess:
         self._offset_db = config.snr_spread_db * spread
         self._large_scale = (
             _LargeScale(config.path, config.round_period_s, num_devices, seed=seed)
-            if config.path.scenario != "none" and config.snr_db is None
+            if config.path.scenario != "none" and not config.model
             else None
         )
         self._trace = None
-        if config.trace and config.snr_db is None:
+        if config.trace and not config.model:
             self._trace = read_trace(config.trace, trace_format_of(config))
             logger.info("trace %s: %s", config.trace, self._trace.report)
             share = rng_for(seed, _TRACE_STREAM).uniform(size=num_devices)
             self._trace_start_s = share * self._trace.duration_s
         shift_hz = config.doppler_hz
         if shift_hz is None:
-            shift_hz = doppler_hz(config.path.speed_max_mps, config.path.carrier_hz)
+            speed_mps = config.path.speed_max_mps
+            if config.path.mobility == "trajectory":
+                paths = read_trajectories(Path(config.path.trajectory_file))
+                speed_mps = max(path.speed_max_mps for path in paths)
+            shift_hz = doppler_hz(speed_mps, config.path.carrier_hz)
+        if config.fading == "clarke" and config.coherence_s > coherence_time_s(shift_hz):
+            logger.warning(
+                "channel.coherence_s %g s is longer than the channel stays alike at a Doppler "
+                "shift of %.3g Hz: set it to %.2g s or less",
+                config.coherence_s, shift_hz, coherence_time_s(shift_hz),
+            )  # fmt: skip
         self._clarke = self._ar1 = None
         if config.fading == "clarke":
             self._clarke = ClarkeProcess(num_devices, shift_hz, seed=seed)
@@ -96,7 +107,7 @@ class LinkProcess:
             return self._offset_db + self._from_model(self._model, time_s, direction)
         if self._large_scale is not None:
             return self._offset_db + self._large_scale.snr_db(
-                round_index, time_s, config.bandwidth_hz, direction
+                self._period(time_s), time_s, config.bandwidth_hz, direction
             )
         if config.snr_db is not None:
             mean: Array | float = config.snr_db
@@ -133,9 +144,19 @@ class LinkProcess:
         """True: nothing changes within a round."""
         return self._clarke is None and (self._model is None or self._model.is_constant)
 
+    @property
+    def has_geometry(self) -> bool:
+        """True: the mean SNR follows from places and powers."""
+        return self._large_scale is not None
+
     def positions_m(self, time_s: float) -> Array | None:
         """[devices, 2] where there is a geometry."""
         return None if self._large_scale is None else self._large_scale.positions_m(time_s)
+
+    def _period(self, time_s: float) -> int:
+        """How many ``round_period_s`` have passed, however many rounds that was."""
+        # A hair is added, or a period's own start would fall into the one before.
+        return max(int(np.floor(time_s / self.config.round_period_s + 1e-9)), 0)
 
     def _from_model(self, model: SnrModel, time_s: float, direction: str) -> Array:
         # An estimate may be older than the simulation.
@@ -152,7 +173,7 @@ class LinkProcess:
         if self._clarke is not None:
             return self._clarke.power(time_s)
         if self._ar1 is not None:
-            return self._ar1.power(round_index)
+            return self._ar1.power(self._period(time_s))
         if config.fading == "rayleigh":
             return rayleigh_power(self.num_devices, **key)
         if config.fading == "rician":
@@ -166,11 +187,10 @@ class LinkProcess:
 class _LargeScale:
     """Path loss, sight and shadowing of moving devices."""
 
-    def __init__(
-        self, config: PathConfig, round_period_s: float, num_devices: int, *, seed: int
-    ) -> None:
+    def __init__(self, config: PathConfig, period_s: float, num_devices: int, *, seed: int) -> None:
+        """Shadowing moves on every ``period_s``."""
         self.config, self.seed, self.num_devices = config, seed, num_devices
-        self._round_period_s = round_period_s
+        self._period_s = period_s
         self._scenario = SCENARIOS[config.scenario]
         self._movers = _movers(config, num_devices, seed)
         start = self.positions_m(0.0)
@@ -183,19 +203,21 @@ class _LargeScale:
         normal = rng_for(seed, _SIGHT_STREAM, 1).standard_normal(num_devices)
         # Without sight there is no direct path to speak of: K of -40 dB is Rayleigh.
         self.rician_k_db = np.where(self.is_los, mean + spread * normal, -40.0)
-        self._place = start  # in the newest round of these
+        self._place = start  # in the newest period of these
         self._shadows_db = [self._sigma_db * self._normal(0)]
 
     def positions_m(self, time_s: float) -> Array:
         return np.array([mover.position_m(time_s) for mover in self._movers])
 
-    def snr_db(self, round_index: int, time_s: float, bandwidth_hz: float, direction: str) -> Array:
+    def snr_db(self, period: int, time_s: float, bandwidth_hz: float, direction: str) -> Array:
         """[devices] power budget: transmit power + gains - loss - shadowing - noise."""
         config = self.config
         place = self.positions_m(time_s)
-        shadow_db = self._shadow_db(round_index)
+        shadow_db = self._shadow_db(period)
+        # Ways may lead past the base station: no nearer than where the formulas hold.
+        distance_m = np.maximum(np.hypot(*place.T), config.min_distance_m)
         loss_db = path_loss_db(
-            config.scenario, np.hypot(*place.T), config.carrier_hz,
+            config.scenario, distance_m, config.carrier_hz,
             is_los=self.is_los, terminal_height_m=config.terminal_height_m,
         )  # fmt: skip
         is_up = direction == "up"
@@ -204,22 +226,22 @@ class _LargeScale:
         noise_dbm = noise_power_dbm(bandwidth_hz, figure_db)
         return power_dbm + config.antenna_gain_db - loss_db - shadow_db - noise_dbm
 
-    def _shadow_db(self, round_index: int) -> Array:
-        """Shadowing of a round, from that of all before it: a checkpoint needs no more."""
-        for r in range(len(self._shadows_db), round_index + 1):
-            place = self.positions_m(r * self._round_period_s)
+    def _shadow_db(self, period: int) -> Array:
+        """Shadowing of a period, from that of all before it: a checkpoint needs no more."""
+        for n in range(len(self._shadows_db), period + 1):
+            place = self.positions_m(n * self._period_s)
             self._shadows_db.append(
                 shadowing_step(
                     self._shadows_db[-1], np.hypot(*(place - self._place).T),
                     sigma_db=self._sigma_db, correlation_m=self._correlation_m,
-                    normal=self._normal(r),
+                    normal=self._normal(n),
                 )
             )  # fmt: skip
             self._place = place
-        return self._shadows_db[round_index]
+        return self._shadows_db[period]
 
-    def _normal(self, round_index: int) -> Array:
-        return rng_for(self.seed, _SHADOW_STREAM, round_index).standard_normal(self.num_devices)
+    def _normal(self, period: int) -> Array:
+        return rng_for(self.seed, _SHADOW_STREAM, period).standard_normal(self.num_devices)
 
 
 def _movers(config: PathConfig, num_devices: int, seed: int) -> list[Mobility]:

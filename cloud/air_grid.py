@@ -15,6 +15,7 @@ from airllm.report import DeviceReport
 from channel.cell import Cell
 from channel.delivery import Delivery, Direction
 from channel.energy import transmit_energy_j
+from channel.units import db_to_linear
 from cloud.participation import Dropout
 from cloud.service import LinkReport
 
@@ -279,21 +280,24 @@ class AirGrid(Grid):
         """All at once, as soon as the last is ready: two real symbols a channel use.
 
         Bits are no measure here: what counts as bits is the number of symbols. A device whose SNR
-        is too low to invert its channel is silent, and so is one that drops out.
+        is too low to invert its channel is silent, and so is one that drops out. Who is heard
+        arrives with the SNR of the threshold, and radiates only as much as that takes.
         """
         config, snr_db = self.cell.config, self.cell.true_links("up").snr_db
         air_s = max(symbols.values(), default=0) / (2.0 * config.bandwidth_hz)
         start_s = max((self.ready_s.get(d, 0.0) for d in symbols), default=0.0)
         is_in_time = start_s + air_s <= self.uplink_end_s()
-        found = {}
+        threshold_db, found = float(self._air_threshold_db or 0.0), {}
         for d, count in symbols.items():
-            is_heard = bool(is_in_time and snr_db[d] >= float(self._air_threshold_db or 0.0))
+            is_heard = bool(is_in_time and snr_db[d] >= threshold_db)
             is_heard = is_heard and self._stage(d) != "upload"
             sent_s, waited_s = air_s * is_heard, start_s - self.ready_s.get(d, 0.0)
+            surplus = float(db_to_linear(snr_db[d] - threshold_db))
+            power_w = self.cell.transmit_power_w / max(surplus, 1.0)
             found[d] = Delivery(
                 device=d, bits=count, sent_bits=float(count * is_heard),
                 delivered_bits=count * is_heard, delay_s=waited_s + sent_s,
-                air_s=sent_s, energy_j=transmit_energy_j(config.energy, sent_s),
+                air_s=sent_s, energy_j=transmit_energy_j(config.energy, sent_s, power_w),
                 is_delivered=is_heard, has_bit_error=False,
             )  # fmt: skip
         return found

@@ -15,7 +15,7 @@ from airllm.ranks import Ranks
 from airllm.report import DeviceReport
 from airllm.tuning import Head
 from channel.delivery import Delivery
-from channel.energy import idle_energy_j, receive_energy_j, transmit_energy_j
+from channel.energy import idle_energy_j
 from channel.link import Links
 from cloud.air_grid import AirGrid
 from cloud.participation import Dropout
@@ -283,19 +283,19 @@ class Round:
 
     def _energy_j(self, compute_j: NDArray[np.float64]) -> NDArray[np.float64]:
         """[devices] drawn over the round."""
-        air, energy = self.air, self.air.cell.config.energy
-        if not self.service.is_federated:
-            return np.array([air.deliveries[d].energy_j for d in range(len(compute_j))])
+        air, config = self.air, self.air.cell.config
+        is_federated = self.service.is_federated
+        period_s = air.round_s() if is_federated else config.round_period_s
         found = compute_j.copy()
         for d in range(len(compute_j)):
             if air.round_deadline_s is not None and d in self._compute and self._compute[d][0] > 0:
                 # Who is not ready by the deadline gives up there.
                 left_s = max(air.round_deadline_s - air.deliveries[d].delay_s, 0.0)
                 found[d] *= min(left_s / self._compute[d][0], 1.0)
-            listened_s = air.deliveries[d].delay_s
-            sent_s = air.uplinks[d].air_s if d in air.uplinks else 0.0
-            found[d] += receive_energy_j(energy, listened_s) + transmit_energy_j(energy, sent_s)
-            found[d] += idle_energy_j(energy, max(air.round_s() - listened_s - sent_s, 0.0))
+            down, up = air.deliveries[d], air.uplinks.get(d)
+            found[d] += down.energy_j + (up.energy_j if up else 0.0)
+            idle_s = period_s - down.delay_s - (up.air_s if up else 0.0)
+            found[d] += idle_energy_j(config.energy, max(idle_s, 0.0))
         return found
 
 

@@ -8,8 +8,10 @@ at the Edge of the Statistical Precipice; their package is rliable).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -98,7 +100,10 @@ def compare_paired(first: ArrayLike, second: ArrayLike) -> Comparison:
         raise ValueError(f"pairs need two seeds or more, got shapes {x.shape} and {y.shape}")
     differences = x - y
     n = len(differences)
-    return _compare(differences.mean(), differences.std(ddof=1), n**-0.5, n - 1, n)
+    # Of n signs that chance gives, all are alike with probability 2^(1 - n).
+    return _compare(
+        differences.mean(), differences.std(ddof=1), n**-0.5, n - 1, n, least_p=2.0 ** (1 - n)
+    )
 
 
 def compare_welch(first: ArrayLike, second: ArrayLike) -> Comparison:
@@ -112,12 +117,14 @@ def compare_welch(first: ArrayLike, second: ArrayLike) -> Comparison:
     n, m = len(x), len(y)
     difference = float(x.mean() - y.mean())
     pooled = ((n - 1) * x.var(ddof=1) + (m - 1) * y.var(ddof=1)) / (n + m - 2)
-    effect = _compare(difference, pooled**0.5, (1 / n + 1 / m) ** 0.5, n + m - 2, n + m).effect
+    least_p = 2.0 / math.comb(n + m, n)  # of all ways to deal the values out, two part them so
+    compare = partial(_compare, difference, n=n + m, least_p=least_p)
+    effect = compare(pooled**0.5, (1 / n + 1 / m) ** 0.5, n + m - 2).effect
     parts = x.var(ddof=1) / n, y.var(ddof=1) / m
     if not sum(parts):
-        return _compare(difference, 0.0, 1.0, n + m - 2, n + m)
+        return compare(0.0, 1.0, n + m - 2)
     df = sum(parts) ** 2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1))
-    tested = _compare(difference, sum(parts) ** 0.5, 1.0, df, n + m)
+    tested = compare(sum(parts) ** 0.5, 1.0, df)
     return Comparison(tested.difference, tested.p_value, effect, n + m)
 
 
@@ -179,16 +186,18 @@ def mean_interval(values: ArrayLike) -> Estimate:
     return Estimate(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
 
 
-def _compare(difference: float, spread: float, factor: float, df: float, n: int) -> Comparison:
+def _compare(
+    difference: float, spread: float, factor: float, df: float, n: int, *, least_p: float
+) -> Comparison:
     """Of a difference whose standard error is ``factor`` times ``spread``."""
     difference, error = float(difference), float(spread * factor)
-    if error <= 1e-12 * abs(difference) or error == 0.0:
-        # Every pair differs by the same: there is nothing that chance could have done.
-        infinite = np.inf * np.sign(difference) if difference else 0.0
-        return Comparison(
-            Estimate(difference, difference, difference), float(difference == 0.0),
-            Estimate(infinite, infinite, infinite), n,
-        )  # fmt: skip
+    if difference == error == 0.0:
+        return Comparison(Estimate(0.0, 0.0, 0.0), 1.0, Estimate(0.0, 0.0, 0.0), n)
+    if error <= 1e-12 * abs(difference):
+        # Accuracies lie on a grid, so that a few pairs may well differ by the same: a spread of
+        # nothing tells no interval, and only what signs alone can say of chance.
+        nothing = Estimate(np.nan, np.nan, np.nan)
+        return Comparison(Estimate(difference, np.nan, np.nan), least_p, nothing, n)
     t = difference / error
     half = stats.t.ppf(0.975, df) * error
     scale = hedges_correction(df) * factor

@@ -159,6 +159,19 @@ def test_a_denoiser_learns_water_filling():
     assert (bench.rate(gain, other) / bench.rate(gain, best)).mean() < 0.6
 
 
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear"])
+@pytest.mark.parametrize("steps", [2, 5, 10, 50, 100, 1000])
+def test_the_last_step_is_noise_however_many_there_are(steps, schedule):
+    """The sampler starts there, from noise alone."""
+    config = DdimConfig(train_steps=steps, sampling_steps=1)
+    scheduler = make_scheduler(config, beta_schedule=schedule)
+    assert scheduler.alphas_cumprod[-1] < 1e-3
+    assert (scheduler.betas > 0).all()
+    assert (scheduler.betas < 1).all()
+    first = scheduler.alphas_cumprod[0]
+    assert first > 0.9
+
+
 def test_rows_of_weight_zero_teach_nothing():
     output, target = torch.tensor([[1.0], [5.0]]), torch.tensor([[0.0], [0.0]])
     assert weighted_loss(output, target, torch.tensor([1.0, 0.0])) == 1.0
@@ -171,6 +184,7 @@ def test_rows_of_weight_zero_teach_nothing():
         ({"sampling_steps": 2000}, "sampling_steps 2000 must not exceed train_steps 1000"),
         ({"condition_dropout": 1.0}, r"condition_dropout must be in \[0, 1\), got 1.0"),
         ({"hidden": 0}, "policy.ddim.hidden must be >= 1, got 0"),
+        ({"train_steps": 1, "sampling_steps": 1}, "policy.ddim.train_steps must be >= 2, got 1"),
     ],
 )
 def test_bad_values_are_named(values, message):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from airllm.rollout import Rollout, gae
+from airllm.rollout import ReturnScale, Rollout, gae
 
 
 def test_gae_of_a_constant_critic_is_a_geometric_sum():
@@ -85,3 +85,14 @@ def test_the_number_of_agents_must_not_change_within_a_segment():
         rollout.add(
             states=two, actions=two, log_probs=two[:, 0], values=two[:, 0], rewards=two[:, 0]
         )
+
+
+def test_first_rewards_are_not_blown_up_by_a_deviation_of_nothing():
+    """Equal rewards have none; those of twenty steps have theirs."""
+    scale = ReturnScale(0.9)
+    over = np.zeros(4, dtype=bool)
+    assert np.abs(scale(np.full(4, 0.05), over)).max() <= 10.0
+    rng = np.random.default_rng(0)
+    drawn = 0.05 + 0.01 * rng.standard_normal((200, 4))
+    last = np.array([scale(rewards, over) for rewards in drawn])[-20:]
+    assert 0.1 < last.mean() < 2.0

@@ -29,6 +29,20 @@ def test_no_cqi_is_above_capacity_at_its_threshold():
     assert (capacity > CQI_EFFICIENCY).all()
 
 
+def test_a_cqi_has_ten_per_cent_of_errors_at_its_threshold():
+    cqi = np.arange(1, 16)
+    np.testing.assert_allclose(cqi_block_error_rate(CQI_THRESHOLD_DB, cqi), 0.1, rtol=1e-6)
+    # A decibel less is hardly ever enough, one more nearly always.
+    assert (cqi_block_error_rate(CQI_THRESHOLD_DB - 1.0, cqi) > 0.4).all()
+    assert (cqi_block_error_rate(CQI_THRESHOLD_DB + 1.0, cqi) < 0.02).all()
+
+
+@given(st.floats(-80, 40), st.floats(1e-9, 0.49), st.sampled_from([20, 100, 1000]))
+def test_no_rate_is_above_capacity(snr_db, error, symbols):
+    capacity = np.log1p(10 ** (snr_db / 10)) / np.log(2)
+    assert finite_blocklength_rate(snr_db, symbols, error) <= capacity
+
+
 @given(st.floats(-5, 20), st.floats(1e-6, 0.4), st.sampled_from([100, 1000, 10_000]))
 def test_rate_and_error_are_inverse(snr_db, error, symbols):
     rate = finite_blocklength_rate(snr_db, symbols, error)

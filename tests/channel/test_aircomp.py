@@ -21,6 +21,19 @@ def test_the_error_is_that_of_the_closed_form(inversion, threshold):
     assert abs(square.mean() - expected) < 5 * square.std() / np.sqrt(len(square))
 
 
+def test_of_unequal_symbols_the_strongest_have_the_power_and_nobody_more():
+    """At the threshold a device sends at full power: symbols stronger than 1 would exceed it."""
+    values = np.array([[10.0, -10.0], [1.0, 1.0], [30.0, 30.0]])
+    alignment = align([1.0, 1.0, 0.1], max_power=1.0, inversion="truncated", threshold=1.0)
+    rng, noise = np.random.default_rng(0), 1e-2
+    got = np.array(
+        [aggregate(values, alignment, noise_power=noise, rng=rng) for _ in range(20_000)]
+    )
+    # The noise is scaled up with the strongest of those who send, which the third one is not.
+    np.testing.assert_allclose(got.std(axis=0), 10.0 * np.sqrt(noise) / 2.0, rtol=0.03)
+    np.testing.assert_allclose(got.mean(axis=0), [5.5, -4.5], atol=0.03)
+
+
 def test_full_inversion_has_noise_alone():
     """sigma^2 / (K^2 P min |h|^2)."""
     alignment = align(AMPLITUDE, max_power=2.0, inversion="full")

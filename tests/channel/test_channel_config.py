@@ -56,12 +56,20 @@ def test_the_default_is_its_preset():
         (lambda: PathConfig(terminal_height_m=20.0), r"must be in \(1, 13\], got 20.0"),
         (lambda: LinkConfig(adaptation="turbo"), "channel.link.adaptation must be one of shannon"),
         (lambda: LinkConfig(max_tries=0), "channel.link.max_tries must be >= 1, got 0"),
-        (lambda: LinkConfig(target_error=1.0), r"target_error must be in \(0, 1\), got 1.0"),
+        (lambda: LinkConfig(target_error=0.5), r"target_error must be in \(0, 0.5\), got 0.5"),
         (lambda: ChannelConfig(scheduler="lottery"), "channel.scheduler must be one of equal"),
         (lambda: ChannelConfig(coherence_s=1e-9), "more than a million slots"),
         (
             lambda: ChannelConfig(trace="x.csv", path=PathConfig(scenario="umi")),
             "exclude each other",
+        ),
+        (
+            lambda: ChannelConfig(path=PathConfig(scenario="umi")),
+            "channel.snr_db 5 and channel.path.scenario 'umi' both say .*snr_db = \"none\" to go",
+        ),
+        (
+            lambda: ChannelConfig(trace="x.csv"),
+            "channel.snr_db 5 and channel.trace 'x.csv' both say .* channel.trace = \"\" to go by",
         ),
     ],
 )

@@ -20,7 +20,7 @@ CONFIG = EnergyConfig(
 def test_communication():
     assert receive_energy_j(CONFIG, 2.0) == pytest.approx(1.2)
     assert idle_energy_j(CONFIG, 3.0) == pytest.approx(0.06)
-    assert transmit_energy_j(CONFIG, 2.0) == pytest.approx((0.2 / 0.4 + 0.1) * 2.0)
+    assert transmit_energy_j(CONFIG, 2.0, 0.2) == pytest.approx((0.2 / 0.4 + 0.1) * 2.0)
 
 
 def test_computation():

@@ -44,6 +44,8 @@ def test_gilbert_elliott_share_burst_and_correlation():
     q = 1 - p - r
     error = np.sqrt(share * (1 - share) / len(bad) * (1 + q) / (1 - q))
     assert abs(bad.mean() - share) < 5 * error
+    whole = GilbertElliott(p, r, rng=np.random.default_rng(0)).slots(count)
+    np.testing.assert_array_equal(bad, whole)  # in however many pieces
     edges = np.flatnonzero(np.diff(bad.astype(int)))
     lengths = np.diff(edges)[0 if not bad[0] else 1 :: 2]
     assert within(lengths, 1 / r)

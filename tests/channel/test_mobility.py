@@ -53,7 +53,7 @@ def test_bad_paths_are_named(make, message):
         make()
 
 
-def test_devices_follow_the_paths_of_a_file(tmp_path):
+def test_devices_follow_the_paths_of_a_file(tmp_path, caplog):
     """Towards the base station the link gets better, in the steps of the file."""
     path = tmp_path / "paths.csv"
     path.write_text("device,time_s,x_m,y_m\na,0,200,0\na,10,20,0\nb,0,0,50\nb,10,0,50\n")
@@ -62,6 +62,10 @@ def test_devices_follow_the_paths_of_a_file(tmp_path):
     )
     process = LinkProcess(ChannelConfig(snr_db=None, path=config, fading="none"), 3, seed=0)
     np.testing.assert_allclose(process.positions_m(5.0), [[110, 0], [0, 50], [110, 0]])
+    # 18 m/s at 3.5 GHz is a Doppler shift of 210 Hz, which no slot of 10 ms can follow.
+    caplog.clear()
+    LinkProcess(ChannelConfig(snr_db=None, path=config, fading="clarke"), 3, seed=0)
+    assert "Doppler shift of 210 Hz: set it to 0.002 s or less" in caplog.text
     path.write_text("device,time_s,x_m\na,0,200\n")
     with pytest.raises(ValueError, match="row 1, must have numbers in the columns device, time_s"):
         read_trajectories(path)

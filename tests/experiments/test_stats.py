@@ -116,13 +116,17 @@ def test_an_effects_interval_covers_the_truth(rng):
     assert 0.91 <= covered / 200 <= 0.99
 
 
-def test_pairs_that_all_differ_by_the_same_leave_nothing_to_chance():
+def test_of_pairs_that_all_differ_by_the_same_only_the_signs_tell():
     same = stats.compare_paired([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     assert (same.p_value, same.effect.value) == (1.0, 0.0)
     shifted = stats.compare_paired([1.1, 2.1, 3.1], [1.0, 2.0, 3.0])
-    assert shifted.p_value == 0.0
-    assert shifted.effect.value == np.inf
+    assert shifted.p_value == 0.25  # two of eight ways to toss three coins are all alike
+    assert shifted.difference.value == pytest.approx(0.1)
+    assert np.isnan([shifted.difference.low, shifted.difference.high, shifted.effect.value]).all()
     assert stats.compare_welch([1.0, 1.0], [1.0, 1.0]).p_value == 1.0
+    apart = stats.compare_welch([1.0, 1.0, 1.0], [2.0, 2.0])
+    assert apart.p_value == pytest.approx(2 / 10)
+    assert np.isnan(apart.effect.value)
     with pytest.raises(ValueError, match="two seeds or more"):
         stats.compare_paired([1.0], [2.0])
 
