@@ -35,26 +35,27 @@ def read_table(
         raise ValueError(f"data file {path} has no rows; name a file with text in data.source")
     texts, labels = [], []
     for number, row in enumerate(rows, start=1):
-        for column in (text_column, label_column):
-            if column and (column not in row or row[column] is None):
-                there = ", ".join(str(key) for key in rows[0] if key is not None)
+        for column in filter(None, (text_column, label_column)):
+            if column not in row:
+                there = ", ".join(map(str, rows[0]))
                 raise ValueError(
                     f"data file {path} has no {column!r} in row {number} (its columns: {there}); "
                     f"set data.text_column and data.label_column"
                 )
-        text = str(row[text_column]).strip()
-        if not text:
-            raise ValueError(f"data file {path} has an empty text in row {number}; take it out")
-        texts.append(text)
-        if label_column:
-            label = row[label_column]
+            value, where = row[column], f"in row {number}, column {column!r}"
             # A float that is not equal to itself: how a table writes a missing value.
-            if not str(label).strip() or label != label:
+            if value is None or value != value or not str(value).strip():
                 raise ValueError(
-                    f"data file {path} has no label in row {number}, column {label_column!r}; "
-                    f"take the row out or fill it in"
+                    f"data file {path} has nothing {where}; take the row out or fill it in"
                 )
-            labels.append(str(label).strip())
+            if not isinstance(value, str | int | float):
+                raise ValueError(
+                    f"data file {path} has a value of type {type(value).__name__} {where}; it must "
+                    f"be a text or a number"
+                )
+        texts.append(str(row[text_column]).strip())
+        if label_column:
+            labels.append(str(row[label_column]).strip())
     return texts, labels
 
 
@@ -97,12 +98,26 @@ def _separated_rows(path: Path, encoding: str, *, is_tab: bool) -> list[dict[str
         quoting=csv.QUOTE_NONE if is_tab else csv.QUOTE_MINIMAL,
         strict=not is_tab,
     )
+    rows = []
     try:
-        return list(reader)
+        names = reader.fieldnames or []
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"data file {path} names a column twice ({', '.join(names)}); rename one"
+            )
+        for number, row in enumerate(reader, start=1):
+            if None in row:
+                hint = "take out surplus tabs" if is_tab else "quote texts that hold a comma"
+                raise ValueError(
+                    f"data file {path}, row {number}, has {len(names) + len(row[None])} cells for "
+                    f"{len(names)} columns; {hint}"
+                )
+            rows.append(row)
     except csv.Error as error:
         raise ValueError(
             f"data file {path}, line {reader.line_num}: {error}; mend the quotation marks there"
         ) from None
+    return rows
 
 
 def _lines(path: Path, encoding: str) -> list[tuple[int, str]]:

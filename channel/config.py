@@ -70,6 +70,7 @@ class PathConfig:
         near, far = self.min_distance_m, self.cell_radius_m
         _check("path.min_distance_m", near, near >= 0, ">= 0")
         _check("path.cell_radius_m", far, far > near, f"above path.min_distance_m {near}")
+        _check("path.cell_radius_m", far, far <= 1e6, "at most 1e6")
         slow, fast = self.speed_min_mps, self.speed_max_mps
         _check("path.speed_min_mps", slow, slow > 0, "> 0")
         _check("path.speed_max_mps", fast, fast >= slow, f"at least path.speed_min_mps {slow}")
@@ -109,6 +110,7 @@ class LinkConfig:
         _check("link.snr_gap_db", self.snr_gap_db, self.snr_gap_db >= 0, ">= 0")
         for key in ("block_symbols", "max_tries"):
             _check(f"link.{key}", getattr(self, key), getattr(self, key) >= 1, ">= 1")
+        _check("link.max_tries", self.max_tries, self.max_tries <= 1000, "at most 1000")
         # From one half on, the rate would be capacity or more.
         _check("link.target_error", self.target_error, 0 < self.target_error < 0.5, "in (0, 0.5)")
         _check("link.burst_start", self.burst_start, 0 <= self.burst_start <= 1, "in [0, 1]")

@@ -161,6 +161,10 @@ class Workbench:
         limit = self.key.examples_per_device
         if not limit:
             return shares
+        if (least := min(len(share) for share in shares)) < limit:
+            logger.warning(
+                "devices have %d texts each to measure on, not examples_per_device %d", least, limit
+            )
         rng = np.random.SeedSequence(self.key.seed, spawn_key=(41,))
         children = rng.spawn(len(shares))
         return [

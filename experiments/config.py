@@ -210,6 +210,11 @@ def _check_federated(config: ExperimentConfig) -> None:
             f"federated.ranks must be at most training.r_max {config.training.r_max}, got "
             f"{max(federated.ranks)}"
         )
+    if federated.participants > config.num_devices:
+        raise ValueError(
+            f"federated.participants must be at most num_devices {config.num_devices}, got "
+            f"{federated.participants}; 0 takes all"
+        )
     if federated.buffer and config.runtime.stacked:
         raise ValueError(
             "runtime.stacked has nothing to stack in asynchronous rounds, where devices are asked "
@@ -223,5 +228,5 @@ def _check_federated(config: ExperimentConfig) -> None:
 
 
 def _check_seed(key: str, seed: int) -> None:
-    if seed < 0:
-        raise ValueError(f"{key} must be >= 0, got {seed}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"{key} must be >= 0 and below 2^63, got {seed}")

@@ -104,7 +104,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"config {path} cannot be read: {error.strerror}") from None
     try:
-        return _parse(data.decode("utf-8"), str(path))
+        return _parse(data.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError:
         raise ValueError(f"config {path} is not UTF-8 text") from None
 

@@ -13,6 +13,7 @@ from experiments.results import (
     ROUND_COLUMNS,
     load,
     read_ranks,
+    read_results,
     run_folder,
 )
 
@@ -26,6 +27,7 @@ def pack(folder: Path, out: Path) -> list[Path]:
     """
     if out.resolve() == folder.resolve():
         raise ValueError(f"--out {out} is the sweep's own folder; give another one")
+    read_results(folder)  # of a sweep, and not of a single run
     cells, rounds = load(folder)
     found = [read_ranks(run_folder(folder, cell)) for cell in cells["cell"]]
     names = found[0][1]

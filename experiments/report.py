@@ -79,6 +79,12 @@ def write_report(
     """
     source = Source(folder, labels)
     cells = source.cells
+    known = list(pd.unique(cells["label"]))
+    for option, label in (("--reference", reference), ("--best", best)):
+        if label is not None and label not in known:
+            raise ValueError(f"{option} {label!r} is none of {', '.join(known)}")
+    if best == "uniform":
+        raise ValueError("--best 'uniform' is what a score of 0 stands for; name another one")
     several = cells.groupby("label")["seed"].nunique().max() > 1
     parts = [
         f"<h1>{escape(folder.resolve().name)}</h1>",

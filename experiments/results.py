@@ -37,6 +37,7 @@ RESULT_COLUMNS = (
 """what a summary says of a run; perplexities of causal models only"""
 
 
+_SWEEP_AGAIN = "give the same `airllm sweep` again, which keeps finished runs and writes it anew"
 PACKED_ROUNDS, PACKED_RANKS = "rounds.parquet", "mean_ranks.npz"
 """in the place of the runs' own folders, where `airllm pack` has packed them"""
 
@@ -308,6 +309,8 @@ def read_results(folder: Path) -> pd.DataFrame:
     frame = _read_table(path, (*KEY_COLUMNS, *RESULT_COLUMNS), text=KEY_COLUMNS[:3])
     if frame.empty:
         raise ValueError(f"{path} has no rows; no run of the sweep has finished yet")
+    if frame["cell"].isna().any() or frame["cell"].duplicated().any():
+        raise ValueError(f"{path} is damaged: a row names no run, or one twice; {_SWEEP_AGAIN}")
     return frame
 
 
@@ -336,7 +339,9 @@ def read_ranks(folder: Path) -> tuple[NDArray[np.int64], list[str]]:
             # An entry whose own magic number is damaged comes back as bytes.
             ranks, names = np.asarray(file["ranks"]), [str(name) for name in file["projections"]]
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no ranks.npz; the run was killed, run it again") from None
+        raise ValueError(
+            f"{folder} holds no ranks.npz; the run was killed, run it again, or with --resume"
+        ) from None
     except Exception:  # zipfile, zlib and numpy raise a dozen kinds, too little memory among them
         raise ValueError(f"{path} is damaged; run it again") from None
     if ranks.ndim != 3 or ranks.shape[2] != len(names) or ranks.dtype.kind not in "iu":
@@ -350,8 +355,11 @@ def _read_table(
     path: Path, columns: Sequence[str], *, text: Sequence[str] = (), is_growing: bool = False
 ) -> pd.DataFrame:
     data = path.read_bytes()
-    if is_growing:  # whole lines only: half of a number is another number
+    # Whole lines only: half of a number is another number.
+    if is_growing:
         data = data[: data.rfind(b"\n") + 1]
+    elif not data.endswith(b"\n"):
+        raise ValueError(f"{path} is damaged: its last row is cut off; {_SWEEP_AGAIN}")
     try:
         frame = pd.read_csv(io.BytesIO(data), keep_default_na=False, na_values=["", "nan"])
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:

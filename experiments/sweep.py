@@ -16,7 +16,7 @@ from experiments.checkpoints import difference, found
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import build_config, dump_config, load_config, read_tree
 from experiments.pool import Event, Run, run_here, run_in_processes
-from experiments.results import KEY_COLUMNS, read_summary, write_results, write_text
+from experiments.results import KEY_COLUMNS, read_rounds, read_summary, write_results, write_text
 from experiments.threads import num_cores
 
 logger = logging.getLogger(__name__)
@@ -127,6 +127,8 @@ def finished_summary(config: ExperimentConfig, folder: Path) -> dict[str, Any] |
         before = load_config(ExperimentConfig, folder / "config.toml", presets=PRESETS)
         if difference(dump_config(before), dump_config(config)):
             return None
+        if read_rounds(folder)["round"].nunique() < config.rounds:
+            return None  # damaged since
         return read_summary(folder)
     except (OSError, ValueError):
         return None

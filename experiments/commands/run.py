@@ -125,7 +125,7 @@ def _simulate(
 
             return simulate(experiment, out, on_round=on_round)
     except KeyboardInterrupt:
-        if not num_done:
+        if not num_done and not found(out):
             raise Interrupted("no round was finished yet") from None
         how = "; the same command with --resume goes on" if found(out) else ""
         raise Interrupted(

@@ -73,10 +73,10 @@ def plot(folder: Path, names: Sequence[str] = (), labels: Sequence[str] = ()) ->
     paths: list[Path] = []
     source = Source(folder, labels)
     for name in names:
-        if name == "run":
-            paths += plot_run(folder)
-        elif name == "learning":
-            paths += plot_learning(folder)
+        if name in ("run", "learning"):
+            if labels:
+                raise ValueError(f"--label chooses among a sweep's runs, not for --figure {name}")
+            paths += (plot_run if name == "run" else plot_learning)(folder)
         else:
             paths += save(FIGURES[name][1](source), folder, name)
     return paths

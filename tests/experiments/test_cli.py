@@ -224,6 +224,12 @@ def test_ctrl_c_before_the_first_round_promises_nothing(call, fake_run, tiny_tom
     code, _, err = call("run", tiny_toml, "--out", tmp_path / "out")
     assert code == 130
     assert "interrupted: no round was finished yet" in err
+    # In a run that goes on there are some already.
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / "checkpoint-3.safetensors").touch()
+    code, _, err = call("run", tiny_toml, "--out", tmp_path / "out", "--resume")
+    assert code == 130
+    assert "the same command with --resume goes on" in err
 
 
 @pytest.mark.parametrize(

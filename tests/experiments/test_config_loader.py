@@ -97,7 +97,8 @@ def test_values_are_read_as_their_fields_types(setting, key, value):
         ("training.r_max=0", "training.r_max must be >= 1, got 0"),
         ("channel.bandwidth_hz=0", "channel.bandwidth_hz must be > 0, got 0.0"),
         ("policy.name=unifrom", "did you mean 'uniform'"),
-        ("seed=-1", "seed must be >= 0, got -1"),
+        ("seed=-1", "seed must be >= 0 and below 2.63, got -1"),
+        ("seed=99999999999999999999", "seed must be >= 0 and below 2.63, got 99999999999999999999"),
         ("rounds", "--set must be key=value, got 'rounds'"),
         ("payload.hold_rank=2", "payload.hold_rank 2 must be at least training.r_max 8"),
         ("data.label_column=", "'classify' needs data.label_column"),
@@ -197,3 +198,9 @@ def test_a_files_policy_section_is_for_the_policy_that_it_names(tmp_path):
     sets = ["policy.name=paper", "policy.ppo.clip=0.3"]
     paper = load_config(ExperimentConfig, path, sets, presets=PRESETS).policy
     assert (paper.ppo.clip, paper.ppo.activation, paper.path) == (0.3, "mish", "")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    path = tmp_path / "windows.toml"
+    path.write_bytes(b"\xef\xbb\xbfrounds = 3\r\n")
+    assert load_config(ExperimentConfig, path).rounds == 3

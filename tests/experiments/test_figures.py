@@ -343,5 +343,7 @@ def test_a_packed_sweep_gives_the_same_figures(folder, tmp_path):
         assert found[1] == PROJECTIONS
         np.testing.assert_allclose(found[0], np.arange(9) // 3)
     assert figures.plot(tmp_path, ["delay"])[0].exists()
+    with pytest.raises(ValueError, match="--label chooses among a sweep's runs, not for --figure"):
+        figures.plot(folder, ["run"], ["airllm"])
     with pytest.raises(ValueError, match="is the sweep's own folder"):
         pack(folder, folder)

@@ -110,8 +110,10 @@ def test_one_seed_is_reported_without_statistics(cells_of, tmp_path):
         write_report(tmp_path / "absent")
     cells = cells_of({"airllm": 0.05, "uniform": 0.0}, seeds=2)
     write_results(tmp_path / "results.csv", cells.to_dict("records"))
-    with pytest.raises(ValueError, match="reference 'paper' is no label"):
+    with pytest.raises(ValueError, match="--reference 'paper' is none of airllm, uniform"):
         write_report(tmp_path, reference="paper")
+    with pytest.raises(ValueError, match="--best 'uniform' is what a score of 0 stands for"):
+        write_report(tmp_path, best="uniform")
 
 
 def test_a_browser_shows_it(report, tmp_path):

@@ -104,8 +104,13 @@ def test_a_damaged_summary_is_named(content, tmp_path):
         (b"", "is damaged"),
         (b"\xf0\x28\x8c", "is damaged"),
         (b"policy\nuniform\n", "lacks the columns cell, label, policy.name"),
-        (COLUMNS, "no run of the sweep has finished yet"),
-        (COLUMNS + b"\nc,u,u,0,0,abc" + b",1" * 13, "accuracy is not all num"),
+        (COLUMNS + b"\n", "no run of the sweep has finished yet"),
+        (COLUMNS + b"\nc,u,u,0,0,abc" + b",1" * 13 + b"\n", "accuracy is not all num"),
+        (
+            COLUMNS + 2 * (b"\nc,u,u,0,0" + b",1" * 19) + b"\n",
+            "names no run, or one twice; give the",
+        ),
+        (COLUMNS + b"\nc,u,u,0,0" + b",1" * 19, "its last row is cut off; give the same `airllm s"),
     ],
 )
 def test_damaged_results_are_named(content, message, tmp_path):

@@ -9,7 +9,14 @@ import pytest
 
 from experiments.config_loader import dump_config
 from experiments.pool import _cut
-from experiments.results import RESULT_COLUMNS, load, read_results, write_summary
+from experiments.results import (
+    RESULT_COLUMNS,
+    ROUND_COLUMNS,
+    RoundsWriter,
+    load,
+    read_results,
+    write_summary,
+)
 from experiments.sweep import load_sweep, run_sweep, value_of
 
 
@@ -30,6 +37,9 @@ def fake(calls, *, fail_on=None, stop_on=None):
             raise KeyboardInterrupt
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.toml").write_text(dump_config(config))
+        with RoundsWriter(folder / "rounds.csv") as rounds:
+            for r in range(config.rounds):
+                rounds.write([{**dict.fromkeys(ROUND_COLUMNS, 0), "round": r + 1}])
         summary = dict.fromkeys(RESULT_COLUMNS, 0.5)
         write_summary(folder / "summary.json", summary)
         return summary
@@ -121,10 +131,16 @@ def test_what_is_finished_is_in_the_results_before_the_next_run_starts(sweep, ti
     assert list(frame["label"]) == ["airllm", "uniform", "uniform", "random", "random"]
 
 
-@pytest.mark.parametrize("content", ["3", "{}", "[1]", "{"])
-def test_a_damaged_run_is_run_again(content, sweep, tmp_path):
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *(("summary.json", content) for content in ("3", "{}", "[1]", "{")),
+        ("rounds.csv", ""), ("rounds.csv", ",".join(ROUND_COLUMNS) + "\n"),
+    ],
+)  # fmt: skip
+def test_a_damaged_run_is_run_again(file, content, sweep, tmp_path):
     run_sweep(sweep, tmp_path, run=fake([]))
-    (tmp_path / NAMES[1] / "summary.json").write_text(content)
+    (tmp_path / NAMES[1] / file).write_text(content)
     calls = []
     run_sweep(sweep, tmp_path, run=fake(calls))
     assert calls == [NAMES[1]]
@@ -231,7 +247,7 @@ def test_with_one_policy_the_lines_are_the_methods(tiny_toml):
         ({"channel.snr_db": [1, 1.0]}, "sweep.channel.snr_db must not repeat a value"),
         ({"rounds": [1, 0]}, "rounds must be >= 1, got 0"),
         ({"seed": 0}, "sweep.seed must be a number of seeds >= 1, or a list, got 0"),
-        ({"seed": [0, -1]}, "seed must be >= 0, got -1"),
+        ({"seed": [0, -1]}, "seed must be >= 0 and below 2.63, got -1"),
         ({"policy.name": ["unifrom"]}, "did you mean 'uniform'"),
         ({"learn.updates": [1, 2]}, "learn.updates cannot be swept"),
         ({"channel": [1, 2]}, "channel is a section"),
