@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Column, Table
 
 from experiments.commands import output
@@ -41,7 +42,6 @@ def config_keys(
     from experiments.config import ExperimentConfig
     from experiments.config_loader import describe_config
 
-    table = Table("key", "default", "what it is")
     for key, _, default, text in describe_config(ExperimentConfig):
-        table.add_row(key, escape(default), escape(text))
-    output.stdout.print(table)
+        output.stdout.print(f"[bold]{key}[/bold] = {escape(default) or '(empty)'}", soft_wrap=True)
+        output.stdout.print(Padding(escape(text), (0, 0, 0, 4)), highlight=False)

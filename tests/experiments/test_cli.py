@@ -88,7 +88,7 @@ def test_every_preset_is_listed_and_drawn(call, tmp_path):
 
 
 def test_config_lists_keys_and_prints_one_resolved(call, tiny_toml):
-    assert "channel.bandwidth_hz" in call("config")[1]
+    assert "\ntraining.orthogonality = 0.1\n    " in call("config")[1]
     code, out, _ = call("config", tiny_toml, "--set", "seed=9")
     assert code == 0
     assert "seed = 9" in out
