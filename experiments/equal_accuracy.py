@@ -66,8 +66,11 @@ def _curves(results: Results, keys: Sequence[str]) -> dict[tuple, pd.DataFrame]:
     start = cells[by].assign(round=0, accuracy=cells["head_accuracy"], bits=0.0)
     means = pd.concat([start, means]).sort_values("round", kind="stable")
     means["bits"] = means.groupby(by, dropna=False)["bits"].cumsum()
+    # One object for all that is missing: a dictionary finds no other not-a-number again.
     return {
-        names: group.pivot(index="seed", columns="round", values=["accuracy", "bits"]).dropna()
+        tuple(np.nan if name != name else name for name in names): group.pivot(
+            index="seed", columns="round", values=["accuracy", "bits"]
+        ).dropna()
         for names, group in means.groupby(by[:-1], sort=False, dropna=False)
     }
 

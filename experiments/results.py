@@ -38,6 +38,8 @@ RESULT_COLUMNS = (
 
 
 _SWEEP_AGAIN = "give the same `airllm sweep` again, which keeps finished runs and writes it anew"
+NO_SNR = "SNR of the channel"
+"""the name of runs without a ``channel.snr_db``: geometry, a trace or a list says what theirs is"""
 PACKED_ROUNDS, PACKED_RANKS = "rounds.parquet", "mean_ranks.npz"
 """in the place of the runs' own folders, where `airllm pack` has packed them"""
 
@@ -102,6 +104,8 @@ def series_of(cells: pd.DataFrame) -> pd.Series:
 def spoken(key: str, value: Any) -> str:
     """A swept value as a legend or a table's head has it: with its unit, or else with its name."""
     name = key.rpartition(".")[2]
+    if value is None or value != value:
+        return NO_SNR if key == "channel.snr_db" else f"{name} none"
     if not isinstance(value, int | float | np.number):
         return str(value)
     if name.endswith("_hz"):

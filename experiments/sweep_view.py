@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.pool import Event
-from experiments.results import series_of
+from experiments.results import NO_SNR, series_of
 from experiments.sweep import Cell, Sweep
 
 
@@ -153,7 +153,7 @@ def _quality(summary: Mapping[str, Any]) -> str:
 
 
 def _decibel(snr: float) -> str:
-    return f"{snr:g} dB"
+    return f"{snr:g} dB" if np.isfinite(snr) else NO_SNR
 
 
 def _time(seconds: float) -> str:

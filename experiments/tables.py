@@ -78,7 +78,7 @@ def aggregate_table(
     rows = []
     for label, scores in found.items():
         values = scores[shared].to_numpy()
-        if not len(values):
+        if not values.size:
             continue
         if len(values) > 1:
             estimate = bootstrap_over_seeds(values, rng=rng, num_resamples=num_resamples)
@@ -134,7 +134,7 @@ def improvement_table(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
     table = pd.DataFrame(np.nan, index=list(found), columns=list(found))
     for first, second in combinations(found, 2):
         x, y = found[first][shared].to_numpy(), found[second][shared].to_numpy()
-        if len(x) and len(y):
+        if x.size and y.size:
             above = probability_of_improvement(sign * x, sign * y)
             table.loc[first, second], table.loc[second, first] = above, 1.0 - above
     return table

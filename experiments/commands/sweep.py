@@ -79,11 +79,9 @@ def sweep(
             f"finished runs are in {folder}; the same command goes on from there"
         ) from None
     if rows:
-        results = read_results(folder)
-        print_results(output.stdout, results)
-        has_snr = results["channel.snr_db"].notna().any()
-        paths = plot(folder) if has_snr else []
-        typer.echo(f"written to {folder}: {', '.join(['results.csv', *(p.name for p in paths)])}")
+        print_results(output.stdout, read_results(folder))
+        names = ["results.csv", *(path.name for path in plot(folder))]
+        typer.echo(f"written to {folder}: {', '.join(names)}")
     if errors:
         first, reason = next(iter(errors.items()))
         raise ValueError(

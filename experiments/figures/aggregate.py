@@ -45,13 +45,17 @@ def profile(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") -> N
 
 def aggregate_figure(cells: pd.DataFrame, metric: str = "mean_accuracy") -> Figure:
     """Aggregates at the left, performance profiles at the right."""
+    table = aggregate_table(cells, metric, num_resamples=1)
+    if table.empty:
+        raise ValueError(
+            "the labels share no condition to average over; --label picks some that do"
+        )
     with style():
         height = max(2.2, 0.7 + 0.17 * cells["label"].nunique())
         figure = Figure(figsize=(PAGE_IN, height), layout="constrained")
         left, right = figure.subplots(1, 2)
         aggregate(left, cells, metric)
         profile(right, cells, metric)
-        table = aggregate_table(cells, metric, num_resamples=1)
         note = "bars: 95 % bootstrap intervals over seeds"
         legend_above(figure, right, f"{note}; {_counted(table)}")
         return figure

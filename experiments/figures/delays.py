@@ -8,17 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from experiments.figures.snr import SNR, parts_of
+from experiments.figures.snr import SNR, panels_of
 from experiments.figures.style import (
     COLOURS,
     COLUMN_IN,
     PAGE_IN,
-    decibel,
     legend_above,
     looks_of,
     some,
     style,
 )
+from experiments.results import condition_keys, spoken
 
 # Phases of a round in their order: the column with the duration, its name, its colour and hatch.
 PHASES = (
@@ -49,27 +49,30 @@ def delay_cdf(axes: Axes, rounds: pd.DataFrame) -> None:
 
 def delay_figure(rounds: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     """One panel for the lowest, a middle and the highest SNR; a row for what else is swept."""
-    parts = parts_of(cells)
-    snrs = some(sorted(cells[SNR].dropna().unique()), 3) or [np.nan]
+    panels = panels_of(cells)
+    columns = max(map(len, panels))
     labels = list(looks_of(cells))
     with style():
         figure = Figure(
-            figsize=(PAGE_IN if len(snrs) > 1 else COLUMN_IN, 0.6 + 1.8 * len(parts)),
+            figsize=(PAGE_IN if columns > 1 else COLUMN_IN, 0.6 + 1.8 * len(panels)),
             layout="constrained",
         )
-        grid = figure.subplots(len(parts), len(snrs), squeeze=False, sharex=True, sharey=True)
-        for row, (name, own) in enumerate(parts):
-            for column, snr in enumerate(snrs):
+        # Delays of one geometry may be a hundredth of another's.
+        sharex = True if cells[SNR].notna().all() else "row"
+        grid = figure.subplots(len(panels), columns, squeeze=False, sharex=sharex, sharey=True)
+        for row, own in enumerate(panels):
+            for axes in grid[row, len(own) :]:
+                axes.set_axis_off()
+            for column, (name, at) in enumerate(own):
                 axes = grid[row, column]
-                at = own[SNR].eq(snr) if np.isfinite(snr) else own[SNR].isna()
-                chosen = rounds[rounds["cell"].isin(own.loc[at, "cell"])]
+                chosen = rounds[rounds["cell"].isin(at["cell"])]
                 delay_cdf(axes, chosen.assign(label=pd.Categorical(chosen["label"], labels)))
-                axes.set_title(", ".join(filter(None, (decibel(snr), name))))
+                axes.set_title(name)
                 if column:
                     axes.set_ylabel("")
-                if row < len(parts) - 1:
+                if row < len(panels) - 1:
                     axes.set_xlabel("")
-        legend_above(figure, grid[0, 0], "all devices, rounds and seeds")
+        legend_above(figure, grid, "all devices, rounds and seeds")
         return figure
 
 
@@ -110,27 +113,36 @@ def timeline(axes: Axes, rounds: pd.DataFrame) -> None:
 
 
 def timeline_figure(rounds: pd.DataFrame, cells: pd.DataFrame, *, num_rounds: int = 3) -> Figure:
-    """The first rounds of each label's first run at the middle SNR, one below the other."""
+    """The first rounds of each label's first run at the middle SNR, one below the other.
+
+    A label without it has its first run without an SNR; where there are such, all conditions are
+    named.
+    """
     snrs = sorted(cells[SNR].dropna().unique())
-    middle = cells[cells[SNR].eq(snrs[len(snrs) // 2])] if snrs else cells
-    chosen = middle.drop_duplicates("label").head(4)
+    snr = snrs[len(snrs) // 2] if snrs else np.nan
+    runs = cells[cells[SNR].eq(snr) | cells[SNR].isna()].sort_values(SNR, kind="stable")
+    chosen = runs.drop_duplicates("label").head(4)
+    has_all = cells[SNR].notna().all()
+    named = [] if has_all else condition_keys(cells)
     with style():
         height = 0.9 + sum(0.35 + 0.13 * rounds["device"].nunique() for _ in range(len(chosen)))
         figure = Figure(figsize=(COLUMN_IN, height), layout="constrained")
         grid = figure.subplots(len(chosen), 1, squeeze=False, sharex=True)[:, 0]
-        for axes, run in zip(grid, chosen.itertuples(), strict=True):
-            own = rounds[rounds["cell"] == run.cell]
+        for axes, run in zip(grid, chosen.to_dict("records"), strict=True):
+            own = rounds[rounds["cell"] == run["cell"]]
             timeline(axes, own[own["round"] <= num_rounds])
-            axes.set_title(run.label, loc="left", pad=2)
+            axes.set_title(
+                ", ".join([run["label"], *(spoken(k, run[k]) for k in named)]), loc="left", pad=2
+            )
             if axes is not grid[-1]:
                 axes.set_xlabel("")
         names = _recorded(rounds)
         handles = [Patch(facecolor=c, hatch=h, edgecolor="white", label=n) for _, n, c, h in names]
         handles.append(Patch(color="0.92", label="waiting"))
-        snr = f"{decibel(snrs[len(snrs) // 2])}, " if snrs else ""
+        at = f"{spoken(SNR, snr)}, " if has_all else ""
         figure.legend(
             handles=handles, loc="outside upper center", ncols=len(handles),
-            title=f"{snr}seed {chosen['seed'].iloc[0]}; crosses: not in by the deadline",
+            title=f"{at}seed {chosen['seed'].iloc[0]}; crosses: not in by the deadline",
         )  # fmt: skip
         return figure
 

@@ -9,18 +9,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures.snr import SNR, bound_shares, parts_of
+from experiments.figures.snr import bound_shares, panels_of
 from experiments.figures.style import (
     COLOURS,
     COLUMN_IN,
     PAGE_IN,
-    decibel,
     legend_above,
     look,
     looks_of,
     seeds_note,
     share_y,
-    some,
     style,
 )
 from experiments.results import condition_keys
@@ -65,30 +63,31 @@ def accuracy_against_time(
 
 def time_figure(rounds: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     """One panel for the lowest, a middle and the highest SNR; a row for what else is swept."""
-    parts = parts_of(cells)
-    snrs = some(sorted(cells[SNR].dropna().unique()), 3) or [np.nan]
+    panels = panels_of(cells)
+    columns = max(map(len, panels))
     labels = list(looks_of(cells))
     with style():
         figure = Figure(
-            figsize=(PAGE_IN if len(snrs) > 1 else COLUMN_IN, 0.7 + 1.9 * len(parts)),
+            figsize=(PAGE_IN if columns > 1 else COLUMN_IN, 0.7 + 1.9 * len(panels)),
             layout="constrained",
         )
-        grid = figure.subplots(len(parts), len(snrs), squeeze=False, sharex=True)
-        for row, (name, own) in enumerate(parts):
-            for column, snr in enumerate(snrs):
+        grid = figure.subplots(len(panels), columns, squeeze=False, sharex=True)
+        for row, own in enumerate(panels):
+            for axes in grid[row, len(own) :]:
+                axes.set_axis_off()
+            for column, (name, at) in enumerate(own):
                 axes = grid[row, column]
-                at = own[SNR].eq(snr) if np.isfinite(snr) else own[SNR].isna()
-                chosen = rounds[rounds["cell"].isin(own.loc[at, "cell"])]
+                chosen = rounds[rounds["cell"].isin(at["cell"])]
                 chosen = chosen.assign(label=pd.Categorical(chosen["label"], labels))
-                accuracy_against_time(axes, chosen, own.loc[at, "head_accuracy"].mean())
-                axes.set_title(", ".join(filter(None, (decibel(snr), name))))
-                if row < len(parts) - 1:
+                accuracy_against_time(axes, chosen, at["head_accuracy"].mean())
+                axes.set_title(name)
+                if row < len(panels) - 1:
                     axes.set_xlabel("")
-            share_y(grid[row])
+            share_y(grid[row, : len(own)])
         counts = cells.groupby(["label", *condition_keys(cells)], dropna=False)["seed"].nunique()
         note = seeds_note(counts, "mean over devices and").replace("and over", "and")
         drawn = "bands" if len(labels) <= 3 else "bars at the end"
-        legend_above(figure, grid[0, 0], note.replace("bars", drawn))
+        legend_above(figure, grid, note.replace("bars", drawn))
         return figure
 
 

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from experiments.figures.snr import SNR
-from experiments.figures.style import HEAT, PAGE_IN, decibel, some, style
+from experiments.figures.snr import SNR, by_snr, panels_of
+from experiments.figures.style import HEAT, PAGE_IN, some, style
 from experiments.results import PACKED_RANKS, read_ranks, run_folder
 
 # Long names of the types, as papers write them.
@@ -63,29 +63,33 @@ def mean_ranks(folder: Path, cells: pd.DataFrame) -> tuple[NDArray[np.float64], 
 
 
 def ranks_figure(folder: Path, cells: pd.DataFrame, *, most_labels: int = 4) -> Figure:
-    """A row for each of the first labels, a column for each SNR; one scale for all."""
+    """A row for each of the first labels, a column for each SNR; one scale for all.
+
+    Where runs have no SNR, a column for each condition, up to five.
+    """
     labels = list(pd.unique(cells["label"]))[:most_labels]
-    snrs = some(sorted(cells[SNR].dropna().unique()), 5) or [np.nan]
+    columns = [panel for row in panels_of(cells) for panel in row]
+    if cells[SNR].notna().all() or len(columns) > 5:
+        columns = by_snr(cells, 5)
     maps = {}
     for label in labels:
-        for snr in snrs:
-            at = cells[SNR].eq(snr) if np.isfinite(snr) else cells[SNR].isna()
-            own = cells[(cells["label"] == label) & at]
+        for column, (_, at) in enumerate(columns):
+            own = at[at["label"] == label]
             if len(own):
-                maps[label, snr] = mean_ranks(folder, own)
+                maps[label, column] = mean_ranks(folder, own)
     most = max(float(ranks.max()) for ranks, _ in maps.values()) or 1.0
     with style():
         figure = Figure(figsize=(PAGE_IN, 0.8 + 1.15 * len(labels)), layout="constrained")
-        grid = figure.subplots(len(labels), len(snrs), squeeze=False, sharex=True, sharey=True)
+        grid = figure.subplots(len(labels), len(columns), squeeze=False, sharex=True, sharey=True)
         for row, label in enumerate(labels):
-            for column, snr in enumerate(snrs):
+            for column, (name, _) in enumerate(columns):
                 axes = grid[row, column]
-                if (label, snr) not in maps:
+                if (label, column) not in maps:
                     axes.set_axis_off()
                     continue
-                image = rank_map(axes, *maps[label, snr], most=most)
+                image = rank_map(axes, *maps[label, column], most=most)
                 if row == 0:
-                    axes.set_title(decibel(snr))
+                    axes.set_title(name.replace(", ", ",\n"))
                 if row == len(labels) - 1:
                     axes.set_xlabel("layer")
             grid[row, 0].set_ylabel(label)

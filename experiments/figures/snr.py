@@ -15,9 +15,10 @@ from experiments.figures.style import (
     looks_of,
     seeds_note,
     share_y,
+    some,
     style,
 )
-from experiments.results import condition_keys, spoken
+from experiments.results import NO_SNR, condition_keys, spoken
 from experiments.stats import mean_interval
 
 SNR = "channel.snr_db"
@@ -39,27 +40,47 @@ NAMES = {
 
 
 def metric_against_snr(axes: Axes, cells: pd.DataFrame, metric: str) -> None:
-    """Means over seeds with 95 % t-intervals, labels set a little apart."""
+    """Means over seeds with 95 % t-intervals, labels set a little apart.
+
+    Runs without an SNR stand at the right end, joined to no others.
+    """
     text, scale = name_of(metric, cells)
     looks = looks_of(cells)
     snrs = sorted(cells[SNR].dropna().unique())
-    several = cells.groupby(["label", SNR], observed=True)["seed"].nunique().max() > 1
-    step = min(np.diff(snrs), default=1.0) / (3.0 * len(looks)) if several else 0.0
+    gap = min(np.diff(snrs), default=1.0)
+    place = snrs[-1] + gap if snrs else 0.0  # of runs without an SNR
+    by = cells.groupby(["label", SNR], observed=True, dropna=False)
+    several = by["seed"].nunique().max() > 1
+    step = gap / (3.0 * len(looks)) if several else 0.0
     for i, (label, own) in enumerate(looks.items()):
-        rows = cells[cells["label"] == label].dropna(subset=[SNR, metric])
-        points = [(snr, mean_interval(scale * g[metric])) for snr, g in rows.groupby(SNR)]
-        if not points:
+        rows = cells[cells["label"] == label].dropna(subset=[metric])
+        if rows.empty:
             continue
-        x = np.array([snr for snr, _ in points]) + step * (i - (len(looks) - 1) / 2.0)
-        y = np.array([p.value for _, p in points])
-        half = np.nan_to_num(np.array([p.high - p.value for _, p in points]))
+        groups = rows.groupby(SNR, dropna=False)[metric]
+        points = [(snr, mean_interval(scale * values)) for snr, values in groups]
+        x, y, half = set_apart(
+            np.array([(s, p.value, p.high - p.value) for s, p in points]).T, rows
+        )
+        x = np.nan_to_num(x, nan=place) + step * (i - (len(looks) - 1) / 2.0)
+        half = np.nan_to_num(half)
         if half.any():
             axes.errorbar(x, y, yerr=half, capsize=1.5, elinewidth=0.7, **own)
         else:
             axes.plot(x, y, **own)
-    axes.set_xlabel("mean SNR (dB)")
+    axes.set_xlabel("mean SNR (dB)" if snrs else "")
     axes.set_ylabel(text)
     axes.set_xticks(snrs)
+    if cells[SNR].isna().any():
+        names = [spoken(SNR, snr).removesuffix(" dB") for snr in snrs]
+        axes.set_xticks([*snrs, place], [*names, NO_SNR.replace("of ", "of\n")])
+    if not snrs:
+        axes.set_xlim(-0.5, 0.5)
+
+
+def set_apart(points: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
+    """[:, SNRs] with a gap before runs without an SNR, the last: no line leads to them."""
+    has_gap = rows[SNR].isna().any() and points.shape[1] > 1
+    return np.insert(points, -1, np.nan, axis=1) if has_gap else points
 
 
 def name_of(metric: str, cells: pd.DataFrame) -> tuple[str, float]:
@@ -102,7 +123,7 @@ def perplexity_against_snr(axes: Axes, cells: pd.DataFrame) -> None:
 def bits_against_snr(axes: Axes, cells: pd.DataFrame, metric: str = "delivered_bits") -> None:
     """Payload that got through, on a log axis."""
     metric_against_snr(axes, cells, metric)
-    means = cells.groupby(["label", SNR], observed=True)[metric].mean()
+    means = cells.groupby(["label", SNR], observed=True, dropna=False)[metric].mean()
     log_ticks(axes, name_of(metric, cells)[1] * means)
 
 
@@ -140,10 +161,23 @@ def parts_of(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return parts
 
 
+def by_snr(cells: pd.DataFrame, most: int) -> list[tuple[str, pd.DataFrame]]:
+    """The runs at each of at most so many SNRs, by its name; last those without one."""
+    snrs = some(sorted(cells[SNR].dropna().unique()), most)
+    found = [(spoken(SNR, snr), cells[cells[SNR].eq(snr)]) for snr in snrs]
+    without = cells[cells[SNR].isna()]
+    return found if without.empty else [*found, (NO_SNR, without)]
+
+
+def panels_of(cells: pd.DataFrame) -> list[list[tuple[str, pd.DataFrame]]]:
+    """A row for each of `parts_of`: its lowest, a middle and its highest SNR, or none, by name."""
+    return [
+        [(", ".join(filter(None, (snr, name))), rows) for snr, rows in by_snr(part, 3)]
+        for name, part in parts_of(cells)
+    ]
+
+
 def _panels(cells: pd.DataFrame, drawers: tuple) -> Figure:
-    if cells[SNR].isna().all():
-        raise ValueError("no run has a mean SNR (channel.snr_db is none): nothing to draw over it")
-    cells = cells.dropna(subset=[SNR])
     parts = parts_of(cells)
     with style():
         if len(parts) == 1:
@@ -164,13 +198,9 @@ def _panels(cells: pd.DataFrame, drawers: tuple) -> Figure:
                 if row < len(drawers) - 1 and len(parts) > 1:
                     axes.set_xlabel("")
             share_y(grid[row])
-        counts = cells.groupby(["label", *condition_keys(cells)])["seed"].nunique()
-        legend_above(figure, _fullest(grid), seeds_note(counts))
+        counts = cells.groupby(["label", *condition_keys(cells)], dropna=False)["seed"].nunique()
+        legend_above(figure, grid, seeds_note(counts))
         return figure
-
-
-def _fullest(grid: np.ndarray) -> Axes:
-    return max(grid.ravel(), key=lambda axes: len(axes.get_legend_handles_labels()[1]))
 
 
 def _whole(cells: pd.DataFrame, metric: str) -> float:

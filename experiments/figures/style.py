@@ -43,11 +43,6 @@ STYLE = {
 FORMATS = ("png", "pdf")
 
 
-def decibel(snr_db: float) -> str:
-    """A mean SNR as a panel's title; nothing where there is none."""
-    return f"{snr_db:g} dB".replace("-", "\N{MINUS SIGN}") if np.isfinite(snr_db) else ""
-
-
 def style() -> Any:
     """A context in which figures are made."""
     return mpl.rc_context(STYLE)
@@ -73,11 +68,15 @@ def looks_of(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return {name: look(i) | {"label": name} for i, name in enumerate(names)}
 
 
-def legend_above(figure: Figure, axes: Axes, title: str = "") -> None:
+def legend_above(figure: Figure, panels: Axes | np.ndarray, title: str = "") -> None:
     """One legend for all panels, above them, in as many rows as the width needs."""
-    handles, labels = axes.get_legend_handles_labels()
-    if not handles:
+    found = [axes.get_legend_handles_labels() for axes in np.ravel(panels)]
+    entries: dict[str, Any] = {}
+    for own in sorted(found, key=lambda own: -len(own[1])):  # in the order of the fullest
+        entries |= {label: h for h, label in zip(*own, strict=True) if label not in entries}
+    if not entries:
         return
+    handles, labels = list(entries.values()), list(entries)
     # At 7.5 points a character is about 0.055 in wide, a handle with its gaps 0.45 in.
     widest = 0.45 + 0.055 * max(map(len, labels))
     columns = max(1, min(len(labels), int(figure.get_figwidth() / widest)))

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures.snr import SNR, bound_shares, name_of, parts_of
+from experiments.figures.snr import SNR, bound_shares, name_of, parts_of, set_apart
 from experiments.figures.style import (
     PAGE_IN,
     legend_above,
@@ -44,7 +44,7 @@ def accuracy_against(
             yerr=np.nan_to_num([e.high - e.value for e in y]),
             fmt="none", ecolor=own["color"], elinewidth=0.6, alpha=0.35,
         )  # fmt: skip
-        axes.plot(*at, **(own | {"linewidth": 0.7}))
+        axes.plot(*set_apart(at, rows), **(own | {"linewidth": 0.7}))
         costs += list(at[0])
         gains += list(at[1])
     front = pareto_front(np.array(costs), np.array(gains))
@@ -80,5 +80,5 @@ def pareto_figure(cells: pd.DataFrame) -> Figure:
             axes.set_title(name.replace(", ", ",\n"))
         share_y(grid)
         counts = cells.groupby(["label", *condition_keys(cells)], dropna=False)["seed"].nunique()
-        legend_above(figure, grid[0], f"a point per SNR, {seeds_note(counts)}")
+        legend_above(figure, grid, f"a point per SNR, {seeds_note(counts)}")
         return figure

@@ -82,6 +82,13 @@ def test_only_shared_seeds_count_and_unknown_references_are_named():
         bits_ratio_table(results, "c")
 
 
+def test_runs_without_an_snr_are_a_condition_of_their_own():
+    curves = {"a": lambda r: HEAD + 0.02 * r, "b": lambda r: HEAD + 0.01 * r}
+    table = bits_ratio_table(results_of(curves, snrs=(0.0, np.nan)), "a")
+    np.testing.assert_array_equal(table["channel.snr_db"], [0.0, np.nan])
+    np.testing.assert_allclose(table["ratio"], 2.0)
+
+
 def test_a_sweep_of_seeds_alone_has_one_row():
     results = results_of(
         {"a": lambda r: HEAD + 0.02 * r, "b": lambda r: HEAD + 0.01 * r}, snrs=(0.0,)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from experiments import figures
-from experiments.figures import delays, over_time, ranks, run, snr, style, tradeoff
+from experiments.figures import aggregate, delays, over_time, ranks, run, snr, style, tradeoff
 from experiments.pack import pack
 from experiments.results import (
     RESULT_COLUMNS,
@@ -210,11 +210,95 @@ def test_what_else_is_swept_has_panels_with_one_scale_and_one_look_a_label():
     assert {line.get_color() for line in accuracy[1].lines[:1]} == {style.COLOURS[1]}
 
 
-def test_a_sweep_without_a_mean_snr_cannot_be_drawn_over_it():
-    frame = sweep()
-    frame["channel.snr_db"] = np.nan
-    with pytest.raises(ValueError, match="no run has a mean SNR"):
-        panels(frame)
+def presets():
+    """One with an SNR, two whose geometry says what theirs is."""
+    parts = {"iot-shared-1mhz": 5.0, "umi-5g": np.nan, "indoor": np.nan}
+    frames = [sweep(snrs=(snr,), codings=(name,)) for name, snr in parts.items()]
+    cells = pd.concat(frames, ignore_index=True).rename(
+        columns={"payload.coding": "channel.preset"}
+    )
+    return cells.assign(accuracy=0.6, energy_j=20.0)
+
+
+def titles(figure):
+    return [axes.get_title() for axes in figure.axes if axes.axison]
+
+
+def ticks(axes):
+    return [label.get_text() for label in axes.get_xticklabels()]
+
+
+@pytest.mark.parametrize("draw", [snr.snr_figure, snr.energy_figure])
+def test_presets_without_an_snr_stand_beside_those_with_one(draw):
+    figure = draw(presets())
+    assert titles(figure)[:3] == ["iot-shared-1mhz", "umi-5g", "indoor"]
+    assert [ticks(axes)[0] for axes in figure.axes[:3]] == ["5", *2 * ["SNR of\nthe channel"]]
+    for axes in figure.axes[:3]:
+        drawn = [line for line in axes.lines if line.get_label() in ("airllm", "uniform")]
+        assert [list(np.isfinite(line.get_ydata())) for line in drawn] == [[True], [True]]
+        low, high = axes.get_xlim()
+        assert all(low < line.get_xdata()[0] < high for line in drawn)
+
+
+def test_where_no_run_has_an_snr_conditions_are_drawn_side_by_side():
+    cells = presets().assign(**{"channel.snr_db": np.nan})
+    assert titles(panels(cells))[:3] == ["iot-shared-1mhz", "umi-5g", "indoor"]
+    (left, _) = panels(sweep(snrs=(np.nan,)).assign(accuracy=0.6)).axes
+    assert (ticks(left), left.get_xlabel()) == (["SNR of\nthe channel"], "")
+
+
+def test_no_line_leads_from_an_snr_to_none():
+    cells = sweep(snrs=(-5.0, 5.0, np.nan)).assign(accuracy=0.6)
+    left = panels(cells).axes[0]
+    np.testing.assert_array_equal(left.lines[0].get_ydata(), [60.0, 60.0, np.nan, 60.0])
+    assert ticks(left) == ["\N{MINUS SIGN}5", "5", "SNR of\nthe channel"]
+    (cost,) = tradeoff.pareto_figure(cells).axes
+    assert [len(line.get_xdata()) for line in cost.lines if line.get_label() == "airllm"] == [4]
+
+
+def test_panels_are_of_the_conditions_that_there_are(monkeypatch):
+    cells = presets()
+    pairs = ["5 dB, iot-shared-1mhz", "SNR of the channel, umi-5g", "SNR of the channel, indoor"]
+    for draw in (over_time.time_figure, delays.delay_figure):
+        figure = draw(rounds_of(cells), cells)
+        assert titles(figure) == pairs
+        assert all(len(axes.lines) >= 2 for axes in figure.axes)
+    monkeypatch.setattr(ranks, "mean_ranks", lambda *_: (np.arange(9.0), PROJECTIONS))
+    found = titles(ranks.ranks_figure(None, cells))[:3]
+    assert [title.replace("\n", " ") for title in found] == pairs
+    bars = delays.timeline_figure(rounds_of(cells), cells).axes
+    assert [axes.get_title(loc="left") for axes in bars] == [
+        "airllm, 5 dB, iot-shared-1mhz", "uniform, 5 dB, iot-shared-1mhz",
+    ]  # fmt: skip
+    # A condition that a part of a sweep lacks has no panel.
+    few = sweep(codings=("absolute", "residual"))
+    few = few[few["payload.coding"].eq("absolute") | few["channel.snr_db"].eq(5.0)]
+    assert titles(over_time.time_figure(rounds_of(few), few))[-2:] == [
+        "15 dB, absolute", "5 dB, residual",
+    ]  # fmt: skip
+
+
+def test_a_label_without_an_snr_is_in_every_figure_and_its_legend():
+    own = sweep(labels=["geometry"], snrs=(np.nan,)).assign(accuracy=0.6)
+    cells = pd.concat([sweep(), own], ignore_index=True)
+    rounds = rounds_of(cells)
+    for figure in (
+        panels(cells), delays.delay_figure(rounds, cells), over_time.time_figure(rounds, cells)
+    ):  # fmt: skip
+        named = [text.get_text() for text in figure.legends[0].texts]
+        assert named == ["airllm", "uniform", "geometry"]
+    bars = delays.timeline_figure(rounds, cells).axes
+    assert bars[2].get_title(loc="left") == "geometry, SNR of the channel"
+    with pytest.raises(ValueError, match="the labels share no condition to average over"):
+        aggregate.aggregate_figure(cells)
+
+
+def test_the_terminals_table_names_what_has_no_snr():
+    console = Console(file=io.StringIO(), width=100)
+    print_results(console, presets())
+    text = console.file.getvalue()
+    assert "SNR of the channel" in text
+    assert "nan" not in text
 
 
 def test_labels_keep_looks_of_their_own():

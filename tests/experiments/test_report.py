@@ -6,6 +6,7 @@ import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.image import imread
 
@@ -93,6 +94,18 @@ def test_tables_say_what_was_found(report):
     row = cells.index("<b>&", row)
     assert cells[row + 2 : row + 5] == ["0", "2", "2"]
     assert "Normalised score: 0 is uniform" in text
+
+
+def test_runs_without_an_snr_are_named_and_labels_that_share_nothing_too(tmp_path, cells_of):
+    cells = cells_of({"airllm": 0.05, "uniform": 0.0}, snrs=(0.0, np.nan))
+    write_results(tmp_path / "results.csv", cells.to_dict("records"))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert {"0 dB", "SNR of the channel"} <= set(Page(text).cells)
+    assert "nan dB" not in text
+    parts = cells_of({"airllm": 0.05}), cells_of({"uniform": 0.0}, snrs=(np.nan,))
+    cells = pd.concat(parts, ignore_index=True)
+    write_results(tmp_path / "results.csv", cells.to_dict("records"))
+    assert "share no condition" in write_report(tmp_path).read_text(encoding="utf-8")
 
 
 def test_the_same_results_give_the_same_page(report, tmp_path):
