@@ -43,19 +43,24 @@ def read_table(
                     f"set data.text_column and data.label_column"
                 )
         text = str(row[text_column]).strip()
-        if not text:
+        if is_missing(row[text_column]):
             raise ValueError(f"data file {path} has an empty text in row {number}; take it out")
         texts.append(text)
         if label_column:
             label = row[label_column]
-            # A float that is not equal to itself: how a table writes a missing value.
-            if not str(label).strip() or label != label:
+            if is_missing(label):
                 raise ValueError(
                     f"data file {path} has no label in row {number}, column {label_column!r}; "
                     f"take the row out or fill it in"
                 )
             labels.append(str(label).strip())
     return texts, labels
+
+
+def is_missing(value: Any) -> bool:
+    """Whether it is blank, or how a table writes a missing value."""
+    text = str(value).strip()
+    return not text or (not isinstance(value, str) and text in ("None", "nan", "NaT", "<NA>"))
 
 
 def _read_text(path: Path, encoding: str) -> str:
