@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.data_files import SUFFIXES, read_table
+from airllm.data_files import SUFFIXES, is_missing, read_table
 from airllm.docstrings import load_sentences
 from airllm.partition import KINDS
 
@@ -147,26 +147,39 @@ def _from_own(own: OwnText, config: DataConfig, seed: int) -> tuple[TextDataset,
     def dataset(pairs: Pairs, names: tuple[str, ...] | None, part: str) -> TextDataset:
         texts, labels = [], []
         for row, pair in enumerate(pairs, start=1):
-            if len(pair) != 2 or not str(pair[0]).strip():
+            is_pair = not isinstance(pair, str) and hasattr(pair, "__len__") and len(pair) == 2
+            if not is_pair or is_missing(pair[0]):
                 raise ValueError(
-                    f"{config.source}{part} gives {pair!r} as row {row}; it must give pairs "
-                    f"(text, label), the text not empty"
+                    f"{config.source}{part} gives {_short(repr(pair))} as row {row}; it must give "
+                    f"pairs (text, label), the text not empty"
                 )
             texts.append(str(pair[0]))
-            labels.append(str(pair[1]))
+            labels.append(pair[1])
         if not texts:
             raise ValueError(f"{config.source}{part} gives no pairs (text, label)")
-        return _dataset(texts, labels if any(labels) else [], names, f"{config.source}{part}")
+        if not any(str(label) for label in labels):
+            labels = []
+        for row, label in enumerate(labels, start=1):
+            if is_missing(label):
+                raise ValueError(
+                    f"{config.source}{part} gives the label {label!r} in row {row}; leave the row "
+                    f"out or give it a label (text without labels has '' in every row)"
+                )
+        return _dataset(texts, [str(x) for x in labels], names, f"{config.source}{part}")
 
     if not isinstance(own, Mapping):
         return _hold_out(dataset(own, None, ""), config.eval_fraction, seed)
     if set(own) != {"train", "evaluation"}:
         raise ValueError(
             f"{config.source} must give pairs by the keys 'train' and 'evaluation', "
-            f"got {', '.join(map(str, own)) or 'none'}"
+            f"got {_short(', '.join(map(str, own))) or 'none'}"
         )
     train = dataset(own["train"], None, ", train,")
     return train, dataset(own["evaluation"], train.label_names, ", evaluation,")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _from_files(config: DataConfig, seed: int) -> tuple[TextDataset, TextDataset]:
@@ -192,13 +205,15 @@ def _dataset(
     if names is None:
         names = tuple(sorted(set(labels)))
         if len(names) < 2:
-            raise ValueError(f"{source} has the single label {names[0]!r}; two are needed at least")
+            raise ValueError(
+                f"{source} has the single label {_short(repr(names[0]))}; two are needed at least"
+            )
     index = {name: i for i, name in enumerate(names)}
     for row, label in enumerate(labels, start=1):
         if label not in index:
             raise ValueError(
-                f"{source} has the label {label!r} in row {row}, which is not in the training "
-                f"set (it has {', '.join(names[:10])}); take the row out or train on that label"
+                f"{source} has the label {_short(repr(label))} in row {row}, which is not in the "
+                f"training set (it has {_short(', '.join(names))}); take the row out or train on it"
             )
     return TextDataset(tuple(texts), np.array([index[x] for x in labels], dtype=np.int64), names)
 

@@ -43,8 +43,7 @@ def read_table(
                     f"set data.text_column and data.label_column"
                 )
             value, where = row[column], f"in row {number}, column {column!r}"
-            # A float that is not equal to itself: how a table writes a missing value.
-            if value is None or value != value or not str(value).strip():
+            if is_missing(value):
                 raise ValueError(
                     f"data file {path} has nothing {where}; take the row out or fill it in"
                 )
@@ -57,6 +56,12 @@ def read_table(
         if label_column:
             labels.append(str(row[label_column]).strip())
     return texts, labels
+
+
+def is_missing(value: Any) -> bool:
+    """Whether it is blank, or how a table writes a missing value."""
+    text = str(value).strip()
+    return not text or (not isinstance(value, str) and text in ("None", "nan", "NaT", "<NA>"))
 
 
 def _read_text(path: Path, encoding: str) -> str:

@@ -235,6 +235,13 @@ class FederatedService:
         aggregator = aggregator or self._aggregator
         aggregator = aggregator or (AGGREGATORS | ROBUST)[self.config.aggregator]
         merged = aggregator(updates, list(weights), self.hold_rank)
+        if self._aggregator is not None:
+            self.inspector.check_merged(
+                merged,
+                max_rank=self.hold_rank,
+                num_updates=len(updates),
+                name=self.config.aggregator,
+            )
         if self.config.is_factored:
             self.master.replace(merged.completed(self.master.adapter))
         elif self.config.is_absolute:

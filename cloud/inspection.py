@@ -82,8 +82,58 @@ class Inspector:
         factors = [f for f in (*update.adapter.down, *update.adapter.up) if f.numel()]
         if not all(bool(torch.isfinite(f).all()) for f in factors):
             raise RefusedUpdate("values", "not all numbers are finite")
-        # Of the factors too: where these are averaged apart, one may be huge and the other tiny.
-        norm = max(norm_of(update.adapter), *(float(f.norm()) for f in factors), 0.0)
+        norm = _norm_of(update.adapter)
         if not norm <= self.max_norm:
             raise RefusedUpdate("norm", f"norm {norm:.3g} is beyond {self.max_norm:.3g}")
         return update.adapter
+
+    def check_merged(self, result: Adapter, *, max_rank: int, num_updates: int, name: str) -> None:
+        """Raise ValueError unless an aggregator has returned what an aggregator may return.
+
+        Its norm may be what so many honest updates can add up to.
+        """
+        max_norm = num_updates * self.max_norm
+        if flaw := self._flaw(result, max_rank, max_norm):
+            raise ValueError(
+                f"federated.aggregator {name} must return an Adapter of {len(self.specs)} "
+                f"projections, finite detached float32 tensors on the CPU, down [rank, in] and up "
+                f"[out, rank], of rank <= {max_rank} (max_rank) and norm <= {max_norm:g} "
+                f"(federated.max_norm for each update); got {flaw}"
+            )
+
+    def _flaw(self, result: Adapter, max_rank: int, max_norm: float) -> str:
+        if not isinstance(result, Adapter):
+            return type(result).__name__
+        if not len(result.down) == len(result.up) == len(self.specs):
+            return f"{len(result.down)} projections down and {len(result.up)} up"
+        for q, (spec, d, u) in enumerate(zip(self.specs, result.down, result.up, strict=True)):
+            rank = min(len(d), max_rank)
+            if not (_fits(d, (rank, spec.in_features)) and _fits(u, (spec.out_features, rank))):
+                return f"down {_form(d)} and up {_form(u)} in projection {q}"
+        norm = _norm_of(result)
+        return "" if norm <= max_norm else f"norm {norm:.3g}"
+
+
+def _norm_of(adapter: Adapter) -> float:
+    """Of the products and of the factors: where these are averaged apart, one may be huge and the
+    other tiny."""
+    factors = [f for f in (*adapter.down, *adapter.up) if f.numel()]
+    return max(norm_of(adapter), *(float(f.norm()) for f in factors), 0.0)
+
+
+def _fits(factor: Tensor, shape: tuple[int, int]) -> bool:
+    return (
+        isinstance(factor, Tensor)
+        and (factor.dtype, factor.device.type) == (torch.float32, "cpu")
+        and tuple(factor.shape) == shape
+        and not factor.requires_grad
+        and bool(torch.isfinite(factor).all())
+    )
+
+
+def _form(factor: Tensor) -> str:
+    if not isinstance(factor, Tensor):
+        return type(factor).__name__
+    finite = "" if torch.isfinite(factor).all() else " not finite"
+    gradient = " with gradient" if factor.requires_grad else ""
+    return f"{factor.dtype} {list(factor.shape)} on {factor.device}{finite}{gradient}"

@@ -14,11 +14,16 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from airllm import policies
 from cloud import methods
@@ -41,7 +46,7 @@ class Kind:
     protocol: str
     """what it has to be, and where that is described"""
     members: tuple[str, ...]
-    """attributes it must have"""
+    """attributes it must have, and methods with the arguments that they are given"""
     offered: tuple[str, ...]
     """arguments it may ask for"""
     is_bundled: Callable[[str], bool] = lambda name: False
@@ -51,13 +56,13 @@ class Kind:
 KINDS = {
     "policy": Kind(
         "policy.name", "airllm.policies", "policy", "airllm.policy.RankPolicy",
-        ("name", "importance", "decide", "learn"),
+        ("name", "importance", "decide(observation)", "learn(feedback)"),
         ("depths", "kinds", "r_max", "num_devices", "num_rounds", "seed"),
         policies.is_bundled,
     ),
     "channel": Kind(
         "channel.model", "airllm.channels", "channel model", "channel.process.SnrModel",
-        ("snr_db", "is_constant"),
+        ("snr_db(time_s, direction)", "is_constant"),
         ("config", "num_devices", "seed"),
     ),
     "data": Kind(
@@ -67,13 +72,13 @@ KINDS = {
     ),
     "aggregator": Kind(
         "federated.aggregator", "airllm.aggregators", "aggregator", "cloud.aggregate.Aggregator",
-        ("__call__",),
+        ("__call__(updates, weights, max_rank)",),
         ("num_devices", "seed"),
         lambda name: name in methods.BUNDLED,
     ),
     "hardware": Kind(
         "federated.hardware", "airllm.hardware", "device profile", "edge.profile.Hardware",
-        ("name", "memory_bytes", "compute_s", "compute_j"),
+        ("name", "memory_bytes", "compute_s(flops)", "compute_j(flops)"),
         (),
         lambda name: name in profile.hardware_names(),
     ),
@@ -117,7 +122,8 @@ def _others(kind: str) -> tuple[str, ...]:
 def make_own(kind: str, name: str, **offered: Any) -> Any:
     """Find and make a part of one's own; it has every member that its kind must have.
 
-    Raises ValueError that says what is not found, what does not fit, and what to do about it.
+    Raises ValueError that says what is not found, what does not fit, and what to do about it; so do
+    the part's methods where its code raises anything.
     """
     of, where = KINDS[kind], f"{KINDS[kind].key} {name!r}"
     factory = _find(of, _target(name), where)
@@ -145,13 +151,97 @@ def make_own(kind: str, name: str, **offered: Any) -> Any:
             f"{where} asks for {lacking[0]!r}; give it in brackets, as in {_target(name)}"
             f"({lacking[0]}=1), or ask only for {', '.join(of.offered)}"
         )
-    part = factory(**passed)
-    if missing := [member for member in of.members if not hasattr(part, member)]:
+    module = getattr(factory, "__module__", None) or ""
+    with _told(where, _target(name).rpartition(":")[2], module):
+        part = factory(**passed)
+        if kind == "data":
+            part = _drawn(part)
+        unfit = [text for member in of.members if (text := _unfit(part, member))]
+    if part is None:
+        raise ValueError(f"{where} returns nothing; it must return the {of.what}: {of.protocol}")
+    if unfit:
         raise ValueError(
-            f"{where} makes no {of.what}: {type(part).__name__} has no {', '.join(missing)}; "
+            f"{where} makes no {of.what}: {type(part).__name__} has {', '.join(unfit)}; "
             f"see {of.protocol}"
         )
-    return part
+    return part if kind == "data" else _Own(part, where, module)
+
+
+class _Own:
+    """Stands for a part of one's own, and tells of what its code raises in one sentence."""
+
+    def __init__(self, part: Any, where: str, module: str) -> None:
+        self._part, self._where, self._module = part, where, module
+
+    @property
+    def __class__(self) -> type:  # for isinstance, which protocols ask
+        return type(self._part)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._part, name)
+        return partial(self._call, name) if callable(value) else value
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call("__call__", *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Own, (self._part, self._where, self._module)
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        with _told(self._where, name, self._module):
+            return getattr(self._part, name)(*args, **kwargs)
+
+
+@contextmanager
+def _told(where: str, name: str, module: str) -> Iterator[None]:
+    """Raise ValueError that says what one's own code raised, and at which of its lines.
+
+    That is the last one of ``module`` or of its package, or else the first that is not ours.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        found = [
+            (str(frame.f_globals.get("__name__")), f"{frame.f_code.co_filename}:{line}")
+            for frame, line in traceback.walk_tb(error.__traceback__)
+        ]
+        top = module.partition(".")[0]
+        lines = [line for of, line in found if of.partition(".")[0] == top]
+        lines = lines or [line for of, line in found if of != __name__][:1]
+        raise ValueError(
+            f"{where}: {name} raised {type(error).__name__}: {error}"
+            f"{f' ({lines[-1]})' if lines else ''}"
+        ) from error
+
+
+def _unfit(part: Any, member: str) -> str:
+    """What of a part is not the member it must have; empty where it is."""
+    name, _, arguments = member.partition("(")
+    if not hasattr(part, name):
+        return f"no {member}"
+    method = part if name == "__call__" else getattr(part, name)
+    if not arguments:
+        return ""
+    if not callable(method):
+        return f"{name} {method!r} in place of {member}"
+    try:
+        signature = inspect.signature(method)
+    except ValueError:  # some written in C tell nothing
+        return ""
+    try:
+        signature.bind(*arguments.rstrip(")").split(", "))
+    except TypeError:
+        return f"{name}{signature} in place of {member}"
+    return ""
+
+
+def _drawn(text: Any) -> Any:
+    """All pairs of a data set, drawn while what its code raises is told."""
+    if isinstance(text, Mapping):
+        return {key: list(pairs) for key, pairs in text.items()}
+    return None if text is None else list(text)
 
 
 def _target(name: str) -> str:

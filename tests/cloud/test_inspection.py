@@ -134,3 +134,32 @@ def test_a_huge_factor_is_refused_although_the_product_is_small(inspector):
     )  # fmt: skip
     assert inspector.open(0, bytes_of(lying), granted=GRANTED, number=ROUND) is None
     assert dict(inspector.refused) == {"norm": 1}
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (None, "NoneType"),
+        (update().down, "tuple"),
+        (Adapter(update().down[:1], update().up[:1]), "1 projections down and 1 up"),
+        (Adapter(update().up, update().down), r"down .*\[4, 2\] on cpu and up .* in projection 0"),
+        (
+            Adapter(tuple(d.numpy() for d in update().down), update().up),
+            "down ndarray and up torch",
+        ),
+        (Adapter(tuple(d.double() for d in update().down), update().up), "down torch.float64"),
+        (update(scale=float("nan")), "down torch.float32 .* on cpu not finite"),
+        (update(scale=1e30), "norm inf"),
+        (update(scale=1e3), "norm .*e.03"),
+        (
+            Adapter(update().down, tuple(u.requires_grad_() for u in update().up)),
+            ".* with gradient",
+        ),
+        (update((3, 1)), r"down torch.float32 \[3, 6\]"),
+    ],
+)
+def test_the_result_of_an_aggregator_must_be_an_adapter_of_these_projections(
+    inspector, result, message
+):
+    with pytest.raises(ValueError, match=rf"a:B must return an Adapter of 2 .*; got {message}"):
+        inspector.check_merged(result, max_rank=2, num_updates=3, name="a:B")

@@ -1,5 +1,8 @@
 """Parts of one's own: found by module:object or entry point, made, checked, and run."""
 
+import copy
+import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from airllm.checkpoint import Stateful, restore, state_of
 from airllm.lora import Adapter
 from channel import Cell, ChannelConfig
 from experiments import cli
@@ -16,6 +20,7 @@ from experiments.config_loader import load_config
 from experiments.extensions import is_own, make_own
 from experiments.results import load, read_ranks, read_rounds
 from experiments.run import run_simulation
+from experiments.sweep import load_sweep, run_sweep
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 SIZES = {"num_devices": 2, "num_rounds": 3, "r_max": 4, "depths": [0], "kinds": ["q"], "seed": 0}
@@ -155,12 +160,21 @@ def test_a_data_set_may_say_what_the_devices_have(tiny_toml, workplace):
         "    return {'train': [('a', 'b'), ('c', 'd')]}\n"
         "def ragged():\n"
         "    return [('a', 'b', 'c')]\n"
+        "def keyed():\n"
+        "    return {f'text {i}': 'a' for i in range(90)}\n"
+        "def with_label(label):\n"
+        "    return [('a', 'b'), ('c', 'd'), ('e', float('nan') if label == 'nan' else label)]\n"
     )
     assert run_simulation(own(tiny_toml, "data.source=own_parts:both"))["num_train"] == 80
     with pytest.raises(ValueError, match="by the keys 'train' and 'evaluation', got train"):
         run_simulation(own(tiny_toml, "data.source=own_parts:other"))
     with pytest.raises(ValueError, match=r"as row 1; it must give pairs \(text, label\)"):
         run_simulation(own(tiny_toml, "data.source=own_parts:ragged"))
+    with pytest.raises(ValueError, match=r"got text 0, text 1.{50,70}\.\.\.$"):
+        run_simulation(own(tiny_toml, "data.source=own_parts:keyed"))
+    for label in (None, "nan", " "):
+        with pytest.raises(ValueError, match=r"with_label\(.*gives the label .* in row 3; leave"):
+            run_simulation(own(tiny_toml, f"data.source=own_parts:with_label(label={label!r})"))
 
 
 def test_an_installed_package_offers_its_parts_by_entry_point(tiny_toml, workplace):
@@ -206,7 +220,7 @@ class Vain(Wide):
         ("wrong.deeper:Policy", "wrong.deeper cannot be imported|no module 'wrong.deeper'"),
         ("wrong:Lam", "has no 'Lam'; did you mean 'Lame'"),
         ("wrong:name", "is no class or function, but int"),
-        ("wrong:Lame", "Lame has no decide, learn; see airllm.policy.RankPolicy"),
+        ("wrong:Lame", r"has no decide\(observation\), no learn\(feedback\); see airllm.policy"),
         ("wrong:Lame(x=1)", "takes no 'x'; its arguments are none"),
         ("wrong:Curious", r"asks for 'weather'; give it in brackets, as in wrong:Curious\(weather"),
         ("wrong:Lame(3)", "what is in brackets must be key=value"),
@@ -300,3 +314,119 @@ def test_the_example_of_a_device_computes_at_its_own_pace(tiny_toml, tmp_path, e
 def test_an_unknown_aggregator_is_named_with_those_there_are(tiny_toml):
     with pytest.raises(ValueError, match="one of exact.*aircomp, <module>:<object>, got 'mean'"):
         own(tiny_toml, "mode=federated", "federated.aggregator=mean")
+
+
+RAISING = """
+import builtins
+class Policy:
+    name, importance = "own", "energy"
+    def __init__(self, how="", error="KeyError"):
+        self.how, self.error = how, getattr(builtins, error)
+        self.at("init")
+    def at(self, how):
+        if how == self.how: raise self.error("my bug")
+    def decide(self, observation):
+        self.at("decide")
+        return 0 * observation.previous_ranks
+    def learn(self, feedback):
+        self.at("learn")
+        return {}
+    def state_dict(self):
+        return {"how": self.how}
+    def load_state_dict(self, state):
+        self.how = state["how"]
+class NoArgument(Policy):
+    def decide(self): ...
+class Number(Policy):
+    learn = 5
+class Channel:
+    is_constant = True
+    def snr_db(self, time_s, direction): raise KeyError("my bug")
+class ShortChannel(Channel):
+    def snr_db(self, time_s): ...
+def pairs():
+    yield "a", "b"
+    raise KeyError("my bug")
+def device():
+    from edge.profile import Hardware
+    return Hardware("own", "5", 1.0, 1.0)
+def nothing(): ...
+class Aggregator:
+    def __call__(self, updates, weights, max_rank): return updates
+class ShortAggregator:
+    def __call__(self, updates): ...
+"""
+BUG = r"raised KeyError: 'my bug' \(.*own_parts.py:"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("policy.name", "Policy(how='init')", f"Policy {BUG}9"),
+        ("policy.name", "Policy(how='decide')", f"decide {BUG}9"),
+        ("policy.name", "Policy(how='learn')", f"learn {BUG}9"),
+        ("policy.name", "NoArgument", r"has decide\(\) in place of decide\(observation\); see"),
+        ("policy.name", "Number", r"has learn 5 in place of learn\(feedback\)"),
+        ("policy.name", "nothing", "returns nothing; it must return the policy: airllm.policy"),
+        ("channel.model", "Channel", f"snr_db {BUG}26"),
+        ("channel.model", "ShortChannel", r"has snr_db\(time_s\) in place of snr_db\(time_s, dir"),
+        ("data.source", "pairs", f"pairs {BUG}31"),
+        ("data.source", "nothing", "returns nothing; it must return the data set"),
+        ("federated.aggregator", "ShortAggregator", r"has __call__\(updates\) in place of"),
+        ("federated.hardware", "device", r"device raised TypeError: '>' not .*own_parts.py:34\)"),
+    ],
+)
+def test_what_ones_own_code_raises_names_part_method_and_line(
+    key, value, message, tiny_toml, workplace, monkeypatch, capsys
+):
+    (workplace / "own_parts.py").write_text(RAISING)
+    mode = "federated" if key.startswith("federated") else "remote"
+    quoted = f'["own_parts:{value}"]' if key.endswith("hardware") else f"own_parts:{value}"
+    sets = (f"mode={mode}", "channel.bandwidth_hz=1e7", "data.eval_source=", f"{key}={quoted}")
+    arguments = [part for text in sets for part in ("--set", text)]
+    monkeypatch.setattr(sys, "argv", ["airllm", "run", str(tiny_toml), *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert re.search(f"error: {key} .own_parts:.*{message}", said), said
+    assert "Traceback" not in said
+
+
+def test_a_failed_run_of_a_sweep_says_the_same(tiny_toml, tmp_path, workplace):
+    (workplace / "own_parts.py").write_text(RAISING)
+    names = ("uniform", "own_parts:Policy(how='decide')")
+    sweep = load_sweep(tiny_toml, (), {"policy.name": names, "channel.snr_db": (0.0,)})
+    rows, errors = run_sweep(sweep, tmp_path / "sweep")
+    assert [row["policy"] for row in rows] == ["uniform"]
+    assert re.fullmatch(rf"policy.name .*: decide {BUG}9\)", *errors.values())
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "MemoryError"])
+def test_an_interruption_and_the_want_of_memory_are_not_bugs_of_ones_own_code(error, workplace):
+    (workplace / "own_parts.py").write_text(RAISING)
+    part = make_own("policy", f"own_parts:Policy(how='learn', error={error!r})", **SIZES)
+    with pytest.raises(BaseException, match="my bug") as raised:
+        part.learn(None)
+    assert raised.type.__name__ == error
+
+
+def test_a_part_of_ones_own_is_what_it_was_but_for_what_it_raises(workplace):
+    (workplace / "own_parts.py").write_text(RAISING)
+    part = make_own("policy", "own_parts:Policy", **SIZES)
+    assert isinstance(part, sys.modules["own_parts"].Policy)
+    assert isinstance(part, Stateful)
+    assert not hasattr(part, "is_exploring")
+    restore(part, {"how": "decide"})
+    for copied in (copy.deepcopy(part), pickle.loads(pickle.dumps(part))):
+        assert state_of(copied) == {"how": "decide"}
+        with pytest.raises(ValueError, match="decide raised KeyError"):
+            copied.decide(None)
+
+
+@pytest.mark.parametrize("buffer", [0, 2])
+def test_what_an_aggregator_of_ones_own_returns_is_checked(buffer, tiny_toml, workplace):
+    (workplace / "own_parts.py").write_text(RAISING)
+    sets = ("mode=federated", "channel.bandwidth_hz=1e7", f"federated.buffer={buffer}")
+    with pytest.raises(ValueError, match="own_parts:Aggregator must return an Adapter .*got list"):
+        run_simulation(own(tiny_toml, *sets, "federated.aggregator=own_parts:Aggregator"))
