@@ -109,7 +109,7 @@ class Cell:
 
     def true_links(self, direction: Direction = "down") -> Links:
         """The links as they are now; the rate is what the chosen modulation really carries."""
-        snr_db = self._process.snr_db(self._round, self.now_s, direction)
+        snr_db = self._process.snr_db(self._round, self.now_s, direction, self._start_s)
         rate_bps, _ = self._goodput(snr_db, direction)
         return self._links(snr_db, rate_bps)
 
@@ -201,7 +201,9 @@ class Cell:
         is_simple = self._process.is_constant and not self._presence
         if is_simple and (config.scheduler == "equal" or not is_shared):
             rates, hazard = self._goodput(
-                self._process.snr_db(self._round, begin_s, direction), direction, worst_of
+                self._process.snr_db(self._round, begin_s, direction, self._start_s),
+                direction,
+                worst_of,
             )
             rates = np.where(is_bad, 0.0, rates)
             end_s, sent = self._run_band(size, bits, offsets, rates, deadline_s, is_shared)
@@ -268,11 +270,12 @@ class Cell:
         start = np.full(self.num_devices, np.inf)
         start[list(offsets)] = begin_s + np.array(list(offsets.values()))
         slot_s = self.config.coherence_s
-        walk = self._process.walk(self._round, begin_s, slot_s, direction)
+        at = (slot_s, direction, self._start_s)
+        walk = self._process.walk(self._round, begin_s, *at)
         # Within a round, link adaptation follows what was measured csi_delay_s, and at least one
         # slot, before.
         lag_s = max(round(self.config.csi_delay_s / slot_s), 1) * slot_s
-        measured = self._process.walk(self._round, begin_s - lag_s, slot_s, direction)
+        measured = self._process.walk(self._round, begin_s - lag_s, *at)
         fixed: tuple[Array, Array] | None = None
         for number, (snr_db, known_db) in enumerate(zip(walk, measured, strict=False)):
             time_s = begin_s + number * slot_s

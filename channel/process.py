@@ -52,7 +52,9 @@ class SnrModel(Protocol):
 class LinkProcess:
     """Mean SNR from a number, a list, a trace, geometry or a model of one's own; fading on top.
 
-    Geometry moves from round to round: within a round the path loss is that of its start.
+    Geometry moves from round to round: within a round the path loss is that of its start. Shadowing
+    and AR(1) fading move on every ``round_period_s``; ``start_s``, a round's, says which of these
+    counts, unless it is that of the time asked for.
     """
 
     def __init__(
@@ -100,14 +102,20 @@ class LinkProcess:
         elif config.fading == "ar1":
             self._ar1 = Ar1Process(num_devices, shift_hz, config.round_period_s, seed=seed)
 
-    def mean_snr_db(self, round_index: int, time_s: float, direction: str = "down") -> Array:
+    def mean_snr_db(
+        self,
+        round_index: int,
+        time_s: float,
+        direction: str = "down",
+        start_s: float | None = None,
+    ) -> Array:
         """[devices] before small-scale fading."""
         config = self.config
         if self._model is not None:
             return self._offset_db + self._from_model(self._model, time_s, direction)
         if self._large_scale is not None:
             return self._offset_db + self._large_scale.snr_db(
-                self._period(time_s), time_s, config.bandwidth_hz, direction
+                self._period(time_s, start_s), time_s, config.bandwidth_hz, direction
             )
         if config.snr_db is not None:
             mean: Array | float = config.snr_db
@@ -119,23 +127,29 @@ class LinkProcess:
             mean = choices[(draw * len(choices)).astype(int)]
         return mean + self._offset_db + (config.uplink_offset_db if direction == "up" else 0.0)
 
-    def snr_db(self, round_index: int, time_s: float, direction: str = "down") -> Array:
+    def snr_db(
+        self,
+        round_index: int,
+        time_s: float,
+        direction: str = "down",
+        start_s: float | None = None,
+    ) -> Array:
         """[devices] with fading, at one time of a round. Up and down fade alike (TDD)."""
-        power = self._power(round_index, time_s)
-        return self.mean_snr_db(round_index, time_s, direction) + linear_to_db(power)
+        power = self._power(round_index, time_s, start_s)
+        return self.mean_snr_db(round_index, time_s, direction, start_s) + linear_to_db(power)
 
     def walk(
-        self, round_index: int, start_s: float, step_s: float, direction: str
+        self, round_index: int, begin_s: float, step_s: float, direction: str, start_s: float
     ) -> Iterator[Array]:
-        """[devices] SNR at start, start + step, and so on, within one round."""
+        """[devices] SNR at begin, begin + step, and so on, within one round."""
         if self._model is not None and not self._model.is_constant:
             for n in count():
-                yield self.snr_db(round_index, start_s + n * step_s, direction)
-        mean_db = self.mean_snr_db(round_index, start_s, direction)
+                yield self.snr_db(round_index, begin_s + n * step_s, direction, start_s)
+        mean_db = self.mean_snr_db(round_index, begin_s, direction, start_s)
         if self._clarke is not None:
-            for power in self._clarke.walk(start_s, step_s):
+            for power in self._clarke.walk(begin_s, step_s):
                 yield mean_db + linear_to_db(power)
-        fixed_db = mean_db + linear_to_db(self._power(round_index, start_s))
+        fixed_db = mean_db + linear_to_db(self._power(round_index, begin_s, start_s))
         while True:
             yield fixed_db
 
@@ -153,8 +167,9 @@ class LinkProcess:
         """[devices, 2] where there is a geometry."""
         return None if self._large_scale is None else self._large_scale.positions_m(time_s)
 
-    def _period(self, time_s: float) -> int:
+    def _period(self, time_s: float, start_s: float | None) -> int:
         """How many ``round_period_s`` have passed, however many rounds that was."""
+        time_s = time_s if start_s is None else start_s
         # A hair is added, or a period's own start would fall into the one before.
         return max(int(np.floor(time_s / self.config.round_period_s + 1e-9)), 0)
 
@@ -168,12 +183,12 @@ class LinkProcess:
             )
         return snr_db
 
-    def _power(self, round_index: int, time_s: float) -> Array:
+    def _power(self, round_index: int, time_s: float, start_s: float | None) -> Array:
         config, key = self.config, {"seed": self.seed, "round_index": round_index}
         if self._clarke is not None:
             return self._clarke.power(time_s)
         if self._ar1 is not None:
-            return self._ar1.power(self._period(time_s))
+            return self._ar1.power(self._period(time_s, start_s))
         if config.fading == "rayleigh":
             return rayleigh_power(self.num_devices, **key)
         if config.fading == "rician":

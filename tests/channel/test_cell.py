@@ -551,6 +551,19 @@ def test_links_forget_by_the_time_that_passes_and_not_by_the_number_of_rounds():
     assert abs(np.corrcoef(power[0], power[2])[0, 1]) < 0.5 * 0.952**120 + 5 / np.sqrt(2000)
 
 
+@pytest.mark.parametrize("start_s", [None, 3.7])
+def test_within_a_round_a_link_stays_what_it_was_at_its_start(start_s):
+    """Until the deadline, when the next period has begun: it is still this round."""
+    cell = Cell(steady(fading="ar1", doppler_hz=0.4), 8, seed=0)
+    cell.begin_round(2, start_s)
+    before = cell.true_links("up").snr_db
+    cell.transfer(dict.fromkeys(range(8), 10**9))
+    assert cell.now_s == pytest.approx((2.0 if start_s is None else start_s) + 1.0)
+    np.testing.assert_array_equal(cell.true_links("up").snr_db, before)
+    cell.begin_round(3, None if start_s is None else 9.0)
+    assert (cell.true_links("up").snr_db != before).all()
+
+
 def test_a_way_past_the_base_station_comes_no_nearer_than_the_formulas_hold():
     path = PathConfig(
         scenario="umi", mobility="waypoint", min_distance_m=35.0, speed_min_mps=8.0,
