@@ -56,9 +56,7 @@ class DdimConfig:
                 f"policy.ddim.prediction must be one of {', '.join(PREDICTIONS)}, "
                 f"got {self.prediction!r}"
             )
-        for key in (
-            "hidden", "num_blocks", "train_steps", "sampling_steps", "batch_size", "replay_size",
-        ):  # fmt: skip
+        for key in ("hidden", "num_blocks", "sampling_steps", "batch_size", "replay_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"policy.ddim.{key} must be >= 1, got {getattr(self, key)}")
         for key, limit in (("hidden", MAX_WIDTH), ("num_blocks", 64), ("train_steps", 100_000)):
