@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from channel.band import Band
 from channel.config import ChannelConfig
@@ -107,15 +107,20 @@ class Cell:
         self.round_index, self._start_s = round_index, start_s
         self.log = []
 
-    def true_links(self, direction: Direction = "down") -> Links:
-        """The links as they are now; the rate is what the chosen modulation really carries."""
-        snr_db = self._process.snr_db(self._round, self.now_s, direction, self._start_s)
-        rate_bps, _ = self._goodput(snr_db, direction)
+    def true_links(self, direction: Direction = "down", at_s: float | None = None) -> Links:
+        """The links now, or at another time of the round; the rate is what the chosen modulation
+        really carries."""
+        time_s = self.now_s if at_s is None else at_s
+        snr_db = self._process.snr_db(self._round, time_s, direction, self._start_s)
+        rate_bps, _ = self._goodput(snr_db, direction, after_s=time_s - self._start_s)
         return self._links(snr_db, rate_bps)
 
-    def reported_links(self, direction: Direction = "down") -> Links:
-        """The links as they were estimated and reported: old, with an error, on a grid."""
-        snr_db = self._reported_snr_db(direction)
+    def reported_links(self, direction: Direction = "down", after_s: ArrayLike = 0.0) -> Links:
+        """The links as they were estimated and reported: old, with an error, on a grid.
+
+        ``after_s``, a number or [devices], is when each reports, from the round's start.
+        """
+        snr_db = self._reported_snr_db(direction, after_s)
         rate_bps, _ = goodput_bps(self.config.link, self.config.bandwidth_hz, snr_db, snr_db)
         return self._links(snr_db, rate_bps)
 
@@ -200,19 +205,27 @@ class Cell:
         is_shared = config.sharing == "shared" and worst_of is None
         is_simple = self._process.is_constant and not self._presence
         if is_simple and (config.scheduler == "equal" or not is_shared):
+            after_s = np.zeros(self.num_devices)
+            after_s[list(offsets)] = list(offsets.values())
             rates, hazard = self._goodput(
                 self._process.snr_db(self._round, begin_s, direction, self._start_s),
-                direction,
-                worst_of,
-            )
+                direction, worst_of, after_s=after_s + begin_s - self._start_s,
+            )  # fmt: skip
             rates = np.where(is_bad, 0.0, rates)
             end_s, sent = self._run_band(size, bits, offsets, rates, deadline_s, is_shared)
             with np.errstate(divide="ignore", invalid="ignore"):
                 air_s = np.where(rates > 0, sent / rates, 0.0)
                 hazard = np.where(sent > 0, sent * hazard, 0.0)
         else:
+            # Up to the first payload nothing happens.
+            idle = int(min((offsets[d] for d in bits if bits[d]), default=0.0) / config.coherence_s)
+            first_s = min(begin_s + idle * config.coherence_s, deadline_s)
+            if first_s > begin_s:
+                self._env.run(until=first_s)
+            start = np.full(self.num_devices, np.inf)
+            start[list(offsets)] = begin_s + np.array(list(offsets.values()))
             result = run_slots(
-                self._env, size, self._slots(offsets, begin_s, direction, is_bad, worst_of),
+                self._env, size, self._slots(start, first_s, direction, is_bad, worst_of),
                 slot_s=config.coherence_s, deadline_s=deadline_s, scheduler=config.scheduler,
                 is_shared=is_shared,
             )  # fmt: skip
@@ -260,15 +273,14 @@ class Cell:
 
     def _slots(
         self,
-        offsets: Mapping[int, float],
+        start_s: Array,
         begin_s: float,
         direction: Direction,
         is_bad: NDArray[np.bool_],
         worst_of: NDArray[np.int64] | None,
     ) -> Iterator[tuple[Array, Array, NDArray[np.bool_]]]:
-        """Rates, hazards and presence of one slot after another."""
-        start = np.full(self.num_devices, np.inf)
-        start[list(offsets)] = begin_s + np.array(list(offsets.values()))
+        """Rates, hazards and presence of one slot after another, from ``begin_s`` on; ``start_s``
+        [devices] is when a payload is ready."""
         slot_s = self.config.coherence_s
         at = (slot_s, direction, self._start_s)
         walk = self._process.walk(self._round, begin_s, *at)
@@ -283,7 +295,7 @@ class Cell:
                 known = None if self._process.is_constant else self._estimate(known_db)
                 rates, hazard = self._goodput(snr_db, direction, worst_of, known)
                 fixed = np.where(is_bad, 0.0, rates), hazard
-            is_here = start <= time_s + 1e-9
+            is_here = start_s <= time_s + 1e-9
             if self._presence:
                 is_here &= np.array([p.is_here(time_s) for p in self._presence])
             if worst_of is not None and not is_here[worst_of].all():
@@ -296,13 +308,15 @@ class Cell:
         direction: Direction,
         worst_of: NDArray[np.int64] | None = None,
         known_db: Array | None = None,
+        after_s: ArrayLike = 0.0,
     ) -> tuple[Array, Array]:
-        """Rates and hazards at a true SNR; modulation and code follow what is known of it."""
+        """Rates and hazards at a true SNR; modulation and code follow what is known of it: what
+        was reported ``after_s`` from the round's start, unless it is given."""
         link = self.config.link
         if link.adaptation == "shannon":
             known_db = snr_db
         elif known_db is None:
-            known_db = self._reported_snr_db(direction) - self.config.csi_margin_db
+            known_db = self._reported_snr_db(direction, after_s) - self.config.csi_margin_db
         else:
             known_db = known_db - self.config.csi_margin_db
         if worst_of is not None:
@@ -311,15 +325,25 @@ class Cell:
             return np.full_like(rates, rates[worst_of].min()), hazard
         return goodput_bps(link, self.config.bandwidth_hz, snr_db, known_db)
 
-    def _reported_snr_db(self, direction: Direction) -> Array:
+    def _reported_snr_db(self, direction: Direction, after_s: ArrayLike = 0.0) -> Array:
+        after = np.broadcast_to(np.asarray(after_s, dtype=float), self.num_devices)
+        snr_db = np.empty(self.num_devices)
+        for offset_s in np.unique(after):
+            is_of_it = after == offset_s
+            snr_db[is_of_it] = self._seen_snr_db(direction, float(offset_s))[is_of_it]
+        return self._estimate(snr_db)
+
+    def _seen_snr_db(self, direction: Direction, after_s: float) -> Array:
+        """[devices] the SNR that a report of then was measured at."""
         config = self.config
-        seen_s = self._start_s - config.csi_delay_s
+        seen_s = self._start_s + after_s - config.csi_delay_s
+        if seen_s >= self._start_s - 1e-9:
+            return self._process.snr_db(self._round, seen_s, direction, self._start_s)
         if self._start_s == self._round * config.round_period_s:
             seen_round = max(int(np.floor(seen_s / config.round_period_s + 1e-9)), 0)
         else:  # rounds of any length: a report with an age is taken to be from the round before
-            seen_round = max(self._round - (config.csi_delay_s > 0), 0)
-        snr_db = self._process.snr_db(seen_round, seen_s, direction)
-        return self._estimate(snr_db)
+            seen_round = max(self._round - 1, 0)
+        return self._process.snr_db(seen_round, seen_s, direction)
 
     def _estimate(self, snr_db: Array) -> Array:
         """An SNR as it is measured: with an error of the round's, on a grid."""

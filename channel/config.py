@@ -163,7 +163,8 @@ class ChannelConfig:
     doppler_hz: float | None = None
     """largest Doppler shift (clarke, ar1); none: from the speed of devices and path.carrier_hz"""
     coherence_s: float = 0.01
-    """slot in which the channel counts as constant (clarke, and all schedulers but 'equal')"""
+    """slot in which the channel counts as constant (clarke, traces, devices on the move, and all
+    schedulers but 'equal')"""
     deadline_s: float = 1.0
     """air time of a round; what is not through by then is lost"""
     round_period_s: float = 1.0

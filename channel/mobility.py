@@ -56,6 +56,7 @@ class RandomWaypoint:
         self._places = [_place(radius_m, min_distance_m, rng_for(seed, _PLACE_STREAM, device))]
 
     def position_m(self, time_s: float) -> Array:
+        time_s = max(time_s, 0.0)  # an estimate may be older than the simulation
         while self._times[-1] <= time_s:
             goal = _place(self._radius_m, self._min_distance_m, self._rng)
             speed = self._rng.uniform(*self._speed_mps)

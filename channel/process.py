@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, repeat
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +31,7 @@ Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 DIRECTIONS = ("down", "up")
+_PLACE_HELD_S = 0.1  # in which a car at 30 m/s gets 3 m on
 _SNR_STREAM, _SPREAD_STREAM, _SIGHT_STREAM, _SHADOW_STREAM, _TRACE_STREAM = 20, 21, 24, 25, 26
 
 
@@ -52,9 +53,9 @@ class SnrModel(Protocol):
 class LinkProcess:
     """Mean SNR from a number, a list, a trace, geometry or a model of one's own; fading on top.
 
-    Geometry moves from round to round: within a round the path loss is that of its start. Shadowing
-    and AR(1) fading move on every ``round_period_s``; ``start_s``, a round's, says which of these
-    counts, unless it is that of the time asked for.
+    Traces and moving devices go on within a round, as Clarke's fading does. Shadowing moves on
+    every ``round_period_s``, and so does AR(1) fading, but not within a round: ``start_s``, a
+    round's, says which period counts, unless it is that of the time asked for.
     """
 
     def __init__(
@@ -102,20 +103,14 @@ class LinkProcess:
         elif config.fading == "ar1":
             self._ar1 = Ar1Process(num_devices, shift_hz, config.round_period_s, seed=seed)
 
-    def mean_snr_db(
-        self,
-        round_index: int,
-        time_s: float,
-        direction: str = "down",
-        start_s: float | None = None,
-    ) -> Array:
+    def mean_snr_db(self, round_index: int, time_s: float, direction: str = "down") -> Array:
         """[devices] before small-scale fading."""
         config = self.config
         if self._model is not None:
             return self._offset_db + self._from_model(self._model, time_s, direction)
         if self._large_scale is not None:
             return self._offset_db + self._large_scale.snr_db(
-                self._period(time_s, start_s), time_s, config.bandwidth_hz, direction
+                self._period(time_s), time_s, config.bandwidth_hz, direction
             )
         if config.snr_db is not None:
             mean: Array | float = config.snr_db
@@ -136,27 +131,36 @@ class LinkProcess:
     ) -> Array:
         """[devices] with fading, at one time of a round. Up and down fade alike (TDD)."""
         power = self._power(round_index, time_s, start_s)
-        return self.mean_snr_db(round_index, time_s, direction, start_s) + linear_to_db(power)
+        return self.mean_snr_db(round_index, time_s, direction) + linear_to_db(power)
 
     def walk(
         self, round_index: int, begin_s: float, step_s: float, direction: str, start_s: float
     ) -> Iterator[Array]:
         """[devices] SNR at begin, begin + step, and so on, within one round."""
-        if self._model is not None and not self._model.is_constant:
-            for n in count():
-                yield self.snr_db(round_index, begin_s + n * step_s, direction, start_s)
-        mean_db = self.mean_snr_db(round_index, begin_s, direction, start_s)
         if self._clarke is not None:
-            for power in self._clarke.walk(begin_s, step_s):
-                yield mean_db + linear_to_db(power)
-        fixed_db = mean_db + linear_to_db(self._power(round_index, begin_s, start_s))
-        while True:
-            yield fixed_db
+            powers: Iterator[Array] = self._clarke.walk(begin_s, step_s)
+        else:
+            powers = repeat(self._power(round_index, begin_s, start_s))
+        # Places cost more than all else of a slot, and change least.
+        held = 1 if self._large_scale is None else max(round(_PLACE_HELD_S / step_s), 1)
+        for number, power in zip(count(), powers):
+            if number == 0 or (self._moves and number % held == 0):
+                mean_db = self.mean_snr_db(round_index, begin_s + number * step_s, direction)
+            yield mean_db + linear_to_db(power)
 
     @property
     def is_constant(self) -> bool:
         """True: nothing changes within a round."""
-        return self._clarke is None and (self._model is None or self._model.is_constant)
+        return self._clarke is None and not self._moves
+
+    @property
+    def _moves(self) -> bool:
+        """The mean SNR changes within a round."""
+        if self._model is not None:
+            return not self._model.is_constant
+        return self._trace is not None or (
+            self._large_scale is not None and self.config.path.mobility != "static"
+        )
 
     @property
     def has_geometry(self) -> bool:
@@ -167,9 +171,8 @@ class LinkProcess:
         """[devices, 2] where there is a geometry."""
         return None if self._large_scale is None else self._large_scale.positions_m(time_s)
 
-    def _period(self, time_s: float, start_s: float | None) -> int:
+    def _period(self, time_s: float) -> int:
         """How many ``round_period_s`` have passed, however many rounds that was."""
-        time_s = time_s if start_s is None else start_s
         # A hair is added, or a period's own start would fall into the one before.
         return max(int(np.floor(time_s / self.config.round_period_s + 1e-9)), 0)
 
@@ -188,7 +191,7 @@ class LinkProcess:
         if self._clarke is not None:
             return self._clarke.power(time_s)
         if self._ar1 is not None:
-            return self._ar1.power(self._period(time_s, start_s))
+            return self._ar1.power(self._period(time_s if start_s is None else start_s))
         if config.fading == "rayleigh":
             return rayleigh_power(self.num_devices, **key)
         if config.fading == "rician":

@@ -231,21 +231,21 @@ class AirGrid(Grid):
 
     def _stamp(self, replies: list[Message]) -> None:
         """Put the link that a decision will need onto each report."""
-        links: dict[Direction, dict[int, LinkReport]] = {}
+        stamped: list[tuple[Message, Direction]] = []
         for reply in replies:
-            device = self.device_of[reply.metadata.src_node_id]
-            direction: Direction = "down"
             if "work" in reply.content:
-                direction = "up"
+                device = self.device_of[reply.metadata.src_node_id]
                 took = reply.content.config_records["work"].get("compute_s")
                 is_time = isinstance(took, int | float) and 0 <= took < np.inf
                 took_s = float(took) if is_time else 0.0  # type: ignore[arg-type]
                 self.ready_s[device] = self.deliveries[device].delay_s + took_s
-            elif reply.metadata.message_type != "query":
-                continue
-            if direction not in links:
-                links[direction] = self._reported_links(direction)
-            reply.content["link"] = MetricRecord(dict(asdict(links[direction][device])))
+                stamped.append((reply, "up"))
+            elif reply.metadata.message_type == "query":
+                stamped.append((reply, "down"))
+        links = {way: self._reported_links(way) for way in {way for _, way in stamped}}
+        for reply, way in stamped:
+            link = links[way][self.device_of[reply.metadata.src_node_id]]
+            reply.content["link"] = MetricRecord(dict(asdict(link)))
 
     def _transfer(self, payloads: Mapping[int, bytes], direction: Direction) -> dict[int, Delivery]:
         """Through the cell; a device that drops out meanwhile has had a part on the air."""
@@ -283,9 +283,10 @@ class AirGrid(Grid):
         is too low to invert its channel is silent, and so is one that drops out. Who is heard
         arrives with the SNR of the threshold, and radiates only as much as that takes.
         """
-        config, snr_db = self.cell.config, self.cell.true_links("up").snr_db
+        config = self.cell.config
         air_s = max(symbols.values(), default=0) / (2.0 * config.bandwidth_hz)
         start_s = max((self.ready_s.get(d, 0.0) for d in symbols), default=0.0)
+        snr_db = self.cell.true_links("up", self.start_s + start_s).snr_db
         is_in_time = start_s + air_s <= self.uplink_end_s()
         threshold_db, found = float(self._air_threshold_db or 0.0), {}
         for d, count in symbols.items():
@@ -308,7 +309,10 @@ class AirGrid(Grid):
         return last if self.round_deadline_s is None else min(last, self.round_deadline_s)
 
     def _reported_links(self, direction: Direction) -> dict[int, LinkReport]:
-        links = self.cell.reported_links(direction)
+        """Of the round's start, or for an update of when it is ready."""
+        devices = range(self.cell.num_devices)
+        ready_s = [self.ready_s.get(d, 0.0) if direction == "up" else 0.0 for d in devices]
+        links = self.cell.reported_links(direction, ready_s)
         planned_bps = self.cell.planned_rate_bps(links)
         return {
             device: LinkReport(link.snr_db, link.bandwidth_hz, float(planned_bps[device]))
