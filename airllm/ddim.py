@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from airllm.actor_critic import MAX_WIDTH
+from airllm.checks import check, check_least, check_one_of
 
 if typing.TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -51,17 +52,12 @@ class DdimConfig:
     """rows that the replay holds"""
 
     def __post_init__(self) -> None:
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(
-                f"policy.ddim.prediction must be one of {', '.join(PREDICTIONS)}, "
-                f"got {self.prediction!r}"
-            )
-        for key in ("hidden", "num_blocks", "sampling_steps", "batch_size", "replay_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"policy.ddim.{key} must be >= 1, got {getattr(self, key)}")
-        for key, limit in (("hidden", MAX_WIDTH), ("num_blocks", 64), ("train_steps", 100_000)):
-            if getattr(self, key) > limit:
-                raise ValueError(f"policy.ddim.{key} must be <= {limit}, got {getattr(self, key)}")
+        of = ("policy.ddim", self)
+        check_one_of(*of, "prediction", PREDICTIONS)
+        check_least(*of, "hidden num_blocks sampling_steps batch_size replay_size", 1)
+        check(*of, "hidden", lambda v: v <= MAX_WIDTH, f"<= {MAX_WIDTH}")
+        check(*of, "num_blocks", lambda v: v <= 64, "<= 64")
+        check(*of, "train_steps", lambda v: v <= 100_000, "<= 100000")
         if self.train_steps < 2:
             raise ValueError(
                 f"policy.ddim.train_steps must be >= 2, got {self.train_steps}: one step leaves "
@@ -72,10 +68,7 @@ class DdimConfig:
                 f"policy.ddim.sampling_steps {self.sampling_steps} must not exceed train_steps "
                 f"{self.train_steps}"
             )
-        if not 0.0 <= self.condition_dropout < 1.0:
-            raise ValueError(
-                f"policy.ddim.condition_dropout must be in [0, 1), got {self.condition_dropout}"
-            )
+        check(*of, "condition_dropout", lambda v: 0.0 <= v < 1.0, "in [0, 1)")
         if not (self.learning_rate > 0 and math.isfinite(self.guidance)):
             raise ValueError("policy.ddim.learning_rate must be > 0 and guidance finite")
 

@@ -108,18 +108,16 @@ class Fleet:
     def __exit__(self, *args: object) -> None:
         self._stack.close()
 
-    def step(self, examples: Sequence[Examples], *, rate: float = 1.0) -> Tensor:
+    def step(self, examples: Sequence[Examples]) -> Tensor:
         """One AdamW step of each member on examples of its own; mean losses [members] before it.
 
-        ``rate`` multiplies all learning rates, as a schedule does. The losses are on the model's
-        device: to read them is to wait for it, which nothing else here does.
+        The losses are on the model's device: to read them is to wait for it, which nothing else
+        here does.
         """
         for buffer in self._values.values():
             assert buffer.grad is not None
             buffer.grad.zero_()
         found = self._run(examples, is_training=True)[0]
-        for group, learning_rate in zip(self._optimiser.param_groups, self._values, strict=True):
-            group["lr"] = learning_rate * rate
         self._optimiser.step()
         self._round_off()
         return found

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from airllm.ppo import Ppo
 from airllm.rollout import ReturnScale, Rollout
@@ -142,8 +141,3 @@ class Turns:
         columns = [state["replay"][f.name].numpy() for f in fields(Experience) if state["replay"]]
         self.replay.clear()
         self.replay.extend(zip(*columns, strict=True))
-
-
-def tensor(array: Array) -> Tensor:
-    """As fp32, which the networks compute in."""
-    return torch.as_tensor(np.asarray(array, dtype=np.float32))

@@ -161,8 +161,7 @@ def train_local_together(
                 for i, own in zip(trained, examples, strict=True)
             ]
         for place, i in enumerate(trained):
-            own = fleet.adapter(place)
-            after = Adapter(own.down, tuple(u * scale for u in own.up))
+            after = fleet.adapter(place).scaled(scale)
             mean = _mean(float(total[place]), training)
             results[i] = LocalResult(starts[i][1], after, mean, float(flops[place]))
     return results

@@ -111,6 +111,14 @@ class Adapter:
             out[p, : len(kept)] = kept
         return out
 
+    def norm(self) -> float:
+        """|B A|_F over all projections: sqrt(sum tr(B^T B A A^T)), without the products."""
+        total = 0.0
+        for down, up in zip(self.down, self.up, strict=True):
+            d, u = down.double(), up.double()
+            total += float(((u.T @ u) * (d @ d.T)).sum())
+        return float(np.sqrt(max(total, 0.0)))
+
     def delta(self, projection: int) -> Tensor:
         """The dense update [out_features, in_features] of one projection."""
         return self.up[projection] @ self.down[projection]
@@ -182,9 +190,8 @@ class AdapterBank:
         """is shown, in a backward pass, each projection's number, its input [..., in] and the
         gradient of its output [..., out], as often as the pass went through it; with it there is a
         backward pass, whatever is trained"""
-        self._handles = [
-            module.register_forward_hook(self._hook(p)) for p, module in enumerate(modules)
-        ]
+        for p, module in enumerate(modules):
+            module.register_forward_hook(self._hook(p))
 
     def load(
         self,
@@ -207,11 +214,6 @@ class AdapterBank:
         """Back to the bare base model."""
         self._factors = [None] * len(self._factors)
         self.dropout, self.watch = 0.0, None
-
-    def close(self) -> None:
-        """Take the hooks off the base model."""
-        for handle in self._handles:
-            handle.remove()
 
     def _hook(self, projection: int) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

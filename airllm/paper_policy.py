@@ -16,10 +16,10 @@ from torch import Tensor
 
 from airllm.ddim import DdimConfig, make_scheduler, noised_target, sample, weighted_loss
 from airllm.denoiser import Denoiser
-from airllm.learning import Step, Turns, tensor
+from airllm.learning import Step, Turns
 from airllm.observation import RoundObservation
 from airllm.policy import Importance, RoundFeedback
-from airllm.ppo import Ppo, PpoConfig
+from airllm.ppo import Ppo, PpoConfig, tensor
 from airllm.ranks import Ranks, quantise
 
 NUM_COARSE = 16

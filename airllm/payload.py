@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from airllm.lora import Adapter
+from airllm.checks import check_least, check_one_of
+from airllm.lora import Adapter, accumulate
 from airllm.ranks import ProjectionSpec
 
 VERSION = 1
@@ -48,17 +49,9 @@ class PayloadConfig:
     """rank to which a device recompresses what it has accumulated (residual coding)"""
 
     def __post_init__(self) -> None:
-        if self.number_format not in FORMATS:
-            raise ValueError(
-                f"payload.number_format must be one of {', '.join(FORMATS)}, "
-                f"got {self.number_format!r}"
-            )
-        if self.coding not in CODINGS:
-            raise ValueError(
-                f"payload.coding must be one of {', '.join(CODINGS)}, got {self.coding!r}"
-            )
-        if self.hold_rank < 1:
-            raise ValueError(f"payload.hold_rank must be >= 1, got {self.hold_rank}")
+        check_one_of("payload", self, "number_format", FORMATS)
+        check_one_of("payload", self, "coding", CODINGS)
+        check_least("payload", self, "hold_rank", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +62,12 @@ class Update:
     number: int
     """round in which the cloud made it"""
     coding: str
+
+    def onto(self, held: Adapter, hold_rank: int) -> Adapter:
+        """What a device that held ``held`` has after this, by the one rule of device and cloud."""
+        if self.coding == "residual":
+            return accumulate(held, self.adapter, hold_rank)
+        return self.adapter
 
 
 def bits_per_rank(

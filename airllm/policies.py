@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from airllm.airllm_policy import PROPOSERS, REFINERS, AirLlmPolicy
 from airllm.baselines import AdaLora, Fixed, Greedy, Knapsack, RandomFeasible, Uniform
+from airllm.checks import check, check_least, check_one_of
 from airllm.ddim import DdimConfig
 from airllm.features import HIDEABLE
 from airllm.forward_selection import ForwardSelection, Losses
@@ -88,21 +89,18 @@ class PolicyConfig:
     """True: proposals are drawn and learned from; False: the policy's mode, nothing learned"""
 
     def __post_init__(self) -> None:
-        for key in ("priority_scale", "refine_std"):
-            value = getattr(self, key)
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"policy.{key} must be >= 0 and finite, got {value}")
-        for key, known in (("proposer", PROPOSERS), ("refiner", REFINERS)):
-            if getattr(self, key) not in known:
-                raise ValueError(
-                    f"policy.{key} must be one of {', '.join(known)}, got {getattr(self, key)!r}"
-                )
+        of = ("policy", self)
+        check(
+            *of, "priority_scale refine_std", lambda v: v >= 0 and math.isfinite(v),
+            ">= 0 and finite",
+        )  # fmt: skip
+        check_one_of(*of, "proposer", PROPOSERS)
+        check_one_of(*of, "refiner", REFINERS)
         if self.path and self.name != "airllm":
             raise ValueError(f"policy.path is for policy airllm alone, got it with {self.name!r}")
         if unknown := sorted(set(self.hide) - set(HIDEABLE)):
             raise ValueError(f"policy.hide must name {', '.join(HIDEABLE)}, got {unknown[0]!r}")
-        if self.r_min < 0:
-            raise ValueError(f"policy.r_min must be >= 0, got {self.r_min}")
+        check_least(*of, "r_min", 0)
 
 
 def is_bundled(name: str) -> bool:

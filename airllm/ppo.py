@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from airllm.actor_critic import ACTIVATIONS, MAX_WIDTH, ActorCritic, RunningNorm
+from airllm.checks import check, check_least, check_one_of
 from airllm.rollout import Segment
 
 
@@ -55,24 +56,13 @@ class PpoConfig:
     """rounds between two updates"""
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"policy.ppo.activation must be one of {', '.join(ACTIVATIONS)}, "
-                f"got {self.activation!r}"
-            )
-        for key in ("hidden", "num_epochs", "batch_size", "update_every"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"policy.ppo.{key} must be >= 1, got {getattr(self, key)}")
-        if self.hidden > MAX_WIDTH:
-            raise ValueError(f"policy.ppo.hidden must be <= {MAX_WIDTH}, got {self.hidden}")
-        for key in ("gamma", "gae_lambda"):
-            if not 0.0 <= getattr(self, key) <= 1.0:
-                raise ValueError(f"policy.ppo.{key} must be in [0, 1], got {getattr(self, key)}")
-        if not self.value_clip >= 0:
-            raise ValueError(f"policy.ppo.value_clip must be >= 0, got {self.value_clip}")
-        for key in ("learning_rate", "clip", "max_grad_norm", "max_kl"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"policy.ppo.{key} must be > 0, got {getattr(self, key)}")
+        of = ("policy.ppo", self)
+        check_one_of(*of, "activation", ACTIVATIONS)
+        check_least(*of, "hidden num_epochs batch_size update_every", 1)
+        check(*of, "hidden", lambda v: v <= MAX_WIDTH, f"<= {MAX_WIDTH}")
+        check(*of, "gamma gae_lambda", lambda v: 0.0 <= v <= 1.0, "in [0, 1]")
+        check_least(*of, "value_clip", 0)
+        check(*of, "learning_rate clip max_grad_norm max_kl", lambda v: v > 0, "> 0")
 
 
 class Ppo:
@@ -114,7 +104,7 @@ class Ppo:
         self, states: NDArray[np.float64], *, is_exploring: bool = True
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Actions [rows, actions], their log probabilities [rows], values [rows]."""
-        rows = _tensor(states)
+        rows = tensor(states)
         action = self.model.actor(rows)
         if is_exploring:
             noise = torch.randn(action.shape, generator=self.generator)
@@ -125,7 +115,7 @@ class Ppo:
     @torch.no_grad()
     def value(self, states: NDArray[np.float64]) -> NDArray[np.float64]:
         """V(state) [rows]."""
-        return self.model.value(_tensor(states)).double().numpy()
+        return self.model.value(tensor(states)).double().numpy()
 
     def update(self, segment: Segment, *, share: float = 1.0) -> dict[str, float]:
         """Maximise the clipped objective over a segment; returns its diagnostics.
@@ -136,9 +126,9 @@ class Ppo:
         config, model = self.config, self.model
         clip = share * config.clip
         self.optimiser.param_groups[0]["lr"] = share * config.learning_rate
-        s, a = _tensor(segment.states), _tensor(segment.actions)
-        old, adv = _tensor(segment.log_probs), _tensor(segment.advantages)
-        ret = _tensor(segment.returns)
+        s, a = tensor(segment.states), tensor(segment.actions)
+        old, adv = tensor(segment.log_probs), tensor(segment.advantages)
+        ret = tensor(segment.returns)
         with torch.no_grad():
             old_value = model.value(s)
             explained = 1.0 - float((ret - old_value).var(correction=0)) / max(
@@ -215,5 +205,6 @@ class Ppo:
         self.generator.set_state(state["generator"])
 
 
-def _tensor(array: NDArray[np.float64]) -> Tensor:
+def tensor(array: NDArray[np.float64]) -> Tensor:
+    """As fp32, which the networks compute in."""
     return torch.as_tensor(np.asarray(array, dtype=np.float32))

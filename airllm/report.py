@@ -35,13 +35,7 @@ class DeviceReport:
         missing = [f.name for f in fields(DeviceReport) if f.name not in metrics]
         if missing:
             raise ValueError(f"a device's report lacks {', '.join(missing)}")
+        kinds = {"int": int, "float": float, "bool": bool}
         return DeviceReport(
-            device=int(metrics["device"]),  # type: ignore[call-overload]
-            entropy=float(metrics["entropy"]),  # type: ignore[arg-type]
-            oov_rate=float(metrics["oov_rate"]),  # type: ignore[arg-type]
-            num_examples=int(metrics["num_examples"]),  # type: ignore[call-overload]
-            loss=float(metrics["loss"]),  # type: ignore[arg-type]
-            accuracy=float(metrics["accuracy"]),  # type: ignore[arg-type]
-            update_number=int(metrics["update_number"]),  # type: ignore[call-overload]
-            is_installed=bool(metrics["is_installed"]),
+            **{f.name: kinds[str(f.type)](metrics[f.name]) for f in fields(DeviceReport)}
         )

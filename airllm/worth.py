@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-WORTH_BITS = 16
-"""of each component: the upper half of a float32 (bf16), which keeps its range"""
+# A component's worth is the upper half of a float32 (bf16), which keeps its range.
 
 
 def pack_worth(worth: Array) -> bytes:

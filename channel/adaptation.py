@@ -87,14 +87,6 @@ def _backoff_db() -> Array:
     return CQI_THRESHOLD_DB - np.array(ideal_db)
 
 
-def effective_snr_db(snr_db: ArrayLike, beta: float) -> float:
-    """EESM: one SNR for a block over several, g = -beta ln mean exp(-g_i / beta)."""
-    linear = db_to_linear(snr_db)
-    lowest = linear.min()  # taken out, so that strong blocks do not underflow
-    mean = np.mean(np.exp(-(linear - lowest) / beta))
-    return float(10.0 * np.log10(lowest - beta * np.log(mean)))
-
-
 def _capacity_and_dispersion(snr_db: ArrayLike) -> tuple[Array, Array]:
     g = db_to_linear(snr_db)
     dispersion = g * (g + 2.0) / (1.0 + g) ** 2 / np.log(2.0) ** 2

@@ -1,4 +1,4 @@
-"""What communication and computation cost a device."""
+"""What communication costs a device; what computing does is its hardware's (`edge.profile`)."""
 
 from __future__ import annotations
 
@@ -20,18 +20,9 @@ class EnergyConfig:
     """radiated power over the power the amplifier draws"""
     circuit_power_w: float = 0.1
     """drawn by the rest of the transmitter"""
-    capacitance: float = 1e-28
-    """kappa, effective switched capacitance of the processor"""
-    cycles_per_example: float = 1e9
-    """C, processor cycles an example takes"""
-    clock_hz: float = 1e9
-    """f, of the processor"""
 
     def __post_init__(self) -> None:
-        for key in (
-            "receive_power_w", "idle_power_w", "transmit_power_w", "circuit_power_w",
-            "capacitance", "cycles_per_example",
-        ):  # fmt: skip
+        for key in ("receive_power_w", "idle_power_w", "transmit_power_w", "circuit_power_w"):
             value = getattr(self, key)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"channel.energy.{key} must be >= 0 and finite, got {value}")
@@ -40,8 +31,6 @@ class EnergyConfig:
                 f"channel.energy.amplifier_efficiency must be in (0, 1], "
                 f"got {self.amplifier_efficiency}"
             )
-        if not (self.clock_hz > 0 and math.isfinite(self.clock_hz)):
-            raise ValueError(f"channel.energy.clock_hz must be > 0 and finite, got {self.clock_hz}")
 
 
 def receive_energy_j(config: EnergyConfig, airtime_s: float) -> float:
@@ -58,13 +47,3 @@ def transmit_energy_j(config: EnergyConfig, airtime_s: float, power_w: float) ->
 def idle_energy_j(config: EnergyConfig, time_s: float) -> float:
     """P_idle T."""
     return config.idle_power_w * time_s
-
-
-def compute_time_s(config: EnergyConfig, num_examples: float) -> float:
-    """C D / f."""
-    return config.cycles_per_example * num_examples / config.clock_hz
-
-
-def compute_energy_j(config: EnergyConfig, num_examples: float) -> float:
-    """kappa C D f^2 (Burd and Brodersen 1996)."""
-    return config.capacitance * config.cycles_per_example * num_examples * config.clock_hz**2

@@ -1,8 +1,6 @@
-"""Errors and repetitions: ARQ, HARQ with chase combining, bursts of loss."""
+"""Repetitions of a block (ARQ), and bursts of loss."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,24 +18,6 @@ def arq_expected_tries(error_rate: ArrayLike, max_tries: int) -> Array:
 def arq_residual_loss(error_rate: ArrayLike, max_tries: int) -> Array:
     """Probability e^M that a block is lost for good."""
     return np.asarray(error_rate, dtype=float) ** max_tries
-
-
-def harq_error_rates(
-    snr_db: float, error_rate_at: Callable[[float], float], max_tries: int
-) -> Array:
-    """P(still wrong after k tries), k = 1..M, with chase combining: k copies add their SNRs.
-
-    ``error_rate_at`` gives the block error rate at an SNR in dB. Errors of successive tries are
-    nested (what k copies decode, k + 1 do too), so these are also the failure probabilities.
-    """
-    combined_db = snr_db + 10.0 * np.log10(np.arange(1, max_tries + 1))
-    rates = np.array([error_rate_at(float(value)) for value in combined_db])
-    return np.minimum.accumulate(rates)
-
-
-def harq_expected_tries(error_rates: Array) -> float:
-    """E[tries] = 1 + sum of the probabilities that try k was not enough, k < M."""
-    return float(1.0 + error_rates[:-1].sum())
 
 
 class GilbertElliott:

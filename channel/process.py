@@ -30,7 +30,6 @@ from channel.units import linear_to_db, noise_power_dbm
 Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
-DIRECTIONS = ("down", "up")
 _PLACE_HELD_S = 0.1  # in which a car at 30 m/s gets 3 m on
 _SNR_STREAM, _SPREAD_STREAM, _SIGHT_STREAM, _SHADOW_STREAM, _TRACE_STREAM = 20, 21, 24, 25, 26
 

@@ -175,8 +175,7 @@ class AirGrid(Grid):
         for device, reply in replies.items():
             if "update" in reply.content:
                 # What is no string of bytes has no length on the air; the cloud will refuse it.
-                data = reply.content.config_records["update"].get("payload")
-                payloads[device] = data if isinstance(data, bytes) else b""
+                payloads[device] = bytes_of(reply.content.config_records["update"], "payload")
         if self._air_threshold_db is None:
             self.uplinks |= self._transfer(payloads, "up")
         else:
@@ -235,9 +234,7 @@ class AirGrid(Grid):
         for reply in replies:
             if "work" in reply.content:
                 device = self.device_of[reply.metadata.src_node_id]
-                took = reply.content.config_records["work"].get("compute_s")
-                is_time = isinstance(took, int | float) and 0 <= took < np.inf
-                took_s = float(took) if is_time else 0.0  # type: ignore[arg-type]
+                took_s = number_of(reply.content.config_records["work"], "compute_s")
                 self.ready_s[device] = self.deliveries[device].delay_s + took_s
                 stamped.append((reply, "up"))
             elif reply.metadata.message_type == "query":
@@ -325,6 +322,19 @@ def _payload(message: Message) -> bytes:
     if not isinstance(data, bytes):
         raise TypeError(f"an update's payload must be bytes, got {type(data).__name__}")
     return data
+
+
+def bytes_of(record: ConfigRecord, key: str) -> bytes:
+    """Bytes that a device sent; none for anything else."""
+    value = record.get(key)
+    return value if isinstance(value, bytes) else b""
+
+
+def number_of(record: ConfigRecord, key: str) -> float:
+    """A number >= 0 that a device sent; 0 for anything else."""
+    value = record.get(key)
+    is_good = isinstance(value, int | float) and np.isfinite(value)
+    return max(float(value), 0.0) if is_good else 0.0  # type: ignore[arg-type]
 
 
 def damaged(payload: bytes) -> bytes:

@@ -22,11 +22,11 @@ from channel.delivery import Delivery, Direction
 from channel.energy import idle_energy_j
 from channel.fading import rng_for
 from channel.open_cell import OpenCell
-from cloud.air_grid import damaged
+from cloud.air_grid import bytes_of, damaged, number_of
 from cloud.federated import FederatedService
 from cloud.participation import Dropout
 from cloud.roster import Roster, report_of
-from cloud.rounds import RoundResult, number_of
+from cloud.rounds import RoundResult
 from cloud.service import LinkReport, Request
 from cloud.trips import Buffer, SinceMerge, Trip
 
@@ -200,8 +200,7 @@ class BufferedRun:
             self._since.down.is_delivered[device] = report.is_installed
         done = reply.content.config_records["work"]
         trip.compute = number_of(done, "compute_s"), number_of(done, "compute_j")
-        worth = done.get("worth")
-        trip.worth = worth if isinstance(worth, bytes) else b""
+        trip.worth = bytes_of(done, "worth")
         trip.has_update = bool(trip.data)
         trip.stage, trip.transfer, trip.data = "train", None, b""
         trip.until_s = self.cell.now_s + trip.compute[0]
@@ -223,8 +222,7 @@ class BufferedRun:
         if reply is None or "update" not in reply.content:
             self._since.is_answered[device] = False
             return False
-        sent = reply.content.config_records["update"].get("payload")
-        sent = sent if isinstance(sent, bytes) else b""
+        sent = bytes_of(reply.content.config_records["update"], "payload")
         granted = np.frombuffer(grants[device], np.uint8).astype(np.int64)
         self._begin(trip, "upload", sent, granted, link, dropout)
         return True

@@ -248,7 +248,7 @@ class FederatedService:
             self.master.replace(merged)
         else:
             rate = self.config.server_learning_rate * step
-            change = Adapter(merged.down, tuple(rate * u for u in merged.up))
+            change = merged.scaled(rate)
             self.master.replace(accumulate(self.master.adapter, change, self.hold_rank))
 
     def symbols(self, grants: Mapping[int, bytes]) -> dict[int, int]:
@@ -270,11 +270,7 @@ class FederatedService:
         if self.config.weights == "uniform":
             return np.ones(len(devices))
         if self.config.weights == "norm":
-            norms = [
-                float(np.sqrt(sum(float(u.delta(p).square().sum()) for p in range(len(u.up)))))
-                for u in updates
-            ]
-            return np.array(norms) + 1e-12
+            return np.array([u.norm() for u in updates]) + 1e-12
         # What a device says of itself must not make the mean its own.
         usual = float(np.quantile(list(self._examples.values()), 0.5, method="lower"))
         most = _MOST_EXAMPLES * max(usual, 1.0)

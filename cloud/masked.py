@@ -50,7 +50,7 @@ class MaskedTrainer:
             num_rounds=num_rounds, seed=seed,
         )  # fmt: skip
 
-    def run_round(self, ranks: NDArray[np.int64]) -> Adapter:
+    def after(self, round_index: int, ranks: NDArray[np.int64]) -> Adapter:
         """Train one round under ``ranks`` [devices, projections]; the master it leaves."""
         config, base = self.config, self.base
         scale = config.lora_alpha / config.r_max
@@ -73,7 +73,7 @@ class MaskedTrainer:
             self._stepper.run_round(before_step=load, penalty=penalty)
         finally:
             base.bank.clear()
-        return self.snapshot()
+        return self.final()
 
     def state_dict(self) -> dict[str, Any]:
         """All that training goes on from, as tensors and numbers."""
@@ -90,7 +90,13 @@ class MaskedTrainer:
             parameter.copy_(value)
         self._stepper.load_state_dict(state["stepper"])
 
-    def snapshot(self) -> Adapter:
+    def before(self, round_index: int) -> Adapter:
+        return self.final()
+
+    def trained_ranks(self, round_index: int) -> None:
+        return None
+
+    def final(self) -> Adapter:
         """The master with E and the scaling folded into P, components in training order."""
         scale = self.config.lora_alpha / self.config.r_max
         return Adapter(

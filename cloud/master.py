@@ -1,4 +1,4 @@
-"""The two masters of remote mode: a trajectory trained beforehand, and training under ranks."""
+"""Masters that no rank decides on: a trajectory trained beforehand, and what devices merged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from airllm.lora import Adapter
 from airllm.ranks import Ranks
-from cloud.masked import MaskedTrainer
 from cloud.trainer import Trajectory
 
 
@@ -30,31 +29,6 @@ class TrajectoryMaster:
 
     def final(self) -> Adapter:
         return self._trajectory.adapters[-1]
-
-
-class MaskedMaster:
-    """The published scheme: the ranks are decided, then the master trains under them."""
-
-    def __init__(self, trainer: MaskedTrainer) -> None:
-        self._trainer = trainer
-
-    def before(self, round_index: int) -> Adapter:
-        return self._trainer.snapshot()
-
-    def after(self, round_index: int, ranks: Ranks) -> Adapter:
-        return self._trainer.run_round(ranks)
-
-    def trained_ranks(self, round_index: int) -> NDArray[np.int64] | None:
-        return None
-
-    def final(self) -> Adapter:
-        return self._trainer.snapshot()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._trainer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._trainer.load_state_dict(state)
 
 
 class GlobalMaster:

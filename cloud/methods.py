@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from airllm.checks import check, check_least, check_one_of, check_positive
 from airllm.local import STARTS
 from cloud.aggregate import AGGREGATORS
 from cloud.robust import ROBUST
@@ -101,39 +102,26 @@ class FederatedConfig:
 
     def __post_init__(self) -> None:
         method_values(self.method)
+        of = ("federated", self)
         for key, known in (("sends", SENDS), ("start", STARTS), ("weights", WEIGHTS)):
-            if getattr(self, key) not in known:
-                raise ValueError(
-                    f"federated.{key} must be one of {', '.join(known)}, got {getattr(self, key)!r}"
-                )
-        for key in ("local_steps", "local_batch_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"federated.{key} must be >= 1, got {getattr(self, key)}")
-        for key in ("server_learning_rate", "local_learning_rate", "max_norm", "privacy_clip"):
-            value = getattr(self, key)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"federated.{key} must be > 0 and finite, got {value}")
-        for key in (
-            "cloud_steps", "participants", "deadline_s", "buffer", "staleness_exponent",
-        ):  # fmt: skip
-            value = getattr(self, key)
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"federated.{key} must be >= 0 and finite, got {value}")
+            check_one_of(*of, key, known)
+        check_least(*of, "local_steps local_batch_size", 1)
+        check_positive(*of, "server_learning_rate local_learning_rate max_norm privacy_clip")
+        check(
+            *of, "cloud_steps participants deadline_s buffer staleness_exponent",
+            lambda v: v >= 0 and math.isfinite(v), ">= 0 and finite",
+        )  # fmt: skip
         if self.buffer and (self.needs_equal_ranks or self.deadline_s):
             raise ValueError(
                 f"federated.buffer {self.buffer} needs an aggregator of unequal ranks and "
                 f"deadline_s = 0, since there is no round to wait for; got {self.aggregator!r} and "
                 f"{self.deadline_s}"
             )
-        if not 0.0 < self.privacy_delta < 1.0:
-            raise ValueError(
-                f"federated.privacy_delta must be between 0 and 1, got {self.privacy_delta}"
-            )
-        if self.privacy_noise and not 1e-6 <= self.privacy_noise <= 1e6:
-            raise ValueError(
-                f"federated.privacy_noise must be 0 (none) or between 1e-6 and 1e6, got "
-                f"{self.privacy_noise}"
-            )
+        check(*of, "privacy_delta", lambda v: 0.0 < v < 1.0, "between 0 and 1")
+        check(
+            *of, "privacy_noise", lambda v: not v or 1e-6 <= v <= 1e6,
+            "0 (none) or between 1e-6 and 1e6",
+        )  # fmt: skip
         if self.privacy_noise and not (self.shares_a and not self.buffer):
             raise ValueError(
                 f"federated.privacy_noise {self.privacy_noise} needs a frozen A (method "
@@ -141,13 +129,8 @@ class FederatedConfig:
                 f"sensitivity of an update is not bounded; got aggregator {self.aggregator!r}, "
                 f"buffer {self.buffer}"
             )
-        if not abs(self.air_threshold_db) <= 300:
-            raise ValueError(
-                f"federated.air_threshold_db must be between -300 and 300, got "
-                f"{self.air_threshold_db}"
-            )
-        if not 0.0 <= self.dropout <= 1.0:
-            raise ValueError(f"federated.dropout must be in [0, 1], got {self.dropout}")
+        check(*of, "air_threshold_db", lambda v: abs(v) <= 300, "between -300 and 300")
+        check(*of, "dropout", lambda v: 0.0 <= v <= 1.0, "in [0, 1]")
         if any(r < 1 for r in self.ranks):
             raise ValueError(f"federated.ranks must be >= 1, got {list(self.ranks)}")
         if not self.hardware:

@@ -23,13 +23,10 @@ def clipped(updates: Sequence[Adapter], weights: Sequence[float], max_rank: int)
     Against updates that are scaled up. One that points the wrong way still counts, by its weight
     and no more. The median stands for the bound that would have to be known beforehand.
     """
-    norms = np.array([norm_of(update) for update in updates])
+    norms = np.array([update.norm() for update in updates])
     limit = float(np.median(norms))
     scales = np.minimum(1.0, limit / np.maximum(norms, 1e-30))
-    each = [
-        Adapter(u.down, tuple(float(s) * b for b in u.up))
-        for u, s in zip(updates, scales, strict=True)
-    ]
+    each = [u.scaled(float(s)) for u, s in zip(updates, scales, strict=True)]
     return exact(each, weights, max_rank)
 
 
@@ -52,15 +49,6 @@ def trimmed(updates: Sequence[Adapter], weights: Sequence[float], max_rank: int)
             mean[:, i] = own[cut : len(own) - cut].mean(dim=0)
         merged.append(mean)
     return Adapter(tuple(down), tuple(merged)).truncate([max_rank] * len(down))
-
-
-def norm_of(update: Adapter) -> float:
-    """|B A|_F over all projections: sqrt(sum tr(B^T B A A^T)), without the products."""
-    total = 0.0
-    for down, up in zip(update.down, update.up, strict=True):
-        d, u = down.double(), up.double()
-        total += float(((u.T @ u) * (d @ d.T)).sum())
-    return float(np.sqrt(max(total, 0.0)))
 
 
 ROBUST: dict[str, Aggregator] = {"clipped": clipped, "trimmed": trimmed}

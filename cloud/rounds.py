@@ -17,7 +17,7 @@ from airllm.tuning import Head
 from channel.delivery import Delivery
 from channel.energy import idle_energy_j
 from channel.link import Links
-from cloud.air_grid import AirGrid
+from cloud.air_grid import AirGrid, bytes_of, number_of
 from cloud.participation import Dropout
 from cloud.roster import Roster, report_of
 from cloud.service import LinkReport, Outcome, Plan, Request
@@ -198,10 +198,9 @@ class Round:
             if "work" in reply.content:
                 work = reply.content.config_records["work"]
                 self._compute[d] = (number_of(work, "compute_s"), number_of(work, "compute_j"))
-                worth = work.get("worth")
                 requests[d] = Request(
                     self.known[d],
-                    worth if isinstance(worth, bytes) else b"",
+                    bytes_of(work, "worth"),
                     _link_of(reply.content.metric_records["link"]),
                     self.air.ready_s[d],
                 )
@@ -324,10 +323,3 @@ def _link_of(record: MetricRecord) -> LinkReport:
         float(record["bandwidth_hz"]),  # type: ignore[arg-type]
         float(record["planned_rate_bps"]),  # type: ignore[arg-type]
     )
-
-
-def number_of(record: ConfigRecord, key: str) -> float:
-    """A number >= 0 that a device sent; 0 for anything else."""
-    value = record.get(key)
-    is_good = isinstance(value, int | float) and np.isfinite(value)
-    return max(float(value), 0.0) if is_good else 0.0  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from airllm.airllm_policy import NUM_COARSE, decode
 from airllm.candidates import Candidates, candidates_of
-from airllm.lora import Adapter, accumulate
+from airllm.lora import Adapter
 from airllm.models import BaseModel
 from airllm.observation import RoundObservation
 from airllm.payload import PayloadConfig, bits_per_rank, encode, overhead_bits
@@ -160,10 +160,9 @@ class Episode:
         for d, delivery in deliveries.items():
             if not delivery.is_delivered or delivery.has_bit_error:
                 continue
-            update = decode_payload(data[d], self.world.base.specs).adapter
-            if payload.coding == "residual":
-                update = accumulate(self.held[d], update, payload.hold_rank)
-            self.held[d], self.is_changed[d] = update, True
+            update = decode_payload(data[d], self.world.base.specs)
+            self.held[d] = update.onto(self.held[d], payload.hold_rank)
+            self.is_changed[d] = True
         seen = self.observation
         cost = np.where(self._ranks > 0, seen.unit_cost_s, 0.0) * self._ranks
         return float(cost.sum() / max(seen.budget_s.sum(), 1e-12))

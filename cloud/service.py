@@ -13,7 +13,7 @@ from torch import Tensor
 
 from airllm.candidates import Candidates, candidates_of
 from airllm.checkpoint import restore, state_of
-from airllm.lora import Adapter, accumulate
+from airllm.lora import Adapter
 from airllm.models import BaseModel
 from airllm.observation import RoundObservation
 from airllm.payload import PayloadConfig, bits_per_rank, decode, encode, overhead_bits
@@ -315,11 +315,8 @@ class CloudService:
 
     def _book(self, device: int, data: bytes) -> None:
         update = decode(data, self.base.specs, shared_down=self._shared_down)
-        if update.coding == "residual":
-            held = accumulate(self._held[device], update.adapter, self.payload.hold_rank)
-        else:
-            held = update.adapter
-        self._held[device], self._held_number[device] = held, update.number
+        self._held[device] = update.onto(self._held[device], self.payload.hold_rank)
+        self._held_number[device] = update.number
 
     def _observe(
         self,

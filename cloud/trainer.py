@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from airllm.checks import check, check_least, check_positive
 from airllm.lora import Adapter
 from airllm.models import BaseModel
 from airllm.tuning import Batch, BatchSampler, Examples, Head, generator_for, losses
@@ -68,31 +69,14 @@ class TrainingConfig:
     """texts of the cloud on which the components of an update are probed, each device's its own"""
 
     def __post_init__(self) -> None:
-        for key in ("r_max", "steps_per_round", "batch_size", "head_batch_size", "gain_examples"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"training.{key} must be >= 1, got {getattr(self, key)}")
-        if self.r_max > 255:
-            raise ValueError(f"training.r_max must be <= 255 (one byte), got {self.r_max}")
-        for key in ("learning_rate", "head_learning_rate", "lora_alpha"):
-            value = getattr(self, key)
-            if not (value > 0 and np.isfinite(value)):
-                raise ValueError(f"training.{key} must be > 0 and finite, got {value}")
-        for key in (
-            "weight_decay", "head_weight_decay", "orthogonality", "head_examples",
-            "head_steps",
-        ):  # fmt: skip
-            if not getattr(self, key) >= 0:
-                raise ValueError(f"training.{key} must be >= 0, got {getattr(self, key)}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"training.dropout must be in [0, 1), got {self.dropout}")
-        if not 0.0 < self.adalora_budget <= 1.0:
-            raise ValueError(
-                f"training.adalora_budget must be in (0, 1], got {self.adalora_budget}"
-            )
-        if self.schedule not in ("linear", "constant"):
-            raise ValueError(
-                f"training.schedule must be 'linear' or 'constant', got {self.schedule!r}"
-            )
+        of = ("training", self)
+        check_least(*of, "r_max steps_per_round batch_size head_batch_size gain_examples", 1)
+        check(*of, "r_max", lambda v: v <= 255, "<= 255 (one byte)")
+        check_positive(*of, "learning_rate head_learning_rate lora_alpha")
+        check_least(*of, "weight_decay head_weight_decay orthogonality head_examples head_steps", 0)
+        check(*of, "dropout", lambda v: 0.0 <= v < 1.0, "in [0, 1)")
+        check(*of, "adalora_budget", lambda v: 0.0 < v <= 1.0, "in (0, 1]")
+        check(*of, "schedule", lambda v: v in ("linear", "constant"), "'linear' or 'constant'")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.lora import Adapter, accumulate
+from airllm.lora import Adapter
 from airllm.models import BaseModel
 from airllm.payload import PayloadError, decode, encode
 from airllm.policy import Importance
@@ -81,14 +81,10 @@ class Device:
         except PayloadError as error:
             logger.info("device %d keeps its adapter: %s", self.profile.device, error)
             return False
-        if update.coding == "residual":
-            held = accumulate(self.state.held, update.adapter, self.profile.hold_rank)
-        else:
-            held = update.adapter
         is_same = update.coding == "residual" and not update.adapter.ranks.any()
         self.state = replace(
             self.state,
-            held=held,
+            held=update.onto(self.state.held, self.profile.hold_rank),
             update_number=update.number,
             metrics=self.state.metrics if is_same else None,
         )

@@ -23,7 +23,7 @@ from channel.cell import Cell
 from channel.config import ChannelConfig
 from cloud.adalora import train_adalora
 from cloud.masked import MaskedTrainer
-from cloud.master import MaskedMaster, TrajectoryMaster
+from cloud.master import TrajectoryMaster
 from cloud.rounds import Service
 from cloud.service import CloudService, Master
 from cloud.trainer import TrainingConfig, Trajectory, probe_texts, train_lora
@@ -89,6 +89,9 @@ class Workbench:
 
     def __init__(self, key: _Key) -> None:
         self.key = key
+        self._texts: dict[int, tuple[Examples, list[Batch], float, float]] = {}
+        self._training_texts: dict[int, tuple[Examples, float, float]] = {}
+        self._whole: dict[int, tuple[Adapter, float, float]] = {}
 
     @cached_property
     def base(self) -> BaseModel:
@@ -203,10 +206,6 @@ class Workbench:
         own = self.splits.evaluation.take(self.shares[device])
         return Examples(tokenize(self.base, own.texts), own.labels.tolist())
 
-    @cached_property
-    def _texts(self) -> dict[int, tuple[Examples, list[Batch], float, float]]:
-        return {}
-
     def profile(self, device: int, hold_rank: int) -> DeviceProfile:
         """What one device is: its text, and how complex that is."""
         if device not in self._texts:
@@ -228,10 +227,6 @@ class Workbench:
             examples=examples,
             hold_rank=hold_rank,
         )
-
-    @cached_property
-    def _training_texts(self) -> dict[int, tuple[Examples, float, float]]:
-        return {}
 
     def training_text(self, device: int) -> tuple[Examples, float, float]:
         """What a device trains on, its entropy and its OOV rate (federated mode)."""
@@ -267,10 +262,6 @@ class Workbench:
             self.base, self.cloud_set, self.key.training, seed=self.key.seed,
             round_index=round_index, num_devices=num_devices, num_held=num_held,
         )  # fmt: skip
-
-    @cached_property
-    def _whole(self) -> dict[int, tuple[Adapter, float, float]]:
-        return {}
 
     def whole(self, adapter: Adapter) -> tuple[float, float]:
         """(loss, accuracy), mean over the devices, that an adapter would give if all of it came."""
@@ -338,11 +329,9 @@ class Workbench:
         policy = self.policy(config, seed=config.seed)
         master: Master
         if name == "paper":
-            master = MaskedMaster(
-                MaskedTrainer(
-                    base, self.head, self.training_set, config.training,
-                    num_rounds=config.rounds, seed=config.seed,
-                )
+            master = MaskedTrainer(
+                base, self.head, self.training_set, config.training,
+                num_rounds=config.rounds, seed=config.seed,
             )  # fmt: skip
         elif name in ("adalora", "adalora:blind"):
             master = TrajectoryMaster(self.adalora_trajectory)

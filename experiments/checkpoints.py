@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from airllm.checkpoint import load_state, save_state
+from experiments.axes import flatten
 
 logger = logging.getLogger(__name__)
 
@@ -129,17 +130,9 @@ def alone_in(folder: Path) -> Iterator[None]:
 def difference(theirs: str, ours: str) -> str:
     """The first value in which two configurations differ; how the host computes does not count,
     unless it moves more than the order of a thread's sums."""
-    before, now = (dict(_flat(tomllib.loads(text))) for text in (theirs, ours))
+    before, now = (dict(flatten(tomllib.loads(text))) for text in (theirs, ours))
     for key in sorted(before.keys() | now.keys()):
         counts = key == "runtime.stacked" or not key.startswith("runtime.")
         if before.get(key) != now.get(key) and counts:
             return f"{key} = {before.get(key)!r}, not {now.get(key)!r}"
     return ""
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

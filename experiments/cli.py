@@ -44,6 +44,9 @@ app.add_typer(channel_app, name="channel")
 app.add_typer(federation_app, name="federation")
 
 
+_NAMED = ("AppFailed", "OutOfMemoryError")  # the cloud's and torch's, not imported here
+
+
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command the way that Ctrl-C does."""
 
@@ -103,12 +106,8 @@ def main() -> None:
             message = say() if say else str(error)
             _say(f"error: {message}; see airllm --help")
             code = 2
-        elif type(error).__name__ == "AppFailed":  # the cloud's, which is not imported here
+        elif type(error).__name__ in _NAMED:
             _say(f"error: {_sentence(error)}")
-            _say_where()
-            code = 2
-        elif type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-            _say(f"error: {_sentence(MemoryError())}")
             _say_where()
             code = 2
         else:
@@ -120,7 +119,7 @@ def main() -> None:
 
 def _sentence(error: Exception) -> str:
     """What to say of an error in one line."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (
             "out of memory; make training.batch_size, runtime.eval_batch_size or "
             "model.max_length smaller, or leave runtime.stacked false"

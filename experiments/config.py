@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from airllm.checks import check_least, check_positive
 from airllm.data import DataConfig
 from airllm.models import ModelConfig
 from airllm.payload import CODINGS, PayloadConfig
@@ -14,7 +16,9 @@ from channel.config import preset_values as channel_preset
 from cloud.methods import FederatedConfig, method_values
 from cloud.trainer import TrainingConfig
 from experiments.axes import parse_sweep
+from experiments.config_loader import load_config
 from experiments.extensions import check_aggregator_name, check_policy_name, policy_preset
+from experiments.paths import find_config
 
 # Sections whose values start from a preset, by the key that names it.
 PRESETS = {
@@ -75,11 +79,9 @@ class LearnConfig:
         for coding in self.codings:
             if coding not in CODINGS:
                 raise ValueError(f"learn.codings must name {' and '.join(CODINGS)}, got {coding!r}")
-        for key in (
-            "recordings", "scenarios", "held_out", "examples", "rows", "updates", "evaluate_every",
-        ):  # fmt: skip
-            if getattr(self, key) < 1:
-                raise ValueError(f"learn.{key} must be >= 1, got {getattr(self, key)}")
+        check_least(
+            "learn", self, "recordings scenarios held_out examples rows updates evaluate_every", 1
+        )
         if min(self.sharers) < 1:
             raise ValueError(f"learn.sharers must be >= 1, got {min(self.sharers)}")
         if not self.snr_min_db <= self.snr_max_db:
@@ -119,14 +121,9 @@ class RuntimeConfig:
     fewer where their threads would be more than there are cores"""
 
     def __post_init__(self) -> None:
-        for key in ("threads", "eval_batch_size", "workers"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"runtime.{key} must be >= 1, got {getattr(self, key)}")
-        if not self.checkpoint_s >= 0:
-            raise ValueError(f"runtime.checkpoint_s must be >= 0, got {self.checkpoint_s}")
-        for key in ("reply_timeout_s", "connect_timeout_s"):
-            if not 0 < getattr(self, key) < float("inf"):
-                raise ValueError(f"runtime.{key} must be > 0 and finite, got {getattr(self, key)}")
+        check_least("runtime", self, "threads eval_batch_size workers", 1)
+        check_least("runtime", self, "checkpoint_s", 0)
+        check_positive("runtime", self, "reply_timeout_s connect_timeout_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +178,14 @@ class ExperimentConfig:
                 "model.task 'classify' needs data.label_column; set model.task = 'causal' for "
                 "text without labels"
             )
+
+
+def load_experiment(
+    config: str | None = None, sets: Sequence[str] = (), *, text: str | None = None
+) -> ExperimentConfig:
+    """A bundled configuration by its name, a file or a text, with settings on top."""
+    path = None if config is None else find_config(config)
+    return load_config(ExperimentConfig, path, sets, presets=PRESETS, text=text)
 
 
 def _check_federated(config: ExperimentConfig) -> None:

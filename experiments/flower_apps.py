@@ -19,17 +19,13 @@ from cloud.server_app import make_server_app
 from edge.client_app import make_client_app
 from edge.device import DeviceProfile
 from experiments.build import workbench_for
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import load_config
-from experiments.paths import find_config
+from experiments.config import ExperimentConfig, load_experiment
 
 
 @lru_cache(maxsize=8)
 def parse_config(given: str) -> ExperimentConfig:
     """The configuration of a run config's ``config``."""
-    if "\n" in given:
-        return load_config(ExperimentConfig, text=given, presets=PRESETS)
-    return load_config(ExperimentConfig, find_config(given), presets=PRESETS)
+    return load_experiment(text=given) if "\n" in given else load_experiment(given)
 
 
 def load_device(context: Context) -> tuple[BaseModel, DeviceProfile]:

@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from airllm.airllm_policy import NUM_COARSE, decode, smooth_basis
 from airllm.features import LARGEST, Features
 from cloud.environment import RankEnvironment
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import load_config
+from experiments.config import load_experiment
 from experiments.learn import build_scenarios
-from experiments.paths import find_config
 
 
 class RankAllocationEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
@@ -39,12 +37,7 @@ class RankAllocationEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     def __init__(
         self, config: str = "learn", num_devices: int = 4, sets: tuple[str, ...] = ()
     ) -> None:
-        experiment = load_config(
-            ExperimentConfig,
-            find_config(config),
-            (*sets, f"learn.sharers={num_devices},"),
-            presets=PRESETS,
-        )
+        experiment = load_experiment(config, (*sets, f"learn.sharers={num_devices},"))
         learn = experiment.learn
         scenarios = build_scenarios(experiment, learn.seeds, learn.scenarios, stream=0)
         self._cells = RankEnvironment(scenarios, rows=num_devices, seed=experiment.seed)

@@ -8,10 +8,8 @@ at the Edge of the Statistical Precipice; their package is rliable).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,11 +45,6 @@ def interquartile_mean(scores: ArrayLike) -> Array:
     ordered = np.sort(np.asarray(scores, dtype=np.float64), axis=-1)
     cut = ordered.shape[-1] // 4
     return ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1)
-
-
-def mean(scores: ArrayLike) -> Array:
-    """Mean over the last axis."""
-    return np.asarray(scores, dtype=np.float64).mean(axis=-1)
 
 
 def bootstrap_over_seeds(
@@ -104,28 +97,6 @@ def compare_paired(first: ArrayLike, second: ArrayLike) -> Comparison:
     return _compare(
         differences.mean(), differences.std(ddof=1), n**-0.5, n - 1, n, least_p=2.0 ** (1 - n)
     )
-
-
-def compare_welch(first: ArrayLike, second: ArrayLike) -> Comparison:
-    """Welch's t on [seeds] of two methods that share none.
-
-    The effect is d = difference / s of both pooled, times J(n + m - 2).
-    """
-    x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if x.ndim != 1 or y.ndim != 1 or min(len(x), len(y)) < 2:
-        raise ValueError(f"each needs two seeds or more, got shapes {x.shape} and {y.shape}")
-    n, m = len(x), len(y)
-    difference = float(x.mean() - y.mean())
-    pooled = ((n - 1) * x.var(ddof=1) + (m - 1) * y.var(ddof=1)) / (n + m - 2)
-    least_p = 2.0 / math.comb(n + m, n)  # of all ways to deal the values out, two part them so
-    compare = partial(_compare, difference, n=n + m, least_p=least_p)
-    effect = compare(pooled**0.5, (1 / n + 1 / m) ** 0.5, n + m - 2).effect
-    parts = x.var(ddof=1) / n, y.var(ddof=1) / m
-    if not sum(parts):
-        return compare(0.0, 1.0, n + m - 2)
-    df = sum(parts) ** 2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1))
-    tested = compare(sum(parts) ** 0.5, 1.0, df)
-    return Comparison(tested.difference, tested.p_value, effect, n + m)
 
 
 def holm(p_values: Sequence[float]) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 
 import pandas as pd
 
@@ -46,12 +45,7 @@ class CsvScalars:
     def __enter__(self) -> CsvScalars:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *args: object) -> None:
         """Send what is left, also of what was interrupted; of what never began, nothing."""
         if self._sent >= 0.0:
             self.update()
@@ -73,4 +67,4 @@ class SweepScalars:
                 self._open[cell.folder] = CsvScalars(path, "round")
             self._open[cell.folder].update()
         elif event.kind in ("done", "failed") and cell.folder in self._open:
-            self._open.pop(cell.folder).__exit__(None, None, None)
+            self._open.pop(cell.folder).__exit__()

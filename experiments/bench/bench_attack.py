@@ -30,10 +30,9 @@ from airllm.payload import decode, encode
 from channel.fading import rng_for
 from cloud.local_grid import LocalGrid
 from experiments.build import workbench_for
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import dump_config, load_config
+from experiments.config import ExperimentConfig, load_experiment
+from experiments.config_loader import dump_config
 from experiments.flower_apps import client_app
-from experiments.paths import find_config
 from experiments.run import run_rounds
 
 _MALICIOUS = 0
@@ -115,10 +114,7 @@ def main() -> None:
     print(f"| aggregator | {' | '.join(ATTACKS)} |\n|{'---|' * (1 + len(ATTACKS))}")
     for name in AGGREGATORS:
         # As a preset would: the aggregator decides what is sent.
-        config = load_config(
-            ExperimentConfig, find_config("federated"),
-            [*sets, f"federated.aggregator={name}"], presets=PRESETS,
-        )  # fmt: skip
+        config = load_experiment("federated", [*sets, f"federated.aggregator={name}"])
         cells = []
         for attack in ATTACKS:
             found = [accuracy(replace(config, seed=seed), attack) for seed in arguments.seeds]

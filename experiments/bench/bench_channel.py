@@ -18,7 +18,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from channel import Cell, ChannelConfig
-from channel.energy import compute_energy_j, compute_time_s
 from channel.fading import ClarkeProcess
 from channel.pathloss import path_loss_db
 
@@ -36,8 +35,7 @@ def rounds(num_devices: int, num_rounds: int, fading: str) -> float:
         start_s = {}
         for device, delivery in down.items():
             if delivery.is_delivered:
-                compute_energy_j(config.energy, 0.2)
-                start_s[device] = compute_time_s(config.energy, 0.2 * (1 + device % 7) / 7)
+                start_s[device] = 0.2 * (1 + device % 7) / 7
         cell.transfer({d: bits[d] for d in start_s}, direction="up", start_s=start_s)
     return time.perf_counter() - started
 

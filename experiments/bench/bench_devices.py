@@ -12,9 +12,7 @@ import time
 
 import torch
 
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import load_config
-from experiments.paths import find_config
+from experiments.config import load_experiment
 from experiments.run import run_simulation
 
 
@@ -30,7 +28,7 @@ def main() -> None:
         "federated.local_batch_size=8", "federated.ranks=[8]", "channel.bandwidth_hz=1e8",
         *arguments.sets,
     ]  # fmt: skip
-    config = load_config(ExperimentConfig, find_config("federated"), sets, presets=PRESETS)
+    config = load_experiment("federated", sets)
     print(
         f"{platform.machine()}, one thread, torch {torch.__version__}; {config.model.name}, "
         f"{config.num_devices} devices, {config.rounds} rounds, r_max {config.training.r_max}, "

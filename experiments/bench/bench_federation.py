@@ -39,9 +39,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import psutil
 
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import load_config
-from experiments.paths import find_config
+from experiments.config import ExperimentConfig, load_experiment
 
 _DEVICES, _RANK, _MEASURED = 16, 8, 16
 _NAMES = {
@@ -66,7 +64,7 @@ def config_of(
         "channel.bandwidth_hz=1e9", "channel.snr_db=30", "channel.fading=none",
         "runtime.threads=1", "model.precision=fp32", f"runtime.stacked={str(is_stacked).lower()}",
     ]  # fmt: skip
-    return load_config(ExperimentConfig, find_config("federated"), sets, presets=PRESETS)
+    return load_experiment("federated", sets)
 
 
 def write_work(arguments: argparse.Namespace, folder: str) -> Path:

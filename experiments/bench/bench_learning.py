@@ -19,10 +19,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from cloud.environment import RankEnvironment
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import load_config
+from experiments.config import ExperimentConfig, load_experiment
 from experiments.learn import Learner, make_environments
-from experiments.paths import find_config
 
 VARIANTS: dict[str, list[str]] = {
     "ppo-ddim": [],
@@ -61,10 +59,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
     configs = {
-        name: load_config(
-            ExperimentConfig, find_config(arguments.config), arguments.sets + VARIANTS[name],
-            presets=PRESETS,
-        )
+        name: load_experiment(arguments.config, arguments.sets + VARIANTS[name])
         for name in arguments.variants
     }  # fmt: skip
     # Recorded is what does not depend on what learns.

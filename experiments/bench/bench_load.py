@@ -23,8 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import psutil
 
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import load_config
+from experiments.config import ExperimentConfig, load_experiment
 from experiments.federation import Federation, running
 from experiments.results import read_rounds
 from experiments.run import run_simulation
@@ -59,7 +58,7 @@ def config_for(folder: Path, runtime: str, devices: int, rounds: int) -> Experim
     ]  # fmt: skip
     if runtime == "deployment":
         sets += [f"runtime.reply_timeout_s={_TIMEOUT_S}", "runtime.connect_timeout_s=300"]
-    return load_config(ExperimentConfig, sets=sets, presets=PRESETS)
+    return load_experiment(sets=sets)
 
 
 class Killer:
@@ -149,11 +148,7 @@ def main() -> None:
         missed = rows[~answered].groupby("device")["round"].apply(list).to_dict()
         print(f"killed (after round, device): {killer.killed}\nunanswered rounds: {missed}")
     left = [p for p in psutil.process_iter() if p.pid not in before | {own.pid}]
-    left = [
-        p
-        for p in left
-        if any(w in " ".join(_words(p)) for w in ("flower", "flwr", "raylet", "ray::"))
-    ]
+    left = [p for p in left if any(w in " ".join(_words(p)) for w in _PROCESSES)]
     print(f"processes left behind: {len(left)}")
 
 

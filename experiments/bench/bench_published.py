@@ -44,9 +44,7 @@ from airllm.tuning import Examples, Head, losses
 from cloud.masked import MaskedTrainer
 from cloud.trainer import TrainingConfig
 from experiments.bench.bench_decide import observation
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import load_config
-from experiments.paths import find_config
+from experiments.config import load_experiment
 
 _BATCHES, _CLASSES = 4, 2  # batches of a pass over the data
 _DECISIONS, _REPEATS = 10, 7
@@ -257,7 +255,7 @@ def training(shape: str, config: TrainingConfig, num_passes: int) -> None:
         tokens[0, n] = data.take(same).batch(base).input_ids.numel()
         tokens[1, n] = len(shuffled) * max(len(ids[i]) for i in shuffled)
         work = [
-            lambda r=ranks[n]: ours.run_round(r),
+            lambda r=ranks[n]: ours.after(0, r),
             lambda i=same, r=ranks[n]: plain.step(i, r[0]),
             lambda i=shuffled, r=ranks[n]: plain.step(i, r[0]),
         ]
@@ -281,7 +279,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=("opt-125m", "tiny"), default="opt-125m")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    config = load_config(ExperimentConfig, find_config("paper"), [], presets=PRESETS)
+    config = load_experiment("paper")
     policy = replace(config.policy, is_exploring=True)
     batch, r_max = config.training.batch_size, config.training.r_max
     print(f"{arguments.shape}'s shape, fp32, {platform.machine()}, one thread, torch "

@@ -44,9 +44,7 @@ from cloud.trainer import TrainingConfig
 from experiments.bench.bench_fleet import matrix_rate
 from experiments.bench.stages import Stages, watch_transport
 from experiments.build import Workbench, workbench_for
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import load_config
-from experiments.paths import find_config
+from experiments.config import load_experiment
 from experiments.run import Recorder, run_simulation
 
 _SETUP = ("load data", "load model", "tokenise", "train head", "make policy")
@@ -177,7 +175,7 @@ def main() -> None:
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     sets = ["runtime.threads=1", "model.precision=fp32", "model.device=cpu", *arguments.sets]
-    config = load_config(ExperimentConfig, find_config(arguments.config), sets, presets=PRESETS)
+    config = load_experiment(arguments.config, sets)
     torch.set_num_threads(1)
     stages, passes = watched()
     run_simulation(config)

@@ -24,9 +24,7 @@ from airllm.policy import Importance
 from airllm.ranks import fit_budget
 from airllm.tuning import bucket, evaluate, tokenize
 from experiments.build import workbench_for
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import load_config
-from experiments.paths import find_config
+from experiments.config import load_experiment
 
 RULES: tuple[Importance, ...] = ("energy", "fisher", "gain", "second-order")
 PROMISING = ("gain", "second-order")
@@ -40,9 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--others", type=int, default=512, help="other texts to measure on")
     arguments = parser.parse_args()
-    config = load_config(
-        ExperimentConfig, find_config(arguments.config), arguments.sets, presets=PRESETS
-    )
+    config = load_experiment(arguments.config, arguments.sets)
     bench = workbench_for(config)
     base, head, r_max = bench.base, bench.head, config.training.r_max
     bits = np.array([s.params_per_rank for s in base.specs], dtype=float)

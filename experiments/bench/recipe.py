@@ -15,9 +15,7 @@ from dataclasses import replace
 from airllm.lora import Adapter, svd_form
 from airllm.tuning import bucket, evaluate, tokenize
 from experiments.build import workbench_for
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import load_config
-from experiments.paths import find_config
+from experiments.config import ExperimentConfig, load_experiment
 
 _CONTROL_HEAD_STEPS = 600  # features are computed once, so that steps cost nothing
 
@@ -46,9 +44,7 @@ def main() -> None:
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--control", action="store_true", help="also with a head fitted to all")
     arguments = parser.parse_args()
-    config = load_config(
-        ExperimentConfig, find_config(arguments.config), arguments.sets, presets=PRESETS
-    )
+    config = load_experiment(arguments.config, arguments.sets)
     header = ["seed", "examples", "head", "whole adapter", "gain", "cut to rank 1", "master, s"]
     if arguments.control:
         header += ["head on all text", "adapter over it", "gain", "cut to rank 1"]

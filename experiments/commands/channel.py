@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.commands import output
-from experiments.commands.options import Sets
+from experiments.commands.options import Sets, load
 from experiments.commands.output import setup_logging
 
 channel_app = typer.Typer(no_args_is_help=True, help="List the channel's presets, or draw one.")
@@ -52,13 +52,11 @@ def channel_show(
     alike.
     """
     setup_logging(False)
-    from experiments.config import PRESETS, ExperimentConfig
-    from experiments.config_loader import load_config
     from experiments.figures.channel import plot_channel
     from experiments.results import check_writable
 
     settings = [f"channel.preset={preset}", *(sets or ())]
-    config = load_config(ExperimentConfig, sets=settings, presets=PRESETS)
+    config = load(None, settings)
     folder = out or Path("runs") / f"channel-{Path(preset.replace(':', '-')).stem}"
     check_writable(folder)
     for path in plot_channel(config.channel, folder, seed=config.seed):

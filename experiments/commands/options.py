@@ -24,9 +24,6 @@ class Interrupted(Exception):
 
 
 def load(config: str | None, sets: list[str] | None) -> ExperimentConfig:
-    from experiments.config import PRESETS, ExperimentConfig
-    from experiments.config_loader import load_config
-    from experiments.paths import find_config
+    from experiments.config import load_experiment
 
-    path = find_config(config) if config else None
-    return load_config(ExperimentConfig, path, sets or (), presets=PRESETS)
+    return load_experiment(config or None, sets or ())

@@ -11,7 +11,6 @@ from channel.adaptation import (
     block_error_rate,
     cqi_block_error_rate,
     cqi_efficiency,
-    effective_snr_db,
     finite_blocklength_rate,
     select_cqi,
 )
@@ -65,9 +64,3 @@ def test_errors_fall_with_snr_and_are_certain_without_signal():
         assert error[-1] == pytest.approx(0.0, abs=1e-9)
     assert cqi_block_error_rate(-np.inf, 1) == 1.0
     assert cqi_block_error_rate(20.0, 0) == 1.0
-
-
-def test_an_effective_snr_of_equal_blocks_is_theirs_and_lies_near_the_worst_otherwise():
-    assert effective_snr_db([7.0, 7.0], beta=3.0) == pytest.approx(7.0)
-    mixed = effective_snr_db([0.0, 20.0], beta=1.5)
-    assert 0.0 < mixed < 5.0

@@ -3,14 +3,10 @@
 import numpy as np
 import pytest
 
-from channel.adaptation import cqi_block_error_rate
-from channel.errors import (
-    GilbertElliott,
-    arq_expected_tries,
-    arq_residual_loss,
-    harq_error_rates,
-    harq_expected_tries,
-)
+from channel import LinkConfig
+from channel.adaptation import cqi_block_error_rate, cqi_efficiency, select_cqi
+from channel.errors import GilbertElliott, arq_expected_tries, arq_residual_loss
+from channel.transmission import goodput_bps
 
 
 def within(sample, expected, num_errors=5.0):
@@ -27,11 +23,17 @@ def test_arq_tries_and_loses_as_often_as_its_closed_forms_say():
     assert arq_expected_tries([0.0, 1.0], 4).tolist() == [1.0, 4.0]
 
 
-def test_chase_combining_gains_three_decibels_with_the_second_copy():
-    rates = harq_error_rates(2.0, lambda snr: float(cqi_block_error_rate(snr, 6)), 3)
-    assert rates[1] == pytest.approx(float(cqi_block_error_rate(2.0 + 10 * np.log10(2), 6)))
-    assert rates[0] > rates[1] > rates[2]
-    assert harq_expected_tries(rates) == pytest.approx(1 + rates[0] + rates[1])
+def test_chase_combining_adds_up_the_copies_snrs():
+    """k copies err as one at k times the SNR; a try is only made if those before it failed."""
+    link = LinkConfig(adaptation="cqi", combining="chase", max_tries=3, is_reliable=False)
+    true_db, known_db = np.array([2.0]), np.array([2.6])  # the code is too bold for one copy
+    cqi = int(select_cqi(known_db)[0])
+    error = [float(cqi_block_error_rate(2.0 + 10 * np.log10(k), cqi)) for k in (1, 2, 3)]
+    assert error[0] > 0.5 > error[1] > error[2] > 0.0
+    rate_bps, hazard = goodput_bps(link, 1e6, true_db, known_db)
+    assert rate_bps[0] == pytest.approx(1e6 * cqi_efficiency(cqi) / (1 + error[0] + error[1]))
+    bits = cqi_efficiency(cqi) * link.block_symbols
+    assert np.exp(-hazard[0] * bits) == pytest.approx(1 - error[2], abs=1e-12)
 
 
 def test_gilbert_elliott_share_burst_and_correlation():

@@ -6,7 +6,7 @@ import torch
 
 from airllm.lora import Adapter
 from cloud.aggregate import exact, frozen_a
-from cloud.robust import clipped, norm_of, trimmed
+from cloud.robust import clipped, trimmed
 
 SHAPES = ((20, 12), (8, 30))  # [projections] (out, in)
 MAX_RANK = 8
@@ -42,7 +42,7 @@ def attacked(update, kind):
 
 
 def error(merged, wanted):
-    return norm_of(merged.minus(wanted)) / norm_of(wanted)
+    return merged.minus(wanted).norm() / wanted.norm()
 
 
 ATTACKS = ("scaled", "sign-flipped", "scaled and flipped", "noise")

@@ -78,10 +78,10 @@ def test_masked_training_moves_only_what_is_active(world):
     trainer = MaskedTrainer(base, head, data, CONFIG, num_rounds=2, seed=1)
     ranks = np.full((2, len(base.specs)), 1)
     ranks[1, 0] = 3
-    adapter = trainer.run_round(ranks)
+    adapter = trainer.after(0, ranks)
     assert (adapter.energy(4)[0] > 0).tolist() == [True, True, True, False]
     assert (adapter.energy(4)[1] > 0).tolist() == [True, False, False, False]
-    later = trainer.run_round(np.full((2, len(base.specs)), 4))
+    later = trainer.after(0, np.full((2, len(base.specs)), 4))
     assert loss_of(world, later) < loss_of(world, Adapter.zero(base.specs))
 
 

@@ -26,7 +26,9 @@ def test_the_interquartile_mean_is_that_of_the_middle_half():
 def test_a_bootstrap_over_seeds_of_the_mean_has_its_standard_error(rng):
     # Within-condition variance over seeds alone: what lies between conditions does not count.
     scores = rng.normal(size=(40, 3)) + np.array([0.0, 10.0, 20.0])
-    found = stats.bootstrap_over_seeds(scores, stats.mean, rng=rng, num_resamples=4000)
+    found = stats.bootstrap_over_seeds(
+        scores, lambda x: x.mean(axis=-1), rng=rng, num_resamples=4000
+    )
     error = (scores.mean(axis=1).var() / len(scores)) ** 0.5
     assert found.value == pytest.approx(scores.mean())
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.05)
@@ -74,19 +76,14 @@ SLEEP = (
 )
 
 
-def test_students_sleep_data_paired_and_not():
-    # As R prints them: t.test(extra ~ group, data = sleep), with paired = TRUE and without.
+def test_students_sleep_data():
+    # As R prints it: t.test(extra ~ group, data = sleep, paired = TRUE).
     paired = stats.compare_paired(*SLEEP)
     assert paired.difference.value == pytest.approx(-1.58)
     assert (paired.difference.low, paired.difference.high) == pytest.approx(
         (-2.4598858, -0.7001142), abs=1e-6
     )
     assert paired.p_value == pytest.approx(0.002833, abs=1e-6)
-    welch = stats.compare_welch(*SLEEP)
-    assert (welch.difference.low, welch.difference.high) == pytest.approx(
-        (-3.3654832, 0.2054832), abs=1e-6
-    )
-    assert welch.p_value == pytest.approx(0.07939, abs=1e-5)
 
 
 def test_effects_are_hedges_corrected_with_exact_intervals():
@@ -102,9 +99,6 @@ def test_effects_are_hedges_corrected_with_exact_intervals():
     t = d * 10**0.5
     for end, share in ((paired.low, 0.975), (paired.high, 0.025)):
         assert scipy_stats.nct.cdf(t, 9, end / j * 10**0.5) == pytest.approx(share, abs=1e-5)
-    welch = stats.compare_welch(*SLEEP).effect
-    pooled = np.sqrt((np.var(SLEEP[0], ddof=1) + np.var(SLEEP[1], ddof=1)) / 2)
-    assert welch.value == pytest.approx(stats.hedges_correction(18) * -1.58 / pooled)
 
 
 def test_an_effects_interval_covers_the_truth(rng):
@@ -123,10 +117,6 @@ def test_of_pairs_that_all_differ_by_the_same_only_the_signs_tell():
     assert shifted.p_value == 0.25  # two of eight ways to toss three coins are all alike
     assert shifted.difference.value == pytest.approx(0.1)
     assert np.isnan([shifted.difference.low, shifted.difference.high, shifted.effect.value]).all()
-    assert stats.compare_welch([1.0, 1.0], [1.0, 1.0]).p_value == 1.0
-    apart = stats.compare_welch([1.0, 1.0, 1.0], [2.0, 2.0])
-    assert apart.p_value == pytest.approx(2 / 10)
-    assert np.isnan(apart.effect.value)
     with pytest.raises(ValueError, match="two seeds or more"):
         stats.compare_paired([1.0], [2.0])
 
