@@ -23,10 +23,12 @@ logger = logging.getLogger(__name__)
 
 # Flower's own error codes are below 100.
 MISSED_DEADLINE, UNREACHABLE = 1000, 1001
+_FOREIGN = "an AirGrid carries AirLLM's own messages: give other apps a ChannelGrid"
 
 
 class AirGrid(Grid):
-    """Decorates any Grid: updates cross the cell, reports come back with the link on them.
+    """Decorates a Grid of AirLLM's own apps: updates cross the cell, reports come back with the
+    link on them. For apps and strategies of anyone else there is `cloud.channel_grid.ChannelGrid`.
 
     A message with a record ``update`` is sent over the air: in time, its bytes go on to the node
     (with a bit flipped where the link let an error through); too late, the node never hears of it
@@ -66,6 +68,7 @@ class AirGrid(Grid):
         """of the round, in virtual time"""
         self._dropouts: Mapping[int, Dropout] = {}
         self._lost: dict[str, Message] = {}
+        self._num_lost = 0
 
     def begin_round(
         self,
@@ -112,14 +115,11 @@ class AirGrid(Grid):
         return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        through, lost = self._through_air(list(messages))
-        ids = list(self._grid.push_messages(through))
-        for number, reply in enumerate(lost):
-            key = f"lost-{len(self._lost)}-{number}"
-            reply.metadata.__dict__["_reply_to_message_id"] = key  # as of any other reply
-            self._lost[key] = reply
-            ids.append(key)
-        return ids
+        fates = self._through_air(list(messages))
+        pushed = iter(self._grid.push_messages([fate for fate in fates if not fate.has_error()]))
+        # A grid that a push failed on gives fewer ids, or empty ones.
+        ids = [self._keep(fate) if fate.has_error() else next(pushed, "") for fate in fates]
+        return [key for key in ids if key]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         ids = list(message_ids)
@@ -130,41 +130,55 @@ class AirGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        through, lost = self._through_air(list(messages))
+        fates = self._through_air(list(messages))
+        through = [fate for fate in fates if not fate.has_error()]
         replies = self._grid.send_and_receive(through, timeout=timeout) if through else []
-        return [*self._received(replies), *lost]
+        return [*self._received(replies), *(fate for fate in fates if fate.has_error())]
 
-    def _through_air(self, messages: list[Message]) -> tuple[list[Message], list[Message]]:
-        """What reaches its node, and an Error in reply to what does not."""
+    def _keep(self, reply: Message) -> str:
+        """Under which id the Error in reply to a lost message can be pulled."""
+        key = f"lost-{self._num_lost}"
+        self._num_lost += 1
+        reply.metadata.__dict__["_reply_to_message_id"] = key  # as of any other reply
+        self._lost[key] = reply
+        return key
+
+    def _through_air(self, messages: list[Message]) -> list[Message]:
+        """For each message, in their order, what its node gets of it, or the Error in reply."""
         if not self._is_timed:
-            return messages, []
-        through, lost, payloads = [], [], {}
-        for message in messages:
+            return messages
+        fates, payloads = dict[int, Message](), dict[int, tuple[int, bytes]]()
+        for place, message in enumerate(messages):
             device = self.device_of.get(message.metadata.dst_node_id, -1)
             stage = self._stage(device)
             is_query = message.metadata.message_type.startswith("query")
             is_gone = stage == "download" and not is_query and "update" not in message.content
             if stage == "before" or is_gone:
-                lost.append(_unreachable(message, device))
+                fates[place] = _unreachable(message, device)
                 self.unreached.add(device)
-                continue
-            if "update" in message.content:
-                payloads[device] = message
+            elif "update" not in message.content:
+                if message.content.array_records and not is_query:
+                    raise ValueError(_FOREIGN)
+                fates[place] = message
+            elif device in payloads:
+                raise ValueError(f"device {device} was sent two updates at once; send one a push")
             else:
-                through.append(message)
-        deliveries = self._transfer({d: _payload(m) for d, m in payloads.items()}, "down")
+                payloads[device] = place, _payload(message, device)
+        deliveries = self._transfer({d: data for d, (_, data) in payloads.items()}, "down")
         self.deliveries |= deliveries
-        for device, message in payloads.items():
-            delivery = deliveries[device]
+        for device, (place, data) in payloads.items():
+            delivery, message = deliveries[device], messages[place]
             if not delivery.is_delivered:
-                lost.append(Message(Error(MISSED_DEADLINE, _missed(delivery)), reply_to=message))
+                error = Error(MISSED_DEADLINE, _missed(delivery))
+                fates[place] = Message(error, reply_to=message)
                 self.unreached.add(device)
                 continue
             if delivery.has_bit_error:
-                payload = damaged(_payload(message))
-                message.content["update"] = ConfigRecord({"payload": payload})
-            through.append(message)
-        return through, lost
+                # Several messages may have the same content: only this one is damaged.
+                update = ConfigRecord({"payload": damaged(data)})
+                message.content = RecordDict({**message.content, "update": update})
+            fates[place] = message
+        return [fates[place] for place in range(len(messages))]
 
     def carry_up(
         self, replies: Mapping[int, Message], symbols: Mapping[int, int]
@@ -317,10 +331,18 @@ class AirGrid(Grid):
         }
 
 
-def _payload(message: Message) -> bytes:
-    data = message.content.config_records["update"]["payload"]
+def _payload(message: Message, device: int) -> bytes:
+    if device < 0:
+        raise ValueError(
+            f"node {message.metadata.dst_node_id} has not said which device it is; query it before "
+            "it is sent an update"
+        )
+    data = message.content.config_records.get("update", ConfigRecord()).get("payload")
     if not isinstance(data, bytes):
-        raise TypeError(f"an update's payload must be bytes, got {type(data).__name__}")
+        raise TypeError(
+            "an update must be a ConfigRecord with bytes as its 'payload', got "
+            f"{type(message.content['update']).__name__}; {_FOREIGN}"
+        )
     return data
 
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -20,12 +31,12 @@ AnswerTogether = Callable[[Sequence[tuple[Message, Context]]], Sequence[Message]
 class LocalGrid(Grid):
     """Runs a ClientApp for each node, one after another or together, each with a lasting Context.
 
-    Flower lets a Message be made only inside a task; this file alone sets that identity,
-    and the ids that Flower's own grids give to messages (flwr 1.41 has no public way, so the
-    version is pinned).
+    Nodes get copies of what they are sent, as over a network. Flower lets a Message be made only
+    inside a task; where there is none, this file alone sets that identity (flwr 1.41 has no public
+    way, so the version is pinned).
     """
 
-    _RUN_ID, _TASK_ID, _SERVER_NODE = 1, 1, 1
+    _RUN_ID, _SERVER_NODE = 1, 1
 
     def __init__(
         self,
@@ -37,9 +48,9 @@ class LocalGrid(Grid):
     ) -> None:
         """``answer_together``, where there is one, answers all messages of a push at once, in the
         place of ``app``."""
-        TaskIdentity.task_id = self._TASK_ID
-        TaskIdentity.run_id = self._RUN_ID
-        TaskIdentity.node_id = self._SERVER_NODE
+        if TaskIdentity._run_id is None:
+            TaskIdentity.task_id = TaskIdentity.run_id = self._RUN_ID
+            TaskIdentity.node_id = self._SERVER_NODE
         self._app, self._answer_together = app, answer_together
         self._contexts = {
             node: Context(
@@ -80,18 +91,22 @@ class LocalGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        pushed = {}
+        pushed: dict[str, Message] = {}
         for message in messages:
             key = f"local-{self._num_messages}"
             self._num_messages += 1
             message.metadata.__dict__["_message_id"] = key  # what its reply refers to
-            pushed[key] = message
+            pushed[key] = deepcopy(message)
+        known = {k: m for k, m in pushed.items() if m.metadata.dst_node_id in self._contexts}
         if self._answer_together is None:
-            replies = [self._answer(message) for message in pushed.values()]
+            replies = [self._answer(message) for message in known.values()]
         else:
-            asked = [(m, self._contexts[m.metadata.dst_node_id]) for m in pushed.values()]
+            asked = [(m, self._contexts[m.metadata.dst_node_id]) for m in known.values()]
             replies = list(self._answer_together(asked))
-        self._replies |= dict(zip(pushed, replies, strict=True))
+        self._replies |= dict(zip(known, map(deepcopy, replies), strict=True))
+        for key in pushed.keys() - known.keys():
+            error = Error(ErrorCode.NODE_UNAVAILABLE, "there is no such node")
+            self._replies[key] = Message(error, reply_to=pushed[key])
         return list(pushed)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -117,12 +132,13 @@ class LocalGrid(Grid):
 
     def _answer(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
+        server_node = TaskIdentity.node_id
         TaskIdentity.node_id = message.metadata.dst_node_id
         try:
             # An exception in an app is a bug here, not a lost node: it ends the run.
             return self._app(message, context)
         finally:
-            TaskIdentity.node_id = self._SERVER_NODE
+            TaskIdentity.node_id = server_node
 
 
 def _plain(record: Any) -> dict[str, Any]:

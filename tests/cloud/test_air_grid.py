@@ -1,7 +1,8 @@
 """Messages over the air: what arrives, what is lost, and what is only control."""
 
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from airllm.report import DeviceReport
@@ -109,3 +110,43 @@ def test_a_device_app_that_raises_ends_the_run():
     air = AirGrid(LocalGrid(app, 1, {}), Cell(ChannelConfig(), 1, seed=0))
     with pytest.raises(KeyError, match="broken app"):
         ask(air)
+
+
+def test_ids_come_in_the_order_of_the_messages_and_never_twice(make_air):
+    air = make_air()
+    ask(air)
+    pulled = []
+    for _ in range(2):
+        ids = list(air.push_messages(updates(air, [b"x" * 10**6, b"s" * 1000])))
+        assert [key.startswith("lost") for key in ids] == [True, False]
+        pulled += ids
+    assert len(set(pulled)) == 4
+    assert len(list(air.pull_messages([pulled[0], pulled[2], *pulled[1::2]]))) == 4
+
+
+def test_an_error_damages_the_message_that_it_hit_and_not_its_neighbour(make_air, seen):
+    """Strategies give one content to all nodes."""
+    air = make_air(residual_error_rate=0.5)
+    ask(air)
+    shared, errors = RecordDict({"update": ConfigRecord({"payload": bytes(10)})}), []
+    for r in range(1, 9):
+        air.begin_round(r)
+        list(air.send_and_receive([Message(shared, n, "train") for n in air.get_node_ids()]))
+        errors += [air.deliveries[d].has_bit_error for d in (0, 1)]
+    assert [payload != bytes(10) for payload in seen] == errors
+    assert 0 < sum(errors) < 16
+    assert shared["update"]["payload"] == bytes(10)
+
+
+def test_messages_of_others_are_refused(make_air):
+    air = make_air()
+    with pytest.raises(ValueError, match="node 2 has not said which device it is"):
+        air.push_messages(updates(air, [b"1", b"2"]))
+    ask(air)
+    arrays = ArrayRecord([np.zeros(3)])
+    with pytest.raises(ValueError, match="give other apps a ChannelGrid"):
+        air.push_messages([Message(RecordDict({"arrays": arrays}), 2, "train")])
+    with pytest.raises(TypeError, match="got ArrayRecord; .* ChannelGrid"):
+        air.push_messages([Message(RecordDict({"update": arrays}), 2, "train")])
+    with pytest.raises(ValueError, match="device 0 was sent two updates at once"):
+        air.push_messages([updates(air, [b"1", b"2"])[0]] * 2)

@@ -1,0 +1,159 @@
+"""The channel between any Flower strategy and any ClientApp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from channel.cell import Cell
+from channel.delivery import Delivery, Direction
+from cloud.air_grid import MISSED_DEADLINE
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """One message's or one reply's way over the air."""
+
+    exchange: int
+    """from 0: a strategy's round is one to train, and one more where it evaluates"""
+    message_type: str
+    device: int
+    """place of the node's id among all"""
+    direction: Direction
+    bits: int
+    start_s: float
+    """virtual time at which it was ready to be sent"""
+    delay_s: float
+    is_delivered: bool
+
+
+class ChannelGrid(Grid):
+    """Decorates any Grid: what messages and replies carry crosses the cell.
+
+    ``grid = ChannelGrid(grid, cell)`` in a ServerApp is all it takes: ``strategy.start(grid, ...)``
+    then sees, in the place of whatever came too late, Flower's Error replies, which it leaves out
+    as it does failed nodes. An exchange, `send_and_receive`, is one round of the cell and lasts
+    until its last transfer has ended or was given up at ``channel.deadline_s``. Its messages share
+    the downlink; each reply goes up as soon as its device is ready. A reply that a bit error hit
+    is lost, as by a checksum.
+
+    Devices are the nodes in the order of their ids, so ``cell`` has to have as many devices as
+    there are nodes. Neither metrics nor configurations count, only arrays: ``bits_of`` says
+    otherwise.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        cell: Cell,
+        *,
+        compute_s: Callable[[Message], float] = lambda reply: 0.0,
+        bits_of: Callable[[RecordDict], int] | None = None,
+    ) -> None:
+        """``compute_s`` of a reply is the virtual time that its device took for it, such as
+        ``lambda reply: reply.content["metrics"]["train_time"]``."""
+        self._grid, self.cell = grid, cell
+        self._compute_s, self._bits_of = compute_s, bits_of or array_bits
+        self._exchange = 0
+        self._end_s = 0.0
+        self.crossings: list[Crossing] = []
+        """all of them, in the order of exchanges, downlink first: rows for ``pandas.DataFrame``"""
+
+    def set_run(self, run: Run) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise NotImplementedError("a ChannelGrid times whole exchanges; use send_and_receive")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise NotImplementedError("a ChannelGrid times whole exchanges; use send_and_receive")
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        device_of = self._devices()
+        asked: dict[int, Message] = {}
+        for message in messages:
+            if (device := device_of[message.metadata.dst_node_id]) in asked:
+                raise ValueError("a node was sent two messages at once; send one an exchange")
+            asked[device] = message
+        self.cell.begin_round(self._exchange, self._end_s)
+        down = self._cross({d: m.content for d, m in asked.items()}, asked, "down", {})
+        through = [m for d, m in asked.items() if _is_good(down[d])]
+        lost = {d: m for d, m in asked.items() if not _is_good(down[d])}
+        replies = list(self._grid.send_and_receive(through, timeout=timeout)) if through else []
+        answers = {device_of[r.metadata.src_node_id]: r for r in replies if r.has_content()}
+        ready_s = {d: down[d].delay_s + self._compute_s(r) for d, r in answers.items()}
+        up = self._cross({d: r.content for d, r in answers.items()}, asked, "up", ready_s)
+        lost |= {d: asked[d] for d in answers if not _is_good(up[d])}
+        ends = [delivery.delay_s for delivery in down.values()]
+        ends += [ready_s[d] + delivery.delay_s for d, delivery in up.items()]
+        self._end_s += max(ends, default=0.0)
+        self._exchange += 1
+        return [
+            *(r for r in replies if device_of[r.metadata.src_node_id] not in lost),
+            *(
+                Message(Error(MISSED_DEADLINE, f"device {d} missed its deadline"), reply_to=m)
+                for d, m in lost.items()
+            ),
+        ]
+
+    def _devices(self) -> dict[int, int]:
+        nodes = sorted(self._grid.get_node_ids())
+        if len(nodes) > self.cell.num_devices:
+            raise ValueError(
+                f"{len(nodes)} nodes are connected, but num_devices of the cell is "
+                f"{self.cell.num_devices}; give the cell one device a node"
+            )
+        return {node: device for device, node in enumerate(nodes)}
+
+    def _cross(
+        self,
+        contents: dict[int, RecordDict],
+        asked: dict[int, Message],
+        direction: Direction,
+        ready_s: dict[int, float],
+    ) -> dict[int, Delivery]:
+        bits = {d: self._bits_of(content) for d, content in contents.items()}
+        deadline_s = max(ready_s.values(), default=0.0) + self.cell.config.deadline_s
+        found = self.cell.transfer(
+            bits, direction=direction, start_s=ready_s, begin_s=self._end_s, deadline_s=deadline_s
+        )
+        self.crossings += [
+            Crossing(
+                self._exchange, asked[d].metadata.message_type, d, direction, bits[d],
+                self._end_s + ready_s.get(d, 0.0), delivery.delay_s, _is_good(delivery),
+            )
+            for d, delivery in found.items()
+        ]  # fmt: skip
+        return found
+
+
+def array_bits(content: RecordDict) -> int:
+    """What a message's arrays weigh, eight bits a byte."""
+    return 8 * sum(record.count_bytes() for record in content.array_records.values())
+
+
+def _is_good(delivery: Delivery) -> bool:
+    return delivery.is_delivered and not delivery.has_bit_error
