@@ -92,6 +92,7 @@ class Fleet:
         self._segments: list[list[Segment]] = [[] for _ in base.specs]
         self._rows = [0] * len(base.specs)  # that a projection is to see in the present pass
         self._cut: dict[tuple[int, int, int], Factors] = {}
+        self._host: dict[float, Tensor] = {}  # the values as they are now, once asked for
         self._lay_out()
         self._optimiser = torch.optim.AdamW(
             [{"params": [b], "lr": rate} for rate, b in self._values.items()],
@@ -119,6 +120,7 @@ class Fleet:
             buffer.grad.zero_()
         found = self._run(examples, is_training=True)[0]
         self._optimiser.step()
+        self._host = {}
         self._round_off()
         return found
 
@@ -129,14 +131,21 @@ class Fleet:
 
     def adapter(self, member: int) -> Adapter:
         """A member's trained adapter as it is now, on the CPU, without its scale."""
+        if not self._host:
+            self._host = {rate: values.detach().cpu() for rate, values in self._values.items()}
         ranks = self.members[member].adapter.ranks
         down, up = [], []
         for p, spec in enumerate(self.base.specs):
             d, u = torch.zeros(0, spec.in_features), torch.zeros(spec.out_features, 0)
-            for first, down_run, up_run in self._exact[p]:
-                if 0 <= member - first < len(down_run):
-                    d = down_run[member - first, : ranks[p]].cpu().clone()
-                    u = up_run[member - first, : ranks[p]].T.cpu().clone()
+            for first, count, rate, cuts in self._cuts[p]:
+                if 0 <= member - first < count:
+                    d, u = (
+                        self._host[rate][cut].view(count, -1, features)[member - first, : ranks[p]]
+                        for cut, features in zip(
+                            cuts, (spec.in_features, spec.out_features), strict=True
+                        )
+                    )
+                    d, u = d.clone(), u.T.clone()
             down.append(d)
             up.append(u)
         return Adapter(tuple(down), tuple(up))
@@ -262,9 +271,10 @@ class Fleet:
         sizes: dict[float, int] = defaultdict(int)
         for p, _, count, (rank, rate, _) in plans:
             sizes[rate] += count * rank * specs[p].params_per_rank
-        device = self.base.device
+        # Filled on the host, so that one copy brings all to a GPU.
+        start = {rate: torch.zeros(size) for rate, size in sizes.items()}
         self._values = {
-            rate: torch.zeros(size, device=device, requires_grad=True)
+            rate: torch.zeros(size, device=self.base.device, requires_grad=True)
             for rate, size in sizes.items()
         }
         for values in self._values.values():
@@ -275,31 +285,34 @@ class Fleet:
             rate: torch.zeros_like(v, dtype=torch.bfloat16) for rate, v in self._values.items()
         } if is_low else {}  # fmt: skip
         self._trained: list[list[Factors]] = [[] for _ in specs]
-        self._exact: list[list[tuple[int, Tensor, Tensor]]] = [[] for _ in specs]
+        self._cuts: list[list[tuple[int, int, float, list[slice]]]] = [[] for _ in specs]
         at: dict[float, int] = defaultdict(int)
         for p, first, count, (rank, rate, scale) in plans:
             if not rank:
                 continue
-            low = self._low.get(rate) if self._dtype(p) == torch.bfloat16 else None
-            views = []
+            values = self._values[rate]
+            assert values.grad is not None
+            is_exact = self._dtype(p) != torch.bfloat16 or rate not in self._low
+            multiplied = values.detach() if is_exact else self._low[rate]
+            views, cuts = [], []
             for features in (specs[p].in_features, specs[p].out_features):
                 cut = slice(at[rate], at[rate] + count * rank * features)
                 at[rate] = cut.stop
-                values = self._values[rate]
-                assert values.grad is not None
-                exact = values.detach()
+                cuts.append(cut)
                 views += [
                     t[cut].view(count, rank, features)
-                    for t in (exact, exact if low is None else low, values.grad)
+                    for t in (start[rate], multiplied, values.grad)
                 ]
             down, low_down, down_grad, up, low_up, up_grad = views
             for i, m in enumerate(members[first : first + count]):
                 own = m.adapter.down[p]
-                down[i, : len(own)] = own.to(device)
-                up[i, : len(own)] = m.adapter.up[p].T.to(device)
+                down[i, : len(own)] = own
+                up[i, : len(own)] = m.adapter.up[p].T
             grads = (down_grad if self._trains_down else None, up_grad)
             self._trained[p].append(Factors(first, scale, low_down, low_up, *grads))
-            self._exact[p].append((first, down, up))
+            self._cuts[p].append((first, count, rate, cuts))
+        for rate, values in self._values.items():
+            values.detach().copy_(start[rate])
         self._round_off()
         self._loaded = [runs + self._frozen(p) for p, runs in enumerate(self._trained)]
 

@@ -99,8 +99,9 @@ def train_local(
     if not trained:
         return LocalResult(before, before, 0.0, 0.0)
     optimiser = torch.optim.AdamW(
-        [f.requires_grad_() for f in trained], lr=training.learning_rate, weight_decay=0.0
-    )
+        [f.requires_grad_() for f in trained], lr=training.learning_rate, weight_decay=0.0,
+        fused=device.type == "cuda" or None,
+    )  # fmt: skip
     kept_down = [d.to(device)[None] for d in frozen.down]
     kept_up = [u.to(device)[None] for u in frozen.up]
     total, flops = torch.zeros((), device=device), 0.0

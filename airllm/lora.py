@@ -208,7 +208,8 @@ class AdapterBank:
     def load_adapters(self, adapters: Sequence[Adapter], device: torch.device) -> None:
         """Load one finished adapter for each device."""
         down, up = stack(adapters)
-        self.load([d.to(device) for d in down], [u.to(device) for u in up])
+        parts = _moved([*down, *up], device)
+        self.load(parts[: len(down)], parts[len(down) :])
 
     def clear(self) -> None:
         """Back to the bare base model."""
@@ -243,6 +244,15 @@ class AdapterBank:
             return output + (low @ up.transpose(1, 2)).reshape(output.shape).to(output.dtype)
 
         return hook
+
+
+def _moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The same on a device; one copy takes all to a GPU, each of which the host waits for."""
+    if device.type == "cpu":
+        return list(tensors)
+    moved = torch.cat([t.flatten() for t in tensors]).to(device)
+    parts = moved.split([t.numel() for t in tensors])
+    return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
 def stack(adapters: Sequence[Adapter]) -> tuple[list[Tensor], list[Tensor]]:

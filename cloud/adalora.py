@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,8 @@ def train_adalora(
 
             def allocate(step: int) -> None:
                 # Gradients are still there: the allocator reads its sensitivities from them.
-                model.base_model.update_and_allocate(step + 1)
+                with _any_algorithms():
+                    model.base_model.update_and_allocate(step + 1)
 
             for round_index in range(num_rounds):
                 mean_losses.append(stepper.run_round(penalty=penalty, after_step=allocate))
@@ -94,6 +96,18 @@ def train_adalora(
             base.network = model.unload()
             base.network.requires_grad_(False)
     return Trajectory(tuple(adapters), np.stack(ranks), np.array(mean_losses))
+
+
+@contextmanager
+def _any_algorithms() -> Iterator[None]:
+    """The k-th value that the allocator asks for is the same by any; CUDA would refuse it, since
+    its index may differ."""
+    is_strict = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(is_strict)
 
 
 def orthogonality(rows: Sequence[Tensor], weight: float) -> Tensor:

@@ -71,8 +71,7 @@ def workbench_key(config: ExperimentConfig) -> _Key:
 def workbench_for(config: ExperimentConfig) -> Workbench:
     """The workbench of a configuration; the same object for runs that can share one."""
     use_threads(config.runtime.threads)
-    if config.runtime.deterministic:
-        use_determinism()
+    use_determinism(config.runtime.deterministic)
     return _workbench(workbench_key(config))
 
 

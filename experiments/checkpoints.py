@@ -22,7 +22,7 @@ from experiments.axes import flatten
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 3
+_FORMAT = 4
 _KEPT = 2  # the newest, and the one before it in case the newest is damaged
 
 
@@ -35,6 +35,8 @@ class Checkpoints:
     """the run's, as TOML"""
     fingerprint: str = ""
     """of its text"""
+    arithmetic: str = ""
+    """the device and the precision that "auto" stands for here, such as 'cuda in bf16'"""
     every_s: float = 0.0
     """wall-clock time between two"""
     _last_s: float = field(default_factory=time.monotonic)
@@ -45,7 +47,10 @@ class Checkpoints:
 
     def save(self, num_rounds: int, state: dict[str, Any]) -> None:
         """Write one, whole or not at all, and remove what is older than the one before it."""
-        head = {"format": _FORMAT, "config": self.config, "fingerprint": self.fingerprint}
+        head = {
+            "format": _FORMAT, "config": self.config, "fingerprint": self.fingerprint,
+            "arithmetic": self.arithmetic,
+        }  # fmt: skip
         save_state(head | state, self.folder / f"checkpoint-{num_rounds:06d}.safetensors")
         self._last_s = time.monotonic()
         for path in found(self.folder)[_KEPT:]:
@@ -76,6 +81,12 @@ class Checkpoints:
                 raise ValueError(
                     f"{path} is of a run on other text than the configured source holds now; "
                     f"bring the text back, or start again without --resume"
+                )
+            if state["arithmetic"] != self.arithmetic:
+                raise ValueError(
+                    f"{path} is of a run on {state['arithmetic']}, this one would go on on "
+                    f"{self.arithmetic}; resume on such a device (model.device, model.precision), "
+                    f"or start again without --resume"
                 )
             if is_usable(state):
                 return state

@@ -65,9 +65,11 @@ class Recorder:
         with ExitStack() as stack:
             stack.enter_context(alone_in(self.out))
             text, path = dump_config(self.config), self.out / "rounds.csv"
+            base = self.workbench.base
             self._checkpoints = Checkpoints(
-                self.out, text, self.workbench.splits.fingerprint, self.config.runtime.checkpoint_s
-            )
+                self.out, text, self.workbench.splits.fingerprint,
+                f"{base.device.type} in {base.precision}", self.config.runtime.checkpoint_s,
+            )  # fmt: skip
             size = self._resume(path) if self._is_resuming else 0
             if not size:
                 # They must not outlive the rows that they belong to.

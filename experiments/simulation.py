@@ -62,9 +62,18 @@ def run_ray_simulation(
             make_client_app(partial(device_of, config)),
             config.num_devices,
             # As many actors as the cores have room for; Ray's own CPUs only count them.
-            backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+            # One without a share of the GPU would not see it, and compute on the CPU instead.
+            backend_config={
+                "client_resources": {"num_cpus": 1, "num_gpus": _uses_gpu(config) / workers}
+            },
         )
     return summary
+
+
+def _uses_gpu(config: ExperimentConfig) -> bool:
+    from airllm.models import resolve_device
+
+    return resolve_device(config.model.device).type == "cuda"
 
 
 @contextmanager

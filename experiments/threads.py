@@ -19,17 +19,20 @@ def use_threads(wanted: int) -> None:
     torch.set_num_threads(min(wanted, num_cores()))
 
 
-def use_determinism() -> None:
-    """Let CUDA compute by algorithms alone that give the same bits every time.
+def use_determinism(wanted: bool = True) -> None:
+    """Let CUDA compute by algorithms alone that give the same bits every time, or by any.
 
-    Until the process ends. To be called before anything is on the GPU; a CPU needs no such call.
+    To be called before anything is on the GPU; a CPU has no others.
     """
     import torch
 
+    # cuBLAS reads it once in a process, at its first product, and refuses later what was not said
+    # then: its workspaces would make sums depend on what ran before.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if torch.cuda.is_available():
-        # Without this cuBLAS refuses: its workspaces would make sums depend on what ran before.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(wanted)
+        # Nothing reads memory before it is written; filling it would take a kernel each time.
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def num_processes(wanted: int, threads: int) -> int:

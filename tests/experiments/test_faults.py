@@ -177,11 +177,17 @@ def test_a_checkpoint_of_something_else_is_refused_with_the_reason(config, tiny_
     newest = found(tmp_path)[0]
     state = load_state(newest)
     save_state(state | {"format": 99}, newest)
-    with pytest.raises(ValueError, match="is of format 99, this version reads 3; resume with the"):
+    with pytest.raises(ValueError, match="is of format 99, this version reads 4; resume with the"):
         run_simulation(config, tmp_path, is_resuming=True)
     save_state(state, newest)
     with pytest.raises(ValueError, match="run on other text than the configured source holds now"):
         Checkpoints(tmp_path, dump_config(config), "other").load()
+    save_state(state | {"arithmetic": "cuda in bf16"}, newest)
+    with pytest.raises(
+        ValueError, match="run on cuda in bf16, this one would go on on cpu in fp32"
+    ):
+        run_simulation(config, tmp_path, is_resuming=True)
+    save_state(state, newest)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
     # How the host computes does not count, but whether devices are stacked does.
     faster, stacked = (
