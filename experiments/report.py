@@ -140,8 +140,11 @@ def _aggregates(cells: pd.DataFrame, several: bool) -> list[str]:
             else "–"
             for label in pd.unique(cells["label"])
         ]
-    note = f"Interquartile mean over seeds and the {conditions} conditions that all have" + (
-        ", with 95 % bootstrap intervals over seeds." if several else "; one seed, no intervals."
+    note = f"Interquartile mean over the seeds and the {conditions} conditions that all have" + (
+        ", with 95 % bootstrap intervals over seeds, too narrow where these are few. Labels of no "
+        "more than half of the others' seeds are left out."
+        if several
+        else "; one seed, no intervals."
     )
     return [_table(pd.unique(cells["label"]), columns), f"<p class=note>{note}</p>"]
 

@@ -11,6 +11,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from experiments.results import RESULT_COLUMNS, condition_keys
 from experiments.stats import (
@@ -36,6 +37,11 @@ def scores_of(cells: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
 
     Bits that were never enough (``bits_to_95`` is empty) are infinite.
     """
+    return {label: table.dropna() for label, table in _scores(cells, metric).items()}
+
+
+def _scores(cells: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
+    """The same with all seeds, NaN where a run is missing."""
     _check(cells, metric)
     keys = condition_keys(cells)
     frame = cells.assign(**{metric: _filled(cells, metric)})
@@ -45,7 +51,7 @@ def scores_of(cells: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
             table = rows.set_index("seed")[[metric]]
         else:
             table = rows.pivot(index="seed", columns=keys, values=metric)
-        found[str(label)] = table.dropna()
+        found[str(label)] = table
     return found
 
 
@@ -70,16 +76,14 @@ def aggregate_table(
 ) -> pd.DataFrame:
     """Interquartile mean over seeds and conditions, with its bootstrap interval over seeds.
 
-    Labels in rows; only conditions that all of them have, and seeds that have all conditions.
+    Labels in rows, over the seeds and conditions that all of them have: seeds differ by more than
+    labels. A label with no more than half of the others' seeds is left out, or it would take the
+    rest away from all. An interval of few seeds is too narrow: of ten it holds the truth in 93 of
+    100 cases, of three in 77.
     """
     rng = rng or np.random.default_rng(0)
-    found = scores_of(cells, metric)
-    shared = _shared_conditions(found)
     rows = []
-    for label, scores in found.items():
-        values = scores[shared].to_numpy()
-        if not values.size:
-            continue
+    for label, values in _alike(scores_of(cells, metric)).items():
         if len(values) > 1:
             estimate = bootstrap_over_seeds(values, rng=rng, num_resamples=num_resamples)
         else:  # of one seed there is nothing to draw from
@@ -100,7 +104,7 @@ def comparison_table(
     geometric means) stand in the place of differences. Pairs in which a value is infinite are left
     out; rows of fewer than two pairs are.
     """
-    found = scores_of(cells, metric)
+    found = _scores(cells, metric)
     reference = next(iter(found)) if reference is None else reference
     if reference not in found:
         raise ValueError(f"reference {reference!r} is no label; they are {', '.join(found)}")
@@ -179,6 +183,19 @@ def _check(cells: pd.DataFrame, metric: str) -> None:
 
 def _filled(cells: pd.DataFrame, metric: str) -> pd.Series:
     return cells[metric].fillna(np.inf) if metric == "bits_to_95" else cells[metric]
+
+
+def _alike(found: dict[str, pd.DataFrame]) -> dict[str, NDArray[np.float64]]:
+    """[seeds, conditions] that all labels have, but for those of few seeds."""
+    most = max(len(table) for table in found.values())
+    kept = {label: table for label, table in found.items() if 2 * len(table) > most}
+    if not kept:
+        return {}
+    shared = _shared_conditions(kept)
+    seeds = sorted(set.intersection(*(set(table.index) for table in kept.values())))
+    if not shared or not seeds:
+        return {}
+    return {label: table.loc[seeds, shared].to_numpy() for label, table in kept.items()}
 
 
 def _shared_conditions(found: dict[str, pd.DataFrame]) -> list:

@@ -62,7 +62,10 @@ def test_a_label_with_fewer_conditions_is_compared_where_it_is(cells_of):
     table = tables.comparison_table(cells, "accuracy", "a")
     assert len(table) == 3
     assert table[table["label"] == "dear"]["seeds"].item() == 3
-    assert tables.aggregate_table(cells, "accuracy")["conditions"].eq(1).all()
+    # Its three seeds of six, the better ones by chance or not, are nobody else's.
+    found = tables.aggregate_table(cells, "accuracy")
+    assert list(found.index) == ["a", "b"]
+    assert found[["seeds", "conditions"]].eq([6, 2]).all(axis=None)
     scores = tables.score_table(cells, "accuracy", uniform="b", best="dear")
     assert scores.loc["b", "score"] == 0.0
     assert scores.loc["dear", "score"] == 1.0
@@ -85,3 +88,20 @@ def test_a_sweep_of_seeds_alone_has_one_condition(cells_of):
     assert tables.aggregate_table(cells, "accuracy").loc["a", "conditions"] == 1
     with pytest.raises(ValueError, match="metric 'speed' is no column"):
         tables.aggregate_table(cells, "speed")
+
+
+def test_labels_are_averaged_over_the_same_seeds(cells_of):
+    """A label that lacks its worst seed is not the better for it."""
+    cells = cells_of({"a": 0.0, "b": 0.0}, seeds=6)
+    worst = cells[cells["label"] == "a"].groupby("seed")["accuracy"].mean().idxmin()
+    cells = cells[~((cells["label"] == "b") & (cells["seed"] == worst))]
+    found = tables.aggregate_table(cells, "accuracy")
+    assert found["seeds"].eq(5).all()
+    assert found.loc["a", "value"] == pytest.approx(found.loc["b", "value"], abs=0.01)
+
+
+def test_a_missing_run_takes_one_pair_away_and_not_its_seeds_others(cells_of):
+    cells = cells_of({"a": 0.05, "b": 0.0}, seeds=6, snrs=(0.0, 10.0))
+    is_gone = cells["label"].eq("b") & cells["seed"].eq(2) & cells["channel.snr_db"].eq(10.0)
+    table = tables.comparison_table(cells[~is_gone], "accuracy", "a")
+    assert table["seeds"].tolist() == [6, 5]
