@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures.snr import NAMES
+from experiments.figures.snr import check_cells, name_of
 from experiments.figures.style import PAGE_IN, legend_above, looks_of, style
 from experiments.stats import performance_profile
 from experiments.tables import aggregate_table, scores_of
@@ -15,7 +15,7 @@ from experiments.tables import aggregate_table, scores_of
 
 def aggregate(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") -> None:
     """Interquartile mean over seeds and conditions, 95 % bootstrap intervals over seeds."""
-    text, scale = NAMES[metric]
+    text, scale = name_of(metric, cells)
     table = scale * aggregate_table(cells, metric)[["value", "low", "high"]]
     y = np.arange(len(table))
     error = np.nan_to_num([table["value"] - table["low"], table["high"] - table["value"]])
@@ -30,7 +30,7 @@ def aggregate(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") ->
 
 def profile(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") -> None:
     """Share of runs above each mark, one line a label."""
-    text, scale = NAMES[metric]
+    text, scale = name_of(metric, cells)
     found = scores_of(cells, metric)
     every = np.concatenate([scores.to_numpy().ravel() for scores in found.values()])
     marks = np.linspace(every.min(), every.max(), 200)
@@ -45,6 +45,7 @@ def profile(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") -> N
 
 def aggregate_figure(cells: pd.DataFrame, metric: str = "mean_accuracy") -> Figure:
     """Aggregates at the left, performance profiles at the right."""
+    check_cells(cells)
     table = aggregate_table(cells, metric, num_resamples=1)
     if table.empty:
         raise ValueError(

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from experiments.figures.snr import SNR, panels_of
+from experiments.figures.snr import SNR, check_cells, panels_of
 from experiments.figures.style import (
     COLOURS,
     COLUMN_IN,
@@ -118,6 +118,7 @@ def timeline_figure(rounds: pd.DataFrame, cells: pd.DataFrame, *, num_rounds: in
     A label without it has its first run without an SNR; where there are such, all conditions are
     named.
     """
+    check_cells(cells)
     snrs = sorted(cells[SNR].dropna().unique())
     snr = snrs[len(snrs) // 2] if snrs else np.nan
     runs = cells[cells[SNR].eq(snr) | cells[SNR].isna()].sort_values(SNR, kind="stable")

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures.snr import SNR, bound_shares, name_of, parts_of, set_apart
+from experiments.figures.snr import SNR, bound_shares, check_part, name_of, parts_of, set_apart
 from experiments.figures.style import (
     PAGE_IN,
     legend_above,
@@ -26,8 +26,10 @@ def accuracy_against(
 ) -> None:
     """One point a label and SNR, means over seeds with t-intervals, joined in the order of SNR.
 
-    The grey staircase is the Pareto front of these means: what no label reaches with less.
+    The grey staircase is the Pareto front of these means: what no label reaches with less. Raises
+    ValueError for cells that differ in more than label, SNR and seed.
     """
+    check_part(cells, "pareto_figure")
     (x_text, x_scale), (y_text, y_scale) = name_of(cost, cells), name_of(metric, cells)
     costs, gains = [], []
     for label, own in looks_of(cells).items():

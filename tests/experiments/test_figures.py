@@ -10,7 +10,17 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from experiments import figures
-from experiments.figures import aggregate, delays, over_time, ranks, run, snr, style, tradeoff
+from experiments.figures import (
+    aggregate,
+    delays,
+    differences,
+    over_time,
+    ranks,
+    run,
+    snr,
+    style,
+    tradeoff,
+)
 from experiments.pack import pack
 from experiments.results import (
     RESULT_COLUMNS,
@@ -118,7 +128,7 @@ def test_labels_are_chosen_in_the_order_given(folder):
     assert set(figures.Source(folder, ["uniform"]).rounds["label"]) == {"uniform"}
     with pytest.raises(ValueError, match="--label 'unifrom' is none of airllm, uniform"):
         _ = figures.Source(folder, ["unifrom"]).cells
-    with pytest.raises(ValueError, match="--figure must be one of snr, pareto, .* got 'bar'"):
+    with pytest.raises(ValueError, match="--figure must be one of snr, .*, learning, got 'bar'"):
         figures.plot(folder, ["bar"])
     with pytest.raises(ValueError, match=r"holds no learning_curve.csv"):
         figures.plot(folder, ["learning"])
@@ -128,6 +138,11 @@ def panels(cells) -> Figure:
     return snr.snr_figure(cells)
 
 
+def figure_of():
+    figure = Figure()
+    return figure, figure.subplots()
+
+
 def title_of(figure):
     return figure.legends[0].get_title().get_text()
 
@@ -135,7 +150,12 @@ def title_of(figure):
 def test_one_line_a_label_and_both_references_named():
     figure = panels(sweep())
     left, right = figure.axes
-    assert [t.get_text() for t in left.texts] == ["whole update", "preloaded head"]
+    named = {line.get_label(): line for line in left.lines[2:]}
+    assert list(named) == ["whole update", "preloaded head"]
+    assert [line.get_ydata()[0] for line in named.values()] == [80.0, 50.0]
+    assert len({line.get_linestyle() for line in named.values()}) == 2
+    assert [t.get_text() for t in figure.legends[0].texts] == ["airllm", "uniform", *named]
+    assert not left.texts  # a text would lie under bars, or under a legend of one's own
     assert len(right.lines) == 2
     np.testing.assert_allclose(left.lines[0].get_ydata(), [57.5, 62.5, 67.5])
     assert (left.get_xlabel(), left.get_ylabel()) == (
@@ -153,7 +173,7 @@ def test_a_causal_models_figure_is_of_its_perplexity():
     left, right = panels(causal()).axes
     assert left.get_ylabel() == "perplexity after last round"
     assert right.get_ylabel() == panels(sweep()).axes[1].get_ylabel()
-    lines = {text.get_text(): text.xy[1] for text in left.texts}
+    lines = {line.get_label(): line.get_ydata()[0] for line in left.lines[2:]}
     assert lines == {"base model": 226.0, "whole update": 119.0}
     low, high = left.get_ylim()
     assert low < 119.0 < 226.0 < high
@@ -190,6 +210,65 @@ def test_intervals_wider_than_what_there_can_be_do_not_stretch_the_axis():
     low, high = panels(cells).axes[0].get_ylim()
     assert low >= 0.0
     assert high <= 104.0
+
+
+def test_what_else_is_swept_is_not_taken_for_more_seeds():
+    _, axes = figure_of()
+    cells = sweep(seeds=(0, 1), codings=("absolute", "residual"))
+    for draw, whole in (
+        (lambda: snr.metric_against_snr(axes, cells, "accuracy"), "snr_figure"),
+        (lambda: tradeoff.accuracy_against(axes, cells), "pareto_figure"),
+    ):
+        message = f"cells differ in payload.coding too; pick one, or use {whole}"
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            draw()
+    snr.metric_against_snr(axes, cells[cells["payload.coding"] == "absolute"], "accuracy")
+
+
+def test_bits_that_few_seeds_needed_say_how_many_did_and_are_not_below_zero():
+    _, axes = figure_of()
+    cells = sweep(labels=["uniform"], seeds=(0, 1, 2))
+    bits = [np.nan, np.nan, np.nan, 1e5, 9e6, np.nan, 2e6, 2e6, 2e6]
+    snr.metric_against_snr(axes, cells.assign(bits_to_95=bits), "bits_to_95")
+    assert [text.get_text() for text in axes.texts] == ["2/3"]
+    assert axes.get_ylabel() == "Mbit per device to 95 %\n(n/N: seeds that reached it)"
+    np.testing.assert_allclose(axes.lines[-1].get_xydata(), [[5, 4.55], [15, 2.0]])
+    bars = [bar[:, 1] for bar in axes.containers[0][2][0].get_segments()]
+    np.testing.assert_allclose(bars, [[0.0, 4.55 + 12.7062 * 4.45], [2.0, 2.0]], rtol=1e-4)
+    _, axes = figure_of()
+    snr.metric_against_snr(axes, cells.assign(bits_to_95=1e6), "bits_to_95")
+    assert (len(axes.texts), axes.get_ylabel()) == (0, "Mbit per device to 95 %")
+    # A reward may well be below zero.
+    snr.metric_against_snr(axes, cells.assign(reward=[-0.1, 0.1, 0.2] * 3), "reward")
+    assert axes.containers[-1][2][0].get_segments()[0][0, 1] < 0
+
+
+def test_shares_are_never_above_all():
+    _, axes = figure_of()
+    cells = sweep(seeds=(0, 1)).assign(delivered_rate=1.0)
+    cells.loc[0, "delivered_rate"] = 0.4
+    snr.metric_against_snr(axes, cells, "delivered_rate")
+    assert axes.get_ylabel() == "updates in time (%)"
+    assert axes.get_ylim()[1] <= 103.0
+
+
+def test_a_column_without_a_name_of_its_own_goes_by_it():
+    _, axes = figure_of()
+    cells = sweep().assign(own=3.0, payload_bits=7.0)
+    for metric, value in (("own", 3.0), ("payload_bits", 7.0)):
+        snr.metric_against_snr(axes, cells, metric)
+        assert axes.get_ylabel() == metric
+        assert axes.lines[-1].get_ydata()[0] == value
+    with pytest.raises(ValueError, match="metric 'acuracy' is no column; there are accuracy, "):
+        snr.metric_against_snr(axes, cells, "acuracy")
+
+
+@pytest.mark.parametrize("name", sorted(figures.FIGURES))
+def test_of_nothing_nothing_is_drawn(name, folder):
+    source = figures.Source(folder)
+    source.cells, source.rounds = source.cells.iloc[:0], source.rounds.iloc[:0]
+    with pytest.raises(ValueError, match="cells has no rows, so that there is nothing to draw"):
+        figures.FIGURES[name][1](source)
 
 
 def test_a_sweep_that_is_not_complete_is_drawn():
@@ -286,7 +365,7 @@ def test_a_label_without_an_snr_is_in_every_figure_and_its_legend():
         panels(cells), delays.delay_figure(rounds, cells), over_time.time_figure(rounds, cells)
     ):  # fmt: skip
         named = [text.get_text() for text in figure.legends[0].texts]
-        assert named == ["airllm", "uniform", "geometry"]
+        assert named[:3] == ["airllm", "uniform", "geometry"]
     bars = delays.timeline_figure(rounds, cells).axes
     assert bars[2].get_title(loc="left") == "geometry, SNR of the channel"
     with pytest.raises(ValueError, match="the labels share no condition to average over"):
@@ -331,6 +410,74 @@ def test_where_nothing_came_through_a_zero_is_drawn():
     assert right.get_yticks()[0] == 0.0
     assert right.get_ylim()[0] < 0.0
     assert panels(sweep(bits=0.0)).axes[1].get_yscale() == "linear"
+
+
+def paired(**of):
+    """A label better than the other by 4, 5 and 6 points, on seeds that are far apart."""
+    cells = sweep(labels=["uniform", "airllm"], seeds=(0, 1, 2), **of)
+    gain = cells["seed"].map({0: 0.04, 1: 0.05, 2: 0.06}) * cells["label"].eq("airllm")
+    return cells.assign(mean_accuracy=0.3 + 0.1 * cells["seed"] + gain)
+
+
+def bars_of(axes, label):
+    """Of a label: its line, and the ends of the intervals, of which there are no others."""
+    (line,) = [line for line in axes.lines if line.get_label() == label]
+    return line, [bar[:, 1] for bar in axes.containers[0][2][0].get_segments()]
+
+
+def test_differences_are_paired():
+    figure = differences.differences_figure(paired())
+    (axes,) = figure.axes
+    line, ends = bars_of(axes, "airllm")
+    half = 4.30265 * 1.0 / np.sqrt(3.0)  # t(0.975, 2), of 4, 5 and 6 points
+    np.testing.assert_allclose(line.get_ydata(), [5.0] * 3)
+    np.testing.assert_allclose(ends, [[5.0 - half, 5.0 + half]] * 3, rtol=1e-5)
+    assert axes.get_ylabel() == "mean accuracy over rounds\nless that of uniform (points)"
+    assert [t.get_text() for t in figure.legends[0].texts] == ["airllm"]
+    assert title_of(figure) == "mean difference, in pairs, over 3 seeds, bars: 95 % t-intervals"
+    # The look is that of the figure against SNR, and the other way round signs are turned.
+    assert line.get_color() == style.COLOURS[1]
+    (axes,) = differences.differences_figure(paired(), "airllm").axes
+    np.testing.assert_allclose(bars_of(axes, "uniform")[0].get_ydata(), [-5.0] * 3)
+    assert {*axes.lines[-1].get_ydata()} == {0.0}
+    _, own = figure_of()
+    differences.difference_against_snr(own, paired(), "uniform", "energy_j")
+    assert own.get_ylabel() == "energy\nless that of uniform (J)"
+
+
+def test_differences_are_of_each_condition_by_itself():
+    cells = paired(codings=("absolute", "residual"), snrs=(5.0, np.nan))
+    assert titles(differences.differences_figure(cells)) == ["absolute", "residual"]
+    has_none = cells["payload.coding"].eq("residual") & cells["label"].eq("uniform")
+    both, empty = differences.differences_figure(cells[~has_none], "uniform").axes
+    np.testing.assert_allclose(bars_of(both, "airllm")[0].get_ydata(), [5.0, np.nan, 5.0])
+    assert len(empty.lines) == 1
+    _, own = figure_of()
+    with pytest.raises(ValueError, match="differ in payload.coding too; .* differences_figure"):
+        differences.difference_against_snr(own, cells, "uniform")
+
+
+def test_differences_that_there_are_not_are_refused():
+    with pytest.raises(ValueError, match="two seeds or more in common with 'airllm'; .* several"):
+        differences.differences_figure(sweep())
+    with pytest.raises(ValueError, match="reference 'unifrom' is no label; they are uniform, air"):
+        differences.differences_figure(paired(), "unifrom")
+    cells = paired().assign(bits_to_95=[np.nan, *[1.0] * 17])
+    with pytest.raises(ValueError, match="bits_to_95 is empty for 1 of 18 runs, .* another metric"):
+        differences.differences_figure(cells, metric="bits_to_95")
+
+
+def test_the_reference_of_a_figure_is_a_label_and_used(folder):
+    with pytest.raises(ValueError, match="--reference 'x' is none of airllm, uniform"):
+        figures.plot(folder, ["differences"], reference="x")
+    with pytest.raises(ValueError, match="--reference 'x' is for --figure differences; add that"):
+        figures.plot(folder, ["snr"], reference="x")
+    first = [path.read_bytes() for path in figures.plot(folder, ["differences"])]
+    other = figures.plot(folder, ["differences"], reference="uniform")
+    assert [path.read_bytes() for path in other] != first
+    _, draw = figures.FIGURES["differences"]
+    (axes, *_) = draw(figures.Source(folder, reference="uniform")).axes
+    assert "less that of uniform" in axes.get_ylabel()
 
 
 def test_the_pareto_front_is_what_nothing_beats():
