@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.figures.snr import check_cells, name_of
-from experiments.figures.style import PAGE_IN, legend_above, looks_of, style
+from experiments.figures.style import PAGE_IN, legend_above, lines_of, looks_of, style
 from experiments.stats import performance_profile
 from experiments.tables import aggregate_table, scores_of
 
@@ -34,10 +34,9 @@ def profile(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") -> N
     found = scores_of(cells, metric)
     every = np.concatenate([scores.to_numpy().ravel() for scores in found.values()])
     marks = np.linspace(every.min(), every.max(), 200)
-    for label, own in looks_of(cells).items():
+    for label, line in lines_of(cells).items():
         if found[label].size:
             shares = performance_profile(found[label].to_numpy(), marks)
-            line = {k: own[k] for k in ("color", "linestyle", "label")}
             axes.plot(scale * marks, shares, drawstyle="steps-post", **line)
     axes.set_xlabel(text)
     axes.set_ylabel("share of runs above")

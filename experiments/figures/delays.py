@@ -8,12 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from experiments.figures.snr import SNR, check_cells, panels_of
+from experiments.figures.snr import SNR, check_cells, left_out, panels_of
 from experiments.figures.style import (
     COLOURS,
     COLUMN_IN,
     PAGE_IN,
     legend_above,
+    legend_of,
+    lines_of,
     looks_of,
     some,
     style,
@@ -31,13 +33,12 @@ PHASES = (
 def delay_cdf(axes: Axes, rounds: pd.DataFrame) -> None:
     """Share of all updates sent that were in by then; what never came in keeps a line below 1."""
     last = float(rounds["delay_s"].max()) if len(rounds) else 1.0
-    for label, own in looks_of(rounds).items():
+    for label, line in lines_of(rounds).items():
         sent = rounds[(rounds["label"] == label) & (rounds["payload_bits"] > 0)]
         if sent.empty:
             continue
         ends = np.sort(sent.loc[sent["delivered"] > 0, "delay_s"].to_numpy())
         shares = np.arange(1, len(ends) + 1) / len(sent)
-        line = {k: own[k] for k in ("color", "linestyle", "label")}
         # On to the right, so that a share that never came in is seen.
         reached = shares[-1] if len(shares) else 0.0
         axes.step([0.0, *ends, last], [0.0, *shares, reached], where="post", **line)
@@ -116,7 +117,7 @@ def timeline_figure(rounds: pd.DataFrame, cells: pd.DataFrame, *, num_rounds: in
     """The first rounds of each label's first run at the middle SNR, one below the other.
 
     A label without it has its first run without an SNR; where there are such, all conditions are
-    named.
+    named. Four labels have room.
     """
     check_cells(cells)
     snrs = sorted(cells[SNR].dropna().unique())
@@ -141,10 +142,9 @@ def timeline_figure(rounds: pd.DataFrame, cells: pd.DataFrame, *, num_rounds: in
         handles = [Patch(facecolor=c, hatch=h, edgecolor="white", label=n) for _, n, c, h in names]
         handles.append(Patch(color="0.92", label="waiting"))
         at = f"{spoken(SNR, snr)}, " if has_all else ""
-        figure.legend(
-            handles=handles, loc="outside upper center", ncols=len(handles),
-            title=f"{at}seed {chosen['seed'].iloc[0]}; crosses: not in by the deadline",
-        )  # fmt: skip
+        seed = f"seed {chosen['seed'].iloc[0]}"
+        title = f"{at}{seed}; crosses: not in by the deadline{left_out(len(chosen), cells)}"
+        legend_of(figure, handles, [handle.get_label() for handle in handles], title)
         return figure
 
 

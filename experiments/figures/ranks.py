@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from experiments.figures.snr import SNR, by_snr, panels_of
+from experiments.figures.snr import SNR, by_snr, left_out, panels_of
 from experiments.figures.style import HEAT, PAGE_IN, some, style
 from experiments.results import PACKED_RANKS, read_ranks, run_folder
 
@@ -34,7 +34,7 @@ def rank_map(
     axes: Axes, ranks: NDArray[np.float64], names: Sequence[str], *, most: float
 ) -> AxesImage:
     """An image [types, depths] of mean ranks [projections]; ``most`` is the end of the scale."""
-    places = [_place(name) for name in names]
+    places = [place_of(name) for name in names]
     kinds = list(dict.fromkeys(kind for _, kind in places))
     depths = sorted({depth for depth, _ in places})
     image = np.full((len(kinds), len(depths)), np.nan)
@@ -93,11 +93,13 @@ def ranks_figure(folder: Path, cells: pd.DataFrame, *, most_labels: int = 4) -> 
                 if row == len(labels) - 1:
                     axes.set_xlabel("layer")
             grid[row, 0].set_ylabel(label)
-        figure.colorbar(image, ax=grid, label="mean rank (rounds, devices, seeds)", pad=0.01)
+        figure.colorbar(image, ax=grid, label="mean rank", pad=0.01)
+        note = f"mean over rounds, devices and seeds{left_out(len(labels), cells)}"
+        figure.suptitle(note.replace("\n", "; "), fontsize=7.0)
         return figure
 
 
-def _place(name: str) -> tuple[int, str]:
+def place_of(name: str) -> tuple[int, str]:
     """Depth and type of a projection by its name, as airllm.models finds them."""
     parts = name.split(".")
     numbers = [i for i, part in enumerate(parts) if re.fullmatch(r"\d+", part)]

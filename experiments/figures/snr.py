@@ -191,6 +191,16 @@ def energy_figure(cells: pd.DataFrame) -> Figure:
     )
 
 
+def left_out(num_shown: int, cells: pd.DataFrame) -> str:
+    """A title's second line where there is no room for all labels."""
+    num_labels = cells["label"].nunique()
+    return (
+        f"\n{num_shown} of {num_labels} labels shown, choose with --label"
+        if num_shown < num_labels
+        else ""
+    )
+
+
 def parts_of(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The runs of each combination of what is swept beside labels, SNRs and seeds, by its name."""
     check_cells(cells)

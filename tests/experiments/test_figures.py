@@ -103,15 +103,26 @@ def test_all_that_is_drawn_fits_two_columns_and_is_legible(folder):
     """Nothing below 6 points; no text beyond the page; no wider than both columns."""
     source = figures.Source(folder)
     for name, (_, draw) in figures.FIGURES.items():
-        figure = draw(source)
-        figure.draw_without_rendering()
-        assert figure.get_figwidth() <= style.PAGE_IN, name
-        box = figure.get_tightbbox()  # in inches
-        assert box.x0 >= -0.02, name
-        assert box.x1 <= figure.get_figwidth() + 0.02, name
-        assert box.y1 <= figure.get_figheight() + 0.02, name
-        for text in figure.findobj(mpl.text.Text):
-            assert text.get_fontsize() >= 6.0, (name, text)
+        assert_fits(draw(source), name)
+
+
+def assert_fits(figure, name):
+    figure.draw_without_rendering()
+    assert figure.get_figwidth() <= style.PAGE_IN, name
+    box = figure.get_tightbbox()  # in inches
+    assert box.x0 >= -0.02, name
+    assert box.y0 >= -0.02, name
+    assert box.x1 <= figure.get_figwidth() + 0.02, name
+    assert box.y1 <= figure.get_figheight() + 0.02, name
+    for text in figure.findobj(mpl.text.Text):
+        assert text.get_fontsize() >= 6.0, (name, text)
+
+
+def test_a_legend_of_all_phases_and_the_ranks_of_one_label_fit(folder):
+    one = figures.Source(folder, ["airllm"])
+    assert_fits(ranks.ranks_figure(folder, one.cells), "ranks")
+    federated = one.rounds.assign(compute_s=0.1, uplink_delay_s=0.2)
+    assert_fits(delays.timeline_figure(federated, one.cells), "timeline")
 
 
 def test_every_axis_says_what_it_is(folder):
@@ -502,6 +513,27 @@ def test_delays_of_what_was_lost_are_missing_from_the_distribution():
     assert ends == {"airllm": 1.0, "uniform": 0.5}
 
 
+def test_lines_without_markers_are_told_apart_in_grey():
+    cells = sweep(labels=[f"rule {i}" for i in range(4)], snrs=(5.0,))
+    (axes,) = delays.delay_figure(rounds_of(cells), cells).axes
+    assert len({line.get_linestyle() for line in axes.lines}) == 4
+    cells = cells.assign(mean_accuracy=np.arange(4.0))
+    (_, shares) = aggregate.aggregate_figure(cells).axes
+    assert len({line.get_linestyle() for line in shares.lines}) == 4
+    looks = style.lines_of(pd.DataFrame({"label": range(35)}))
+    assert len({str(look | {"label": ""}) for look in looks.values()}) == 35
+
+
+def test_labels_that_have_no_room_are_said_to_be_left_out(monkeypatch):
+    monkeypatch.setattr(ranks, "mean_ranks", lambda *_: (np.arange(9.0), PROJECTIONS))
+    for num, said in ((4, ""), (6, "4 of 6 labels shown, choose with --label")):
+        cells = sweep(labels=[f"rule {i}" for i in range(num)])
+        bars = delays.timeline_figure(rounds_of(cells), cells)
+        assert title_of(bars).partition("\n")[2] == said
+        drawn = ranks.ranks_figure(None, cells)
+        assert drawn.get_suptitle().partition("; ")[2] == said
+
+
 def test_a_timeline_shows_all_phases_that_were_recorded():
     cells = sweep(labels=["uniform"], snrs=(5.0,))
     rounds = rounds_of(cells)
@@ -520,6 +552,21 @@ def test_ranks_lie_by_depth_and_type(folder):
     np.testing.assert_allclose(image, [[0, 1, 2]] * 3)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
         "query", "attn. out", "ffn out",
+    ]  # fmt: skip
+
+
+def test_a_runs_projections_have_their_names(tmp_path, monkeypatch):
+    with RoundsWriter(tmp_path / "rounds.csv") as writer:
+        writer.write([dict.fromkeys(ROUND_COLUMNS, 1.0) | {"device": 0}])
+    names = [*PROJECTIONS, "classifier"]
+    np.savez(tmp_path / "ranks.npz", ranks=np.ones((1, 1, 10), int), projections=names)
+    drawn = []
+    monkeypatch.setattr(run, "save", lambda figure, *_: drawn.append(figure) or [])
+    run.plot_run(tmp_path)
+    right = drawn[0].axes[1]
+    assert [t.get_text() for t in right.get_yticklabels()] == [
+        *(f"{depth} {kind}" for depth in (1, 2, 3) for kind in ("query", "attn. out", "ffn out")),
+        "classifier",
     ]  # fmt: skip
 
 
