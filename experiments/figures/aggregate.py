@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.figures.snr import check_cells, name_of
-from experiments.figures.style import PAGE_IN, legend_above, lines_of, looks_of, style
+from experiments.figures.style import PAGE_IN, Size, legend_above, lines_of, looks_of, style
 from experiments.stats import performance_profile
 from experiments.tables import aggregate_table, scores_of
 
@@ -42,7 +42,9 @@ def profile(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") -> N
     axes.set_ylabel("share of runs above")
 
 
-def aggregate_figure(cells: pd.DataFrame, metric: str = "mean_accuracy") -> Figure:
+def aggregate_figure(
+    cells: pd.DataFrame, metric: str = "mean_accuracy", *, figsize: Size | None = None
+) -> Figure:
     """Aggregates at the left, performance profiles at the right."""
     check_cells(cells)
     table = aggregate_table(cells, metric, num_resamples=1)
@@ -52,7 +54,7 @@ def aggregate_figure(cells: pd.DataFrame, metric: str = "mean_accuracy") -> Figu
         )
     with style():
         height = max(2.2, 0.7 + 0.17 * cells["label"].nunique())
-        figure = Figure(figsize=(PAGE_IN, height), layout="constrained")
+        figure = Figure(figsize=figsize or (PAGE_IN, height), layout="constrained")
         left, right = figure.subplots(1, 2)
         aggregate(left, cells, metric)
         profile(right, cells, metric)

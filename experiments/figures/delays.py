@@ -13,6 +13,7 @@ from experiments.figures.style import (
     COLOURS,
     COLUMN_IN,
     PAGE_IN,
+    Size,
     legend_above,
     legend_of,
     lines_of,
@@ -48,14 +49,16 @@ def delay_cdf(axes: Axes, rounds: pd.DataFrame) -> None:
     axes.set_ylabel("share of updates in by then")
 
 
-def delay_figure(rounds: pd.DataFrame, cells: pd.DataFrame) -> Figure:
+def delay_figure(
+    rounds: pd.DataFrame, cells: pd.DataFrame, *, figsize: Size | None = None
+) -> Figure:
     """One panel for the lowest, a middle and the highest SNR; a row for what else is swept."""
     panels = panels_of(cells)
     columns = max(map(len, panels))
     labels = list(looks_of(cells))
     with style():
         figure = Figure(
-            figsize=(PAGE_IN if columns > 1 else COLUMN_IN, 0.6 + 1.8 * len(panels)),
+            figsize=figsize or (PAGE_IN if columns > 1 else COLUMN_IN, 0.6 + 1.8 * len(panels)),
             layout="constrained",
         )
         # Delays of one geometry may be a hundredth of another's.
@@ -113,7 +116,13 @@ def timeline(axes: Axes, rounds: pd.DataFrame) -> None:
     axes.set_ylabel("device")
 
 
-def timeline_figure(rounds: pd.DataFrame, cells: pd.DataFrame, *, num_rounds: int = 3) -> Figure:
+def timeline_figure(
+    rounds: pd.DataFrame,
+    cells: pd.DataFrame,
+    *,
+    num_rounds: int = 3,
+    figsize: Size | None = None,
+) -> Figure:
     """The first rounds of each label's first run at the middle SNR, one below the other.
 
     A label without it has its first run without an SNR; where there are such, all conditions are
@@ -128,7 +137,7 @@ def timeline_figure(rounds: pd.DataFrame, cells: pd.DataFrame, *, num_rounds: in
     named = [] if has_all else condition_keys(cells)
     with style():
         height = 0.9 + sum(0.35 + 0.13 * rounds["device"].nunique() for _ in range(len(chosen)))
-        figure = Figure(figsize=(COLUMN_IN, height), layout="constrained")
+        figure = Figure(figsize=figsize or (COLUMN_IN, height), layout="constrained")
         grid = figure.subplots(len(chosen), 1, squeeze=False, sharex=True)[:, 0]
         for axes, run in zip(grid, chosen.to_dict("records"), strict=True):
             own = rounds[rounds["cell"] == run["cell"]]

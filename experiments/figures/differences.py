@@ -16,7 +16,7 @@ from experiments.figures.snr import (
     parts_of,
     points_against_snr,
 )
-from experiments.figures.style import looks_of, seeds_note
+from experiments.figures.style import Size, looks_of, seeds_note
 from experiments.tables import comparison_table
 
 
@@ -39,7 +39,11 @@ def difference_against_snr(
 
 
 def differences_figure(
-    cells: pd.DataFrame, reference: str | None = None, metric: str = "mean_accuracy"
+    cells: pd.DataFrame,
+    reference: str | None = None,
+    metric: str = "mean_accuracy",
+    *,
+    figsize: Size | None = None,
 ) -> Figure:
     """Paired differences from ``reference``, the first label unless it is given; what else is
     swept has panels of its own."""
@@ -58,6 +62,7 @@ def differences_figure(
         cells,
         (lambda axes, rows: difference_against_snr(axes, rows, reference, metric),),
         seeds_note(seeds, "mean difference, in pairs,"),
+        figsize=figsize,
     )
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from experiments.figures.style import (
     COLUMN_IN,
     PAGE_IN,
+    Size,
     legend_above,
     log_ticks,
     looks_of,
@@ -174,20 +175,22 @@ def energy_against_snr(axes: Axes, cells: pd.DataFrame) -> None:
     axes.set_ylim(bottom=0.0)
 
 
-def snr_figure(cells: pd.DataFrame) -> Figure:
+def snr_figure(cells: pd.DataFrame, *, figsize: Size | None = None) -> Figure:
     """Accuracy (perplexity of causal models) and delivered bits; what else is swept has panels of
     its own."""
     is_causal = cells["perplexity"].notna().any()
     first = perplexity_against_snr if is_causal else accuracy_against_snr
-    return panels(cells, (first, bits_against_snr))
+    return panels(cells, (first, bits_against_snr), figsize=figsize)
 
 
-def energy_figure(cells: pd.DataFrame) -> Figure:
+def energy_figure(cells: pd.DataFrame, *, figsize: Size | None = None) -> Figure:
     """Energy against SNR, and what accuracy it bought."""
     from experiments.figures.tradeoff import accuracy_against
 
     return panels(
-        cells, (energy_against_snr, lambda axes, c: accuracy_against(axes, c, "energy_j"))
+        cells,
+        (energy_against_snr, lambda axes, c: accuracy_against(axes, c, "energy_j")),
+        figsize=figsize,
     )
 
 
@@ -229,18 +232,21 @@ def panels_of(cells: pd.DataFrame) -> list[list[tuple[str, pd.DataFrame]]]:
     ]
 
 
-def panels(cells: pd.DataFrame, drawers: tuple, note: str = "") -> Figure:
+def panels(
+    cells: pd.DataFrame, drawers: tuple, note: str = "", *, figsize: Size | None = None
+) -> Figure:
     """A row for each of ``drawers`` (of an axis and a frame), a column for each of `parts_of`; a
     single column lies on its side. ``note`` is in the legend, how many seeds unless it is given."""
     parts = parts_of(cells)
     with style():
         if len(parts) == 1:
             width = COLUMN_IN if len(drawers) == 1 else PAGE_IN * 0.72
-            figure = Figure(figsize=(width, 2.6), layout="constrained")
+            figure = Figure(figsize=figsize or (width, 2.6), layout="constrained")
             grid = figure.subplots(1, len(drawers), squeeze=False).T
         else:
             width = min(PAGE_IN, 2.4 * len(parts))
-            figure = Figure(figsize=(width, 2.0 * len(drawers) + 0.6), layout="constrained")
+            size = figsize or (width, 2.0 * len(drawers) + 0.6)
+            figure = Figure(figsize=size, layout="constrained")
             grid = figure.subplots(len(drawers), len(parts), squeeze=False)
         looks = looks_of(cells)
         for row, draw in enumerate(drawers):

@@ -42,6 +42,8 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "airllm",
 }
+Size = tuple[float, float]
+"""width and height in inches"""
 FORMATS = ("png", "pdf")
 
 

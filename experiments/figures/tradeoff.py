@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from experiments.figures.snr import SNR, bound_shares, check_part, name_of, parts_of, set_apart
 from experiments.figures.style import (
     PAGE_IN,
+    Size,
     legend_above,
     log_ticks,
     looks_of,
@@ -69,12 +70,12 @@ def pareto_front(cost: np.ndarray, gain: np.ndarray) -> np.ndarray:
     return order[gain[order] > best]
 
 
-def pareto_figure(cells: pd.DataFrame) -> Figure:
+def pareto_figure(cells: pd.DataFrame, *, figsize: Size | None = None) -> Figure:
     """Accuracy against transmitted bits."""
     parts = parts_of(cells)
     with style():
         width = min(PAGE_IN, 2.0 + 2.0 * len(parts))
-        figure = Figure(figsize=(width, 3.0), layout="constrained")
+        figure = Figure(figsize=figsize or (width, 3.0), layout="constrained")
         grid = figure.subplots(1, len(parts), squeeze=False)[0]
         labels = list(looks_of(cells))
         for axes, (name, rows) in zip(grid, parts, strict=True):
