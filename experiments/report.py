@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.equal_accuracy import bits_ratio_table
-from experiments.figures import FIGURES, Source
+from experiments.figures import FIGURES, Source, check_label
 from experiments.figures.style import PAGE_IN, style
 from experiments.results import Results, condition_keys, spoken, write_text
 from experiments.tables import (
@@ -77,12 +77,11 @@ def write_report(
     the runs' own folders are not there, is said in its place. Raises ValueError for a folder
     without results, and for labels that it does not have.
     """
-    source = Source(folder, labels)
+    source = Source(folder, labels, reference)
     cells = source.cells
-    known = list(pd.unique(cells["label"]))
     for option, label in (("--reference", reference), ("--best", best)):
-        if label is not None and label not in known:
-            raise ValueError(f"{option} {label!r} is none of {', '.join(known)}")
+        if label is not None:
+            check_label(label, cells, option)
     if best == "uniform":
         raise ValueError("--best 'uniform' is what a score of 0 stands for; name another one")
     several = cells.groupby("label")["seed"].nunique().max() > 1

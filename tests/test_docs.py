@@ -1,5 +1,6 @@
 """The documentation is true: its commands run, its site is built, and needs no network."""
 
+import json
 import os
 import re
 import shlex
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.figures import style
+from experiments.results import KEY_COLUMNS, RESULT_COLUMNS, ROUND_COLUMNS
 from experiments.sweep import load_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -68,13 +71,28 @@ def own_sweep(run_command):
 
 
 @pytest.mark.usefixtures("own_sweep")
-def test_the_python_of_the_sweeps_page_runs(folder):
+def test_the_python_of_the_sweeps_page_runs(folder, monkeypatch):
     """It reads the tutorial's sweep."""
+    monkeypatch.setattr(style, "COLOURS", style.COLOURS)
     scope = {}
     for text in blocks("sweeps.md", "python"):
         exec(text, scope)
     assert len(scope["rounds"]) == len(scope["cells"]) * 2 * 2  # rounds and devices
     assert (folder / "own.pdf").exists()
+    assert (folder / "paper.pdf").exists()
+
+
+@pytest.mark.usefixtures("own_sweep")
+def test_every_column_is_explained_and_no_other(folder):
+    page = (DOCS / "columns.md").read_text()
+    rounds, results, summary = (
+        re.findall(r"^\| `([\w.]+)` \|", part, flags=re.MULTILINE)
+        for part in page.split("\n## ")[1:]
+    )
+    assert tuple(rounds) == ROUND_COLUMNS
+    assert tuple(results) == (*KEY_COLUMNS, *RESULT_COLUMNS)
+    written = json.loads(next((folder / "runs/own").glob("*/summary.json")).read_text())
+    assert {*results, *summary} == {*written, *KEY_COLUMNS, "privacy_epsilon"}
 
 
 @pytest.mark.usefixtures("own_sweep")

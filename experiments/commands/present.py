@@ -14,6 +14,11 @@ Labels = Annotated[
     typer.Option("--label", help="Only these policies or variants; may be repeated."),
 ]
 
+Reference = Annotated[
+    str | None,
+    typer.Option("--reference", help="Whom the others are compared with [default: the first]."),
+]
+
 
 def plot(
     folder: Path,
@@ -21,17 +26,20 @@ def plot(
         list[str] | None,
         typer.Option(
             "--figure",
-            help="snr, pareto, time, ranks, delay, timeline, energy, aggregate, run or learning; "
-            "may be repeated.",
+            help="snr, differences, pareto, time, ranks, delay, timeline, energy, aggregate, run "
+            "or learning; may be repeated.",
         ),
     ] = None,
     labels: Labels = None,
+    reference: Reference = None,
 ) -> None:
     """Draw figures as PNG and PDF beside the numbers.
 
     `airllm plot runs/quick`
 
     `airllm plot runs/quick --figure pareto --figure ranks --label airllm --label uniform`
+
+    `airllm plot runs/quick --figure differences --reference uniform`
 
     FOLDER is what a sweep, a run or `airllm learn` was given as --out. Without --figure it is
     accuracy and bits against SNR for a sweep, the rounds of a run, the learning curve of a policy.
@@ -41,7 +49,7 @@ def plot(
         raise ValueError(f"{folder} is no folder; name the --out of a sweep or a run")
     from experiments import figures as drawing
 
-    for path in drawing.plot(folder, figures or (), labels or ()):
+    for path in drawing.plot(folder, figures or (), labels or (), reference):
         typer.echo(path)
 
 
@@ -51,9 +59,7 @@ def report(
         Path | None, typer.Option("--out", help="File [default: report.html in the folder].")
     ] = None,
     labels: Labels = None,
-    reference: Annotated[
-        str | None, typer.Option("--reference", help="Whom the others are compared with.")
-    ] = None,
+    reference: Reference = None,
     best: Annotated[
         str | None, typer.Option("--best", help="Whose gain over uniform is a score of 1.")
     ] = None,

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from experiments.figures.aggregate import aggregate_figure
 from experiments.figures.delays import delay_figure, timeline_figure
+from experiments.figures.differences import differences_figure
 from experiments.figures.over_time import learning_figure, time_figure
 from experiments.figures.ranks import ranks_figure
 from experiments.figures.run import plot_run
@@ -25,10 +26,15 @@ from experiments.results import load, read_cells
 
 
 class Source:
-    """What a folder holds, read when first asked for; of some labels, in their order."""
+    """What a folder holds, read when first asked for; of some labels, in their order.
 
-    def __init__(self, folder: Path, labels: Sequence[str] = ()) -> None:
-        self.folder, self._labels = folder, labels
+    ``reference`` is whom the others are compared with, the first label unless it is given.
+    """
+
+    def __init__(
+        self, folder: Path, labels: Sequence[str] = (), reference: str | None = None
+    ) -> None:
+        self.folder, self._labels, self.reference = folder, labels, reference
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -43,6 +49,10 @@ class Source:
 
 FIGURES: dict[str, tuple[str, Callable[[Source], Figure]]] = {
     "snr": ("accuracy and delivered bits against SNR", lambda s: snr_figure(s.cells)),
+    "differences": (
+        "paired differences of mean accuracy against SNR",
+        lambda s: differences_figure(s.cells, s.reference),
+    ),
     "pareto": ("accuracy against delivered bits", lambda s: pareto_figure(s.cells)),
     "time": ("accuracy against virtual time", lambda s: time_figure(s.rounds, s.cells)),
     "ranks": ("ranks by depth and type, against SNR", lambda s: ranks_figure(s.folder, s.cells)),
@@ -55,13 +65,21 @@ FIGURES: dict[str, tuple[str, Callable[[Source], Figure]]] = {
 CURVE = "learning_curve.csv"
 
 
-def plot(folder: Path, names: Sequence[str] = (), labels: Sequence[str] = ()) -> list[Path]:
+def plot(
+    folder: Path,
+    names: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    reference: str | None = None,
+) -> list[Path]:
     """Draw figures of a folder, as PNG and PDF beside the numbers.
 
     Without ``names``: "snr" of a sweep, the overview of a run, the curve of what was learned.
     "learning" is of one learned policy's folder, or of all in a folder. With ``labels``, only
-    those, in this order. Raises ValueError for what is unknown or absent.
+    those, in this order; ``reference`` is for "differences". Raises ValueError for what is unknown
+    or absent.
     """
+    if reference is not None and "differences" not in names:
+        raise ValueError(f"--reference {reference!r} is for --figure differences; add that")
     if unknown := [n for n in names if n not in FIGURES and n not in ("run", "learning")]:
         known = ", ".join((*FIGURES, "run", "learning"))
         raise ValueError(f"--figure must be one of {known}, got {unknown[0]!r}")
@@ -71,7 +89,9 @@ def plot(folder: Path, names: Sequence[str] = (), labels: Sequence[str] = ()) ->
         is_learned = not is_sweep and not is_run and (folder / CURVE).exists()
         names = ["run"] if is_run else ["learning"] if is_learned else ["snr"]
     paths: list[Path] = []
-    source = Source(folder, labels)
+    source = Source(folder, labels, reference)
+    if reference is not None:
+        check_label(reference, source.cells, "--reference")
     for name in names:
         if name in ("run", "learning"):
             if labels:
@@ -95,12 +115,18 @@ def plot_learning(folder: Path) -> list[Path]:
     return save(learning_figure(curves), folder, "learning")
 
 
+def check_label(label: str, frame: pd.DataFrame, option: str) -> None:
+    """Raise ValueError for a label that a frame does not have."""
+    known = list(pd.unique(frame["label"]))
+    if label not in known:
+        raise ValueError(f"{option} {label!r} is none of {', '.join(known)}")
+
+
 def _chosen(frame: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
     if not labels:
         return frame
-    known = list(pd.unique(frame["label"]))
-    if unknown := [label for label in labels if label not in known]:
-        raise ValueError(f"--label {unknown[0]!r} is none of {', '.join(known)}")
+    for label in labels:
+        check_label(label, frame, "--label")
     order = {label: i for i, label in enumerate(labels)}
     kept = frame[frame["label"].isin(order)]
     return kept.sort_values("label", key=lambda names: names.map(order), kind="stable")

@@ -7,15 +7,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures.snr import NAMES
-from experiments.figures.style import PAGE_IN, legend_above, looks_of, style
+from experiments.figures.snr import check_cells, name_of
+from experiments.figures.style import PAGE_IN, Size, legend_above, lines_of, looks_of, style
 from experiments.stats import performance_profile
 from experiments.tables import aggregate_table, scores_of
 
 
 def aggregate(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") -> None:
     """Interquartile mean over seeds and conditions, 95 % bootstrap intervals over seeds."""
-    text, scale = NAMES[metric]
+    text, scale = name_of(metric, cells)
     table = scale * aggregate_table(cells, metric)[["value", "low", "high"]]
     y = np.arange(len(table))
     error = np.nan_to_num([table["value"] - table["low"], table["high"] - table["value"]])
@@ -30,21 +30,23 @@ def aggregate(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") ->
 
 def profile(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") -> None:
     """Share of runs above each mark, one line a label."""
-    text, scale = NAMES[metric]
+    text, scale = name_of(metric, cells)
     found = scores_of(cells, metric)
     every = np.concatenate([scores.to_numpy().ravel() for scores in found.values()])
     marks = np.linspace(every.min(), every.max(), 200)
-    for label, own in looks_of(cells).items():
+    for label, line in lines_of(cells).items():
         if found[label].size:
             shares = performance_profile(found[label].to_numpy(), marks)
-            line = {k: own[k] for k in ("color", "linestyle", "label")}
             axes.plot(scale * marks, shares, drawstyle="steps-post", **line)
     axes.set_xlabel(text)
     axes.set_ylabel("share of runs above")
 
 
-def aggregate_figure(cells: pd.DataFrame, metric: str = "mean_accuracy") -> Figure:
+def aggregate_figure(
+    cells: pd.DataFrame, metric: str = "mean_accuracy", *, figsize: Size | None = None
+) -> Figure:
     """Aggregates at the left, performance profiles at the right."""
+    check_cells(cells)
     table = aggregate_table(cells, metric, num_resamples=1)
     if table.empty:
         raise ValueError(
@@ -52,7 +54,7 @@ def aggregate_figure(cells: pd.DataFrame, metric: str = "mean_accuracy") -> Figu
         )
     with style():
         height = max(2.2, 0.7 + 0.17 * cells["label"].nunique())
-        figure = Figure(figsize=(PAGE_IN, height), layout="constrained")
+        figure = Figure(figsize=figsize or (PAGE_IN, height), layout="constrained")
         left, right = figure.subplots(1, 2)
         aggregate(left, cells, metric)
         profile(right, cells, metric)

@@ -8,12 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from experiments.figures.snr import SNR, panels_of
+from experiments.figures.snr import SNR, check_cells, left_out, panels_of
 from experiments.figures.style import (
     COLOURS,
     COLUMN_IN,
     PAGE_IN,
+    Size,
     legend_above,
+    legend_of,
+    lines_of,
     looks_of,
     some,
     style,
@@ -31,13 +34,12 @@ PHASES = (
 def delay_cdf(axes: Axes, rounds: pd.DataFrame) -> None:
     """Share of all updates sent that were in by then; what never came in keeps a line below 1."""
     last = float(rounds["delay_s"].max()) if len(rounds) else 1.0
-    for label, own in looks_of(rounds).items():
+    for label, line in lines_of(rounds).items():
         sent = rounds[(rounds["label"] == label) & (rounds["payload_bits"] > 0)]
         if sent.empty:
             continue
         ends = np.sort(sent.loc[sent["delivered"] > 0, "delay_s"].to_numpy())
         shares = np.arange(1, len(ends) + 1) / len(sent)
-        line = {k: own[k] for k in ("color", "linestyle", "label")}
         # On to the right, so that a share that never came in is seen.
         reached = shares[-1] if len(shares) else 0.0
         axes.step([0.0, *ends, last], [0.0, *shares, reached], where="post", **line)
@@ -47,14 +49,16 @@ def delay_cdf(axes: Axes, rounds: pd.DataFrame) -> None:
     axes.set_ylabel("share of updates in by then")
 
 
-def delay_figure(rounds: pd.DataFrame, cells: pd.DataFrame) -> Figure:
+def delay_figure(
+    rounds: pd.DataFrame, cells: pd.DataFrame, *, figsize: Size | None = None
+) -> Figure:
     """One panel for the lowest, a middle and the highest SNR; a row for what else is swept."""
     panels = panels_of(cells)
     columns = max(map(len, panels))
     labels = list(looks_of(cells))
     with style():
         figure = Figure(
-            figsize=(PAGE_IN if columns > 1 else COLUMN_IN, 0.6 + 1.8 * len(panels)),
+            figsize=figsize or (PAGE_IN if columns > 1 else COLUMN_IN, 0.6 + 1.8 * len(panels)),
             layout="constrained",
         )
         # Delays of one geometry may be a hundredth of another's.
@@ -112,12 +116,19 @@ def timeline(axes: Axes, rounds: pd.DataFrame) -> None:
     axes.set_ylabel("device")
 
 
-def timeline_figure(rounds: pd.DataFrame, cells: pd.DataFrame, *, num_rounds: int = 3) -> Figure:
+def timeline_figure(
+    rounds: pd.DataFrame,
+    cells: pd.DataFrame,
+    *,
+    num_rounds: int = 3,
+    figsize: Size | None = None,
+) -> Figure:
     """The first rounds of each label's first run at the middle SNR, one below the other.
 
     A label without it has its first run without an SNR; where there are such, all conditions are
-    named.
+    named. Four labels have room.
     """
+    check_cells(cells)
     snrs = sorted(cells[SNR].dropna().unique())
     snr = snrs[len(snrs) // 2] if snrs else np.nan
     runs = cells[cells[SNR].eq(snr) | cells[SNR].isna()].sort_values(SNR, kind="stable")
@@ -126,7 +137,7 @@ def timeline_figure(rounds: pd.DataFrame, cells: pd.DataFrame, *, num_rounds: in
     named = [] if has_all else condition_keys(cells)
     with style():
         height = 0.9 + sum(0.35 + 0.13 * rounds["device"].nunique() for _ in range(len(chosen)))
-        figure = Figure(figsize=(COLUMN_IN, height), layout="constrained")
+        figure = Figure(figsize=figsize or (COLUMN_IN, height), layout="constrained")
         grid = figure.subplots(len(chosen), 1, squeeze=False, sharex=True)[:, 0]
         for axes, run in zip(grid, chosen.to_dict("records"), strict=True):
             own = rounds[rounds["cell"] == run["cell"]]
@@ -140,10 +151,9 @@ def timeline_figure(rounds: pd.DataFrame, cells: pd.DataFrame, *, num_rounds: in
         handles = [Patch(facecolor=c, hatch=h, edgecolor="white", label=n) for _, n, c, h in names]
         handles.append(Patch(color="0.92", label="waiting"))
         at = f"{spoken(SNR, snr)}, " if has_all else ""
-        figure.legend(
-            handles=handles, loc="outside upper center", ncols=len(handles),
-            title=f"{at}seed {chosen['seed'].iloc[0]}; crosses: not in by the deadline",
-        )  # fmt: skip
+        seed = f"seed {chosen['seed'].iloc[0]}"
+        title = f"{at}{seed}; crosses: not in by the deadline{left_out(len(chosen), cells)}"
+        legend_of(figure, handles, [handle.get_label() for handle in handles], title)
         return figure
 
 

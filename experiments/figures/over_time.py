@@ -14,6 +14,7 @@ from experiments.figures.style import (
     COLOURS,
     COLUMN_IN,
     PAGE_IN,
+    Size,
     legend_above,
     look,
     looks_of,
@@ -61,14 +62,16 @@ def accuracy_against_time(
     bound_shares(axes)
 
 
-def time_figure(rounds: pd.DataFrame, cells: pd.DataFrame) -> Figure:
+def time_figure(
+    rounds: pd.DataFrame, cells: pd.DataFrame, *, figsize: Size | None = None
+) -> Figure:
     """One panel for the lowest, a middle and the highest SNR; a row for what else is swept."""
     panels = panels_of(cells)
     columns = max(map(len, panels))
     labels = list(looks_of(cells))
     with style():
         figure = Figure(
-            figsize=(PAGE_IN if columns > 1 else COLUMN_IN, 0.7 + 1.9 * len(panels)),
+            figsize=figsize or (PAGE_IN if columns > 1 else COLUMN_IN, 0.7 + 1.9 * len(panels)),
             layout="constrained",
         )
         grid = figure.subplots(len(panels), columns, squeeze=False, sharex=True)
@@ -114,10 +117,10 @@ def learning_curve(axes: Axes, curve: pd.DataFrame, label: str = "", index: int 
     axes.set_ylabel("loss below the reference rule's (nats)")
 
 
-def learning_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
+def learning_figure(curves: Mapping[str, pd.DataFrame], *, figsize: Size | None = None) -> Figure:
     """The curve of one policy, or of several by their names."""
     with style():
-        figure = Figure(figsize=(COLUMN_IN, 2.7), layout="constrained")
+        figure = Figure(figsize=figsize or (COLUMN_IN, 2.7), layout="constrained")
         axes = figure.subplots()
         for i, (name, curve) in enumerate(curves.items()):
             learning_curve(axes, curve, name if len(curves) > 1 else "", i)

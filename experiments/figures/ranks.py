@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from experiments.figures.snr import SNR, by_snr, panels_of
-from experiments.figures.style import HEAT, PAGE_IN, some, style
+from experiments.figures.snr import SNR, by_snr, left_out, panels_of
+from experiments.figures.style import HEAT, PAGE_IN, Size, some, style
 from experiments.results import PACKED_RANKS, read_ranks, run_folder
 
 # Long names of the types, as papers write them.
@@ -34,7 +34,7 @@ def rank_map(
     axes: Axes, ranks: NDArray[np.float64], names: Sequence[str], *, most: float
 ) -> AxesImage:
     """An image [types, depths] of mean ranks [projections]; ``most`` is the end of the scale."""
-    places = [_place(name) for name in names]
+    places = [place_of(name) for name in names]
     kinds = list(dict.fromkeys(kind for _, kind in places))
     depths = sorted({depth for depth, _ in places})
     image = np.full((len(kinds), len(depths)), np.nan)
@@ -62,7 +62,9 @@ def mean_ranks(folder: Path, cells: pd.DataFrame) -> tuple[NDArray[np.float64], 
     return np.mean([ranks.mean(axis=(0, 1)) for ranks, _ in found], axis=0), names
 
 
-def ranks_figure(folder: Path, cells: pd.DataFrame, *, most_labels: int = 4) -> Figure:
+def ranks_figure(
+    folder: Path, cells: pd.DataFrame, *, most_labels: int = 4, figsize: Size | None = None
+) -> Figure:
     """A row for each of the first labels, a column for each SNR; one scale for all.
 
     Where runs have no SNR, a column for each condition, up to five.
@@ -79,7 +81,8 @@ def ranks_figure(folder: Path, cells: pd.DataFrame, *, most_labels: int = 4) -> 
                 maps[label, column] = mean_ranks(folder, own)
     most = max(float(ranks.max()) for ranks, _ in maps.values()) or 1.0
     with style():
-        figure = Figure(figsize=(PAGE_IN, 0.8 + 1.15 * len(labels)), layout="constrained")
+        size = figsize or (PAGE_IN, 0.8 + 1.15 * len(labels))
+        figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(len(labels), len(columns), squeeze=False, sharex=True, sharey=True)
         for row, label in enumerate(labels):
             for column, (name, _) in enumerate(columns):
@@ -93,11 +96,13 @@ def ranks_figure(folder: Path, cells: pd.DataFrame, *, most_labels: int = 4) -> 
                 if row == len(labels) - 1:
                     axes.set_xlabel("layer")
             grid[row, 0].set_ylabel(label)
-        figure.colorbar(image, ax=grid, label="mean rank (rounds, devices, seeds)", pad=0.01)
+        figure.colorbar(image, ax=grid, label="mean rank", pad=0.01)
+        note = f"mean over rounds, devices and seeds{left_out(len(labels), cells)}"
+        figure.suptitle(note.replace("\n", "; "), fontsize=7.0)
         return figure
 
 
-def _place(name: str) -> tuple[int, str]:
+def place_of(name: str) -> tuple[int, str]:
     """Depth and type of a projection by its name, as airllm.models finds them."""
     parts = name.split(".")
     numbers = [i for i, part in enumerate(parts) if re.fullmatch(r"\d+", part)]

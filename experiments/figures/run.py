@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.figures.ranks import place_of
 from experiments.figures.style import COLOURS, HEAT, PAGE_IN, save, some, style
 from experiments.results import read_ranks, read_rounds, read_summary
 
@@ -44,9 +45,16 @@ def plot_run(folder: Path) -> list[Path]:
         right.set_xlabel("round")
         ticks = some(range(len(total)), 10)
         right.set_xticks(ticks, [str(i + 1) for i in ticks])
-        right.yaxis.set_major_locator(MaxNLocator(integer=True))
-        right.set_ylabel(f"projection (0 to {len(names) - 1}, by depth)")
+        named = some(range(len(names)), 12)
+        right.set_yticks(named, [_name(names[i]) for i in named])
+        right.set_ylabel("layer and projection")
         figure.colorbar(
             image, ax=right, label="ranks sent, sum over devices", ticks=MaxNLocator(integer=True)
         )
         return save(figure, folder, "run")
+
+
+def _name(projection: str) -> str:
+    """Its layer and type, if it has them."""
+    depth, kind = place_of(projection)
+    return kind if kind == projection else f"{depth + 1} {kind}"

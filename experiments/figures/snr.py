@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from experiments.figures.style import (
     COLUMN_IN,
     PAGE_IN,
+    Size,
     legend_above,
     log_ticks,
     looks_of,
@@ -18,7 +19,7 @@ from experiments.figures.style import (
     some,
     style,
 )
-from experiments.results import NO_SNR, condition_keys, spoken
+from experiments.results import NO_SNR, RESULT_COLUMNS, condition_keys, spoken
 from experiments.stats import mean_interval
 
 SNR = "channel.snr_db"
@@ -39,42 +40,87 @@ NAMES = {
 """axis label and factor of each metric"""
 
 
+POINTS = ("label", SNR, "value", "low", "high", "seeds", "of")
+"""columns of `points_against_snr`'s frame"""
+
+
 def metric_against_snr(axes: Axes, cells: pd.DataFrame, metric: str) -> None:
     """Means over seeds with 95 % t-intervals, labels set a little apart.
 
-    Runs without an SNR stand at the right end, joined to no others.
+    Runs without an SNR stand at the right end, joined to no others. A mean over some of the seeds,
+    as of ``bits_to_95`` where not all reach it, has their number beside it. Raises ValueError for
+    cells that differ in more than label, SNR and seed: these are no seeds of one condition.
     """
+    check_part(cells, "snr_figure")
     text, scale = name_of(metric, cells)
+    found = []
+    for (label, snr), values in cells.groupby(["label", SNR], observed=True, dropna=False)[metric]:
+        if values.notna().any():
+            mean = mean_interval(scale * values.dropna())
+            # Nothing but a reward can be below zero, however wide an interval is.
+            low = max(mean.low, 0.0) if metric in NAMES and metric != "reward" else mean.low
+            found.append((label, snr, mean.value, low, mean.high, values.count(), len(values)))
+    points_against_snr(axes, cells, pd.DataFrame(found, columns=POINTS))
+    if (cells[metric].isna() & cells[metric].notna().any()).any():
+        reached = "that reached it" if metric == "bits_to_95" else "that have one"
+        text += f"\n(n/N: seeds {reached})"
+    axes.set_ylabel(text)
+    if text.endswith("(%)"):
+        bound_shares(axes)
+
+
+def points_against_snr(axes: Axes, cells: pd.DataFrame, points: pd.DataFrame) -> None:
+    """Values with their intervals, a line a label of ``cells``; "seeds" of "of" have a value."""
     looks = looks_of(cells)
     snrs = sorted(cells[SNR].dropna().unique())
     gap = min(np.diff(snrs), default=1.0)
     place = snrs[-1] + gap if snrs else 0.0  # of runs without an SNR
-    by = cells.groupby(["label", SNR], observed=True, dropna=False)
-    several = by["seed"].nunique().max() > 1
-    step = gap / (3.0 * len(looks)) if several else 0.0
+    step = gap / (3.0 * len(looks)) if cells["seed"].nunique() > 1 else 0.0
     for i, (label, own) in enumerate(looks.items()):
-        rows = cells[cells["label"] == label].dropna(subset=[metric])
+        rows = points[points["label"] == label].sort_values(SNR)
         if rows.empty:
             continue
-        groups = rows.groupby(SNR, dropna=False)[metric]
-        points = [(snr, mean_interval(scale * values)) for snr, values in groups]
-        x, y, half = set_apart(
-            np.array([(s, p.value, p.high - p.value) for s, p in points]).T, rows
-        )
-        x = np.nan_to_num(x, nan=place) + step * (i - (len(looks) - 1) / 2.0)
-        half = np.nan_to_num(half)
-        if half.any():
-            axes.errorbar(x, y, yerr=half, capsize=1.5, elinewidth=0.7, **own)
-        else:
-            axes.plot(x, y, **own)
+        x = rows[SNR].fillna(place) + step * (i - (len(looks) - 1) / 2.0)
+        ends = (rows["value"] - rows["low"]).fillna(0.0), (rows["high"] - rows["value"]).fillna(0.0)
+        if any(end.any() for end in ends):
+            axes.errorbar(
+                x, rows["value"], yerr=ends, fmt="none", ecolor=own["color"], capsize=1.5,
+                elinewidth=0.7,
+            )  # fmt: skip
+        axes.plot(*set_apart(np.array([x, rows["value"]]), rows), **own)
+        for at, row in zip(x, rows.itertuples(), strict=True):
+            if row.seeds < row.of:
+                axes.annotate(
+                    f"{row.seeds}/{row.of}", (at, row.value), xytext=(2, 2), color=own["color"],
+                    textcoords="offset points", fontsize=6.0,
+                )  # fmt: skip
     axes.set_xlabel("mean SNR (dB)" if snrs else "")
-    axes.set_ylabel(text)
     axes.set_xticks(snrs)
     if cells[SNR].isna().any():
         names = [spoken(SNR, snr).removesuffix(" dB") for snr in snrs]
         axes.set_xticks([*snrs, place], [*names, NO_SNR.replace("of ", "of\n")])
     if not snrs:
         axes.set_xlim(-0.5, 0.5)
+
+
+def check_cells(cells: pd.DataFrame) -> None:
+    """Raise ValueError where there is nothing to draw."""
+    if cells.empty:
+        raise ValueError(
+            "cells has no rows, so that there is nothing to draw; select less narrowly"
+        )
+
+
+def check_part(cells: pd.DataFrame, figure: str) -> None:
+    """Raise ValueError where what else is swept would be taken for more seeds."""
+    check_cells(cells)
+    if others := other_keys(cells):
+        raise ValueError(f"cells differ in {', '.join(others)} too; pick one, or use {figure}")
+
+
+def other_keys(cells: pd.DataFrame) -> list[str]:
+    """What is swept beside labels, SNRs and seeds."""
+    return [key for key in condition_keys(cells) if key != SNR]
 
 
 def set_apart(points: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
@@ -84,8 +130,11 @@ def set_apart(points: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
 
 
 def name_of(metric: str, cells: pd.DataFrame) -> tuple[str, float]:
-    """Axis label and factor of a metric; few bits are counted in kbit."""
-    text, scale = NAMES[metric]
+    """Axis label and factor of a metric; few bits are counted in kbit. One that has no name here
+    goes by its column's."""
+    if metric not in cells:
+        raise ValueError(f"metric {metric!r} is no column; there are {', '.join(RESULT_COLUMNS)}")
+    text, scale = NAMES.get(metric, (metric, 1.0))
     if text.startswith("Mbit") and cells[metric].max() < 1e5:
         return text.replace("Mbit", "kbit"), 1e-3
     return text, scale
@@ -94,30 +143,23 @@ def name_of(metric: str, cells: pd.DataFrame) -> tuple[str, float]:
 def bound_shares(axes: Axes) -> None:
     """Keep an axis in per cent within what there can be, however wide an interval is."""
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, 0.0), min(high, 103.0))
+    # With None, what is drawn later can still widen it.
+    axes.set_ylim(max(low, 0.0), min(high, 103.0), auto=None)
 
 
 def accuracy_against_snr(axes: Axes, cells: pd.DataFrame, metric: str = "accuracy") -> None:
     """Accuracy between that of the preloaded head alone and that of the whole update."""
     metric_against_snr(axes, cells, metric)
-    # Curves rise to the right: the corners above left and below right are free.
-    _reference(axes, 100.0 * _whole(cells, "full_accuracy"), "whole update", "left", is_above=True)
-    head = 100.0 * cells["head_accuracy"].mean()
-    _reference(axes, head, "preloaded head", "right", is_above=False)
-    # Room for their names.
-    low, high = axes.get_ylim()
-    axes.set_ylim(low - 0.13 * (high - low), high + 0.07 * (high - low))
+    _reference(axes, 100.0 * _whole(cells, "full_accuracy"), "whole update", "--")
+    _reference(axes, 100.0 * cells["head_accuracy"].mean(), "preloaded head", ":")
     bound_shares(axes)
 
 
 def perplexity_against_snr(axes: Axes, cells: pd.DataFrame) -> None:
     """Perplexity between that of the base model and that with the whole update."""
     metric_against_snr(axes, cells, "perplexity")
-    # Curves fall to the right.
-    _reference(axes, cells["head_perplexity"].mean(), "base model", "right", is_above=True)
-    _reference(axes, _whole(cells, "full_perplexity"), "whole update", "left", is_above=False)
-    low, high = axes.get_ylim()
-    axes.set_ylim(low - 0.07 * (high - low), high + 0.07 * (high - low))
+    _reference(axes, cells["head_perplexity"].mean(), "base model", ":")
+    _reference(axes, _whole(cells, "full_perplexity"), "whole update", "--")
 
 
 def bits_against_snr(axes: Axes, cells: pd.DataFrame, metric: str = "delivered_bits") -> None:
@@ -133,26 +175,39 @@ def energy_against_snr(axes: Axes, cells: pd.DataFrame) -> None:
     axes.set_ylim(bottom=0.0)
 
 
-def snr_figure(cells: pd.DataFrame) -> Figure:
+def snr_figure(cells: pd.DataFrame, *, figsize: Size | None = None) -> Figure:
     """Accuracy (perplexity of causal models) and delivered bits; what else is swept has panels of
     its own."""
     is_causal = cells["perplexity"].notna().any()
     first = perplexity_against_snr if is_causal else accuracy_against_snr
-    return _panels(cells, (first, bits_against_snr))
+    return panels(cells, (first, bits_against_snr), figsize=figsize)
 
 
-def energy_figure(cells: pd.DataFrame) -> Figure:
+def energy_figure(cells: pd.DataFrame, *, figsize: Size | None = None) -> Figure:
     """Energy against SNR, and what accuracy it bought."""
     from experiments.figures.tradeoff import accuracy_against
 
-    return _panels(
-        cells, (energy_against_snr, lambda axes, c: accuracy_against(axes, c, "energy_j"))
+    return panels(
+        cells,
+        (energy_against_snr, lambda axes, c: accuracy_against(axes, c, "energy_j")),
+        figsize=figsize,
+    )
+
+
+def left_out(num_shown: int, cells: pd.DataFrame) -> str:
+    """A title's second line where there is no room for all labels."""
+    num_labels = cells["label"].nunique()
+    return (
+        f"\n{num_shown} of {num_labels} labels shown, choose with --label"
+        if num_shown < num_labels
+        else ""
     )
 
 
 def parts_of(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The runs of each combination of what is swept beside labels, SNRs and seeds, by its name."""
-    keys = [key for key in condition_keys(cells) if key != SNR]
+    check_cells(cells)
+    keys = other_keys(cells)
     if not keys:
         return [("", cells)]
     parts = []
@@ -177,15 +232,21 @@ def panels_of(cells: pd.DataFrame) -> list[list[tuple[str, pd.DataFrame]]]:
     ]
 
 
-def _panels(cells: pd.DataFrame, drawers: tuple) -> Figure:
+def panels(
+    cells: pd.DataFrame, drawers: tuple, note: str = "", *, figsize: Size | None = None
+) -> Figure:
+    """A row for each of ``drawers`` (of an axis and a frame), a column for each of `parts_of`; a
+    single column lies on its side. ``note`` is in the legend, how many seeds unless it is given."""
     parts = parts_of(cells)
     with style():
         if len(parts) == 1:
-            figure = Figure(figsize=(PAGE_IN * 0.72, 2.6), layout="constrained")
+            width = COLUMN_IN if len(drawers) == 1 else PAGE_IN * 0.72
+            figure = Figure(figsize=figsize or (width, 2.6), layout="constrained")
             grid = figure.subplots(1, len(drawers), squeeze=False).T
         else:
-            width = min(PAGE_IN, 2.4 * len(parts)) if len(parts) > 1 else COLUMN_IN
-            figure = Figure(figsize=(width, 2.0 * len(drawers) + 0.6), layout="constrained")
+            width = min(PAGE_IN, 2.4 * len(parts))
+            size = figsize or (width, 2.0 * len(drawers) + 0.6)
+            figure = Figure(figsize=size, layout="constrained")
             grid = figure.subplots(len(drawers), len(parts), squeeze=False)
         looks = looks_of(cells)
         for row, draw in enumerate(drawers):
@@ -199,7 +260,7 @@ def _panels(cells: pd.DataFrame, drawers: tuple) -> Figure:
                     axes.set_xlabel("")
             share_y(grid[row])
         counts = cells.groupby(["label", *condition_keys(cells)], dropna=False)["seed"].nunique()
-        legend_above(figure, grid, seeds_note(counts))
+        legend_above(figure, grid, note or seeds_note(counts))
         return figure
 
 
@@ -209,13 +270,7 @@ def _whole(cells: pd.DataFrame, metric: str) -> float:
     return float((cells[is_plain] if is_plain.any() else cells)[metric].mean())
 
 
-def _reference(axes: Axes, value: float, text: str, side: str, *, is_above: bool) -> None:
-    """A dashed line across, its name at one end, above it or below."""
+def _reference(axes: Axes, value: float, text: str, line: str) -> None:
+    """A grey line across, which the legend names."""
     if np.isfinite(value):
-        axes.axhline(value, color="0.45", linestyle="--", linewidth=0.9, zorder=0)
-        is_left = side == "left"
-        axes.annotate(
-            text, (0.0 if is_left else 1.0, value), xycoords=("axes fraction", "data"),
-            xytext=(3 if is_left else -3, 2 if is_above else -3), textcoords="offset points",
-            ha=side, va="bottom" if is_above else "top", fontsize=7.0, color="0.3",
-        )  # fmt: skip
+        axes.axhline(value, color="0.45", linestyle=line, linewidth=0.9, zorder=0, label=text)

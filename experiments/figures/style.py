@@ -18,6 +18,8 @@ PAGE_IN = 7.16
 """width of both columns together"""
 # Okabe and Ito's colours, told apart with any colour vision; markers tell them apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Of lines without markers; five, so that colour and line do not meet twice.
+LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HEAT = "cividis"
 STYLE = {
@@ -40,6 +42,8 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "airllm",
 }
+Size = tuple[float, float]
+"""width and height in inches"""
 FORMATS = ("png", "pdf")
 
 
@@ -68,15 +72,26 @@ def looks_of(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return {name: look(i) | {"label": name} for i, name in enumerate(names)}
 
 
+def lines_of(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The same for lines without markers: dashes tell them apart where colours do not."""
+    return {
+        name: {"color": own["color"], "linestyle": LINES[i % len(LINES)], "label": name}
+        for i, (name, own) in enumerate(looks_of(frame).items())
+    }
+
+
 def legend_above(figure: Figure, panels: Axes | np.ndarray, title: str = "") -> None:
-    """One legend for all panels, above them, in as many rows as the width needs."""
+    """One legend for all panels, above them, of what each has named."""
     found = [axes.get_legend_handles_labels() for axes in np.ravel(panels)]
     entries: dict[str, Any] = {}
     for own in sorted(found, key=lambda own: -len(own[1])):  # in the order of the fullest
         entries |= {label: h for h, label in zip(*own, strict=True) if label not in entries}
-    if not entries:
-        return
-    handles, labels = list(entries.values()), list(entries)
+    if entries:
+        legend_of(figure, list(entries.values()), list(entries), title)
+
+
+def legend_of(figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str) -> None:
+    """A legend above all panels, in as many rows as the width needs."""
     # At 7.5 points a character is about 0.055 in wide, a handle with its gaps 0.45 in.
     widest = 0.45 + 0.055 * max(map(len, labels))
     columns = max(1, min(len(labels), int(figure.get_figwidth() / widest)))

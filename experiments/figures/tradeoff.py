@@ -7,9 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures.snr import SNR, bound_shares, name_of, parts_of, set_apart
+from experiments.figures.snr import SNR, bound_shares, check_part, name_of, parts_of, set_apart
 from experiments.figures.style import (
     PAGE_IN,
+    Size,
     legend_above,
     log_ticks,
     looks_of,
@@ -26,8 +27,10 @@ def accuracy_against(
 ) -> None:
     """One point a label and SNR, means over seeds with t-intervals, joined in the order of SNR.
 
-    The grey staircase is the Pareto front of these means: what no label reaches with less.
+    The grey staircase is the Pareto front of these means: what no label reaches with less. Raises
+    ValueError for cells that differ in more than label, SNR and seed.
     """
+    check_part(cells, "pareto_figure")
     (x_text, x_scale), (y_text, y_scale) = name_of(cost, cells), name_of(metric, cells)
     costs, gains = [], []
     for label, own in looks_of(cells).items():
@@ -67,12 +70,12 @@ def pareto_front(cost: np.ndarray, gain: np.ndarray) -> np.ndarray:
     return order[gain[order] > best]
 
 
-def pareto_figure(cells: pd.DataFrame) -> Figure:
+def pareto_figure(cells: pd.DataFrame, *, figsize: Size | None = None) -> Figure:
     """Accuracy against transmitted bits."""
     parts = parts_of(cells)
     with style():
         width = min(PAGE_IN, 2.0 + 2.0 * len(parts))
-        figure = Figure(figsize=(width, 3.0), layout="constrained")
+        figure = Figure(figsize=figsize or (width, 3.0), layout="constrained")
         grid = figure.subplots(1, len(parts), squeeze=False)[0]
         labels = list(looks_of(cells))
         for axes, (name, rows) in zip(grid, parts, strict=True):

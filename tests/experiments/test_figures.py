@@ -10,7 +10,17 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from experiments import figures
-from experiments.figures import aggregate, delays, over_time, ranks, run, snr, style, tradeoff
+from experiments.figures import (
+    aggregate,
+    delays,
+    differences,
+    over_time,
+    ranks,
+    run,
+    snr,
+    style,
+    tradeoff,
+)
 from experiments.pack import pack
 from experiments.results import (
     RESULT_COLUMNS,
@@ -93,15 +103,28 @@ def test_all_that_is_drawn_fits_two_columns_and_is_legible(folder):
     """Nothing below 6 points; no text beyond the page; no wider than both columns."""
     source = figures.Source(folder)
     for name, (_, draw) in figures.FIGURES.items():
-        figure = draw(source)
-        figure.draw_without_rendering()
-        assert figure.get_figwidth() <= style.PAGE_IN, name
-        box = figure.get_tightbbox()  # in inches
-        assert box.x0 >= -0.02, name
-        assert box.x1 <= figure.get_figwidth() + 0.02, name
-        assert box.y1 <= figure.get_figheight() + 0.02, name
-        for text in figure.findobj(mpl.text.Text):
-            assert text.get_fontsize() >= 6.0, (name, text)
+        assert_fits(draw(source), name)
+
+
+def assert_fits(figure, name):
+    figure.draw_without_rendering()
+    assert figure.get_figwidth() <= style.PAGE_IN, name
+    box = figure.get_tightbbox()  # in inches
+    assert box.x0 >= -0.02, name
+    assert box.y0 >= -0.02, name
+    assert box.x1 <= figure.get_figwidth() + 0.02, name
+    assert box.y1 <= figure.get_figheight() + 0.02, name
+    for text in figure.findobj(mpl.text.Text):
+        assert text.get_fontsize() >= 6.0, (name, text)
+
+
+def test_a_legend_of_all_phases_and_the_ranks_of_one_label_fit(folder):
+    one = figures.Source(folder, ["airllm"])
+    assert_fits(ranks.ranks_figure(folder, one.cells), "ranks")
+    federated = one.rounds.assign(compute_s=0.1, uplink_delay_s=0.2)
+    figure = delays.timeline_figure(federated, one.cells)
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().width < figure.bbox.width
 
 
 def test_every_axis_says_what_it_is(folder):
@@ -118,7 +141,7 @@ def test_labels_are_chosen_in_the_order_given(folder):
     assert set(figures.Source(folder, ["uniform"]).rounds["label"]) == {"uniform"}
     with pytest.raises(ValueError, match="--label 'unifrom' is none of airllm, uniform"):
         _ = figures.Source(folder, ["unifrom"]).cells
-    with pytest.raises(ValueError, match="--figure must be one of snr, pareto, .* got 'bar'"):
+    with pytest.raises(ValueError, match="--figure must be one of snr, .*, learning, got 'bar'"):
         figures.plot(folder, ["bar"])
     with pytest.raises(ValueError, match=r"holds no learning_curve.csv"):
         figures.plot(folder, ["learning"])
@@ -128,6 +151,11 @@ def panels(cells) -> Figure:
     return snr.snr_figure(cells)
 
 
+def figure_of():
+    figure = Figure()
+    return figure, figure.subplots()
+
+
 def title_of(figure):
     return figure.legends[0].get_title().get_text()
 
@@ -135,7 +163,12 @@ def title_of(figure):
 def test_one_line_a_label_and_both_references_named():
     figure = panels(sweep())
     left, right = figure.axes
-    assert [t.get_text() for t in left.texts] == ["whole update", "preloaded head"]
+    named = {line.get_label(): line for line in left.lines[2:]}
+    assert list(named) == ["whole update", "preloaded head"]
+    assert [line.get_ydata()[0] for line in named.values()] == [80.0, 50.0]
+    assert len({line.get_linestyle() for line in named.values()}) == 2
+    assert [t.get_text() for t in figure.legends[0].texts] == ["airllm", "uniform", *named]
+    assert not left.texts  # a text would lie under bars, or under a legend of one's own
     assert len(right.lines) == 2
     np.testing.assert_allclose(left.lines[0].get_ydata(), [57.5, 62.5, 67.5])
     assert (left.get_xlabel(), left.get_ylabel()) == (
@@ -153,7 +186,7 @@ def test_a_causal_models_figure_is_of_its_perplexity():
     left, right = panels(causal()).axes
     assert left.get_ylabel() == "perplexity after last round"
     assert right.get_ylabel() == panels(sweep()).axes[1].get_ylabel()
-    lines = {text.get_text(): text.xy[1] for text in left.texts}
+    lines = {line.get_label(): line.get_ydata()[0] for line in left.lines[2:]}
     assert lines == {"base model": 226.0, "whole update": 119.0}
     low, high = left.get_ylim()
     assert low < 119.0 < 226.0 < high
@@ -190,6 +223,65 @@ def test_intervals_wider_than_what_there_can_be_do_not_stretch_the_axis():
     low, high = panels(cells).axes[0].get_ylim()
     assert low >= 0.0
     assert high <= 104.0
+
+
+def test_what_else_is_swept_is_not_taken_for_more_seeds():
+    _, axes = figure_of()
+    cells = sweep(seeds=(0, 1), codings=("absolute", "residual"))
+    for draw, whole in (
+        (lambda: snr.metric_against_snr(axes, cells, "accuracy"), "snr_figure"),
+        (lambda: tradeoff.accuracy_against(axes, cells), "pareto_figure"),
+    ):
+        message = f"cells differ in payload.coding too; pick one, or use {whole}"
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            draw()
+    snr.metric_against_snr(axes, cells[cells["payload.coding"] == "absolute"], "accuracy")
+
+
+def test_bits_that_few_seeds_needed_say_how_many_did_and_are_not_below_zero():
+    _, axes = figure_of()
+    cells = sweep(labels=["uniform"], seeds=(0, 1, 2))
+    bits = [np.nan, np.nan, np.nan, 1e5, 9e6, np.nan, 2e6, 2e6, 2e6]
+    snr.metric_against_snr(axes, cells.assign(bits_to_95=bits), "bits_to_95")
+    assert [text.get_text() for text in axes.texts] == ["2/3"]
+    assert axes.get_ylabel() == "Mbit per device to 95 %\n(n/N: seeds that reached it)"
+    np.testing.assert_allclose(axes.lines[-1].get_xydata(), [[5, 4.55], [15, 2.0]])
+    bars = [bar[:, 1] for bar in axes.containers[0][2][0].get_segments()]
+    np.testing.assert_allclose(bars, [[0.0, 4.55 + 12.7062 * 4.45], [2.0, 2.0]], rtol=1e-4)
+    _, axes = figure_of()
+    snr.metric_against_snr(axes, cells.assign(bits_to_95=1e6), "bits_to_95")
+    assert (len(axes.texts), axes.get_ylabel()) == (0, "Mbit per device to 95 %")
+    # A reward may well be below zero.
+    snr.metric_against_snr(axes, cells.assign(reward=[-0.1, 0.1, 0.2] * 3), "reward")
+    assert axes.containers[-1][2][0].get_segments()[0][0, 1] < 0
+
+
+def test_shares_are_never_above_all():
+    _, axes = figure_of()
+    cells = sweep(seeds=(0, 1)).assign(delivered_rate=1.0)
+    cells.loc[0, "delivered_rate"] = 0.4
+    snr.metric_against_snr(axes, cells, "delivered_rate")
+    assert axes.get_ylabel() == "updates in time (%)"
+    assert axes.get_ylim()[1] <= 103.0
+
+
+def test_a_column_without_a_name_of_its_own_goes_by_it():
+    _, axes = figure_of()
+    cells = sweep().assign(own=3.0, payload_bits=7.0)
+    for metric, value in (("own", 3.0), ("payload_bits", 7.0)):
+        snr.metric_against_snr(axes, cells, metric)
+        assert axes.get_ylabel() == metric
+        assert axes.lines[-1].get_ydata()[0] == value
+    with pytest.raises(ValueError, match="metric 'acuracy' is no column; there are accuracy, "):
+        snr.metric_against_snr(axes, cells, "acuracy")
+
+
+@pytest.mark.parametrize("name", sorted(figures.FIGURES))
+def test_of_nothing_nothing_is_drawn(name, folder):
+    source = figures.Source(folder)
+    source.cells, source.rounds = source.cells.iloc[:0], source.rounds.iloc[:0]
+    with pytest.raises(ValueError, match="cells has no rows, so that there is nothing to draw"):
+        figures.FIGURES[name][1](source)
 
 
 def test_a_sweep_that_is_not_complete_is_drawn():
@@ -286,7 +378,7 @@ def test_a_label_without_an_snr_is_in_every_figure_and_its_legend():
         panels(cells), delays.delay_figure(rounds, cells), over_time.time_figure(rounds, cells)
     ):  # fmt: skip
         named = [text.get_text() for text in figure.legends[0].texts]
-        assert named == ["airllm", "uniform", "geometry"]
+        assert named[:3] == ["airllm", "uniform", "geometry"]
     bars = delays.timeline_figure(rounds, cells).axes
     assert bars[2].get_title(loc="left") == "geometry, SNR of the channel"
     with pytest.raises(ValueError, match="the labels share no condition to average over"):
@@ -299,6 +391,27 @@ def test_the_terminals_table_names_what_has_no_snr():
     text = console.file.getvalue()
     assert "SNR of the channel" in text
     assert "nan" not in text
+
+
+def test_a_figure_has_the_size_that_is_asked_for(folder):
+    cells, rounds = load(folder)
+    curve = pd.DataFrame({"steps": [0], "reward": [0.0], "held_out": [0.0], "held_out_stderr": 0.1})
+    for draw in (
+        lambda **size: snr.snr_figure(cells, **size),
+        lambda **size: snr.snr_figure(cells[cells["payload.coding"] == "absolute"], **size),
+        lambda **size: snr.energy_figure(cells, **size),
+        lambda **size: differences.differences_figure(cells, **size),
+        lambda **size: tradeoff.pareto_figure(cells, **size),
+        lambda **size: over_time.time_figure(rounds, cells, **size),
+        lambda **size: over_time.learning_figure({"": curve}, **size),
+        lambda **size: delays.delay_figure(rounds, cells, **size),
+        lambda **size: delays.timeline_figure(rounds, cells, **size),
+        lambda **size: aggregate.aggregate_figure(cells, **size),
+        lambda **size: ranks.ranks_figure(folder, cells, **size),
+    ):
+        width, height = draw(figsize=(5.25, 4.5)).get_size_inches()
+        assert width == 5.25
+        assert 4.5 <= height < 5.2  # with the rows of a legend beyond two
 
 
 def test_labels_keep_looks_of_their_own():
@@ -333,6 +446,74 @@ def test_where_nothing_came_through_a_zero_is_drawn():
     assert panels(sweep(bits=0.0)).axes[1].get_yscale() == "linear"
 
 
+def paired(**of):
+    """A label better than the other by 4, 5 and 6 points, on seeds that are far apart."""
+    cells = sweep(labels=["uniform", "airllm"], seeds=(0, 1, 2), **of)
+    gain = cells["seed"].map({0: 0.04, 1: 0.05, 2: 0.06}) * cells["label"].eq("airllm")
+    return cells.assign(mean_accuracy=0.3 + 0.1 * cells["seed"] + gain)
+
+
+def bars_of(axes, label):
+    """Of a label: its line, and the ends of the intervals, of which there are no others."""
+    (line,) = [line for line in axes.lines if line.get_label() == label]
+    return line, [bar[:, 1] for bar in axes.containers[0][2][0].get_segments()]
+
+
+def test_differences_are_paired():
+    figure = differences.differences_figure(paired())
+    (axes,) = figure.axes
+    line, ends = bars_of(axes, "airllm")
+    half = 4.30265 * 1.0 / np.sqrt(3.0)  # t(0.975, 2), of 4, 5 and 6 points
+    np.testing.assert_allclose(line.get_ydata(), [5.0] * 3)
+    np.testing.assert_allclose(ends, [[5.0 - half, 5.0 + half]] * 3, rtol=1e-5)
+    assert axes.get_ylabel() == "mean accuracy over rounds\nless that of uniform (points)"
+    assert [t.get_text() for t in figure.legends[0].texts] == ["airllm"]
+    assert title_of(figure) == "mean difference, in pairs, over 3 seeds, bars: 95 % t-intervals"
+    # The look is that of the figure against SNR, and the other way round signs are turned.
+    assert line.get_color() == style.COLOURS[1]
+    (axes,) = differences.differences_figure(paired(), "airllm").axes
+    np.testing.assert_allclose(bars_of(axes, "uniform")[0].get_ydata(), [-5.0] * 3)
+    assert {*axes.lines[-1].get_ydata()} == {0.0}
+    _, own = figure_of()
+    differences.difference_against_snr(own, paired(), "uniform", "energy_j")
+    assert own.get_ylabel() == "energy\nless that of uniform (J)"
+
+
+def test_differences_are_of_each_condition_by_itself():
+    cells = paired(codings=("absolute", "residual"), snrs=(5.0, np.nan))
+    assert titles(differences.differences_figure(cells)) == ["absolute", "residual"]
+    has_none = cells["payload.coding"].eq("residual") & cells["label"].eq("uniform")
+    both, empty = differences.differences_figure(cells[~has_none], "uniform").axes
+    np.testing.assert_allclose(bars_of(both, "airllm")[0].get_ydata(), [5.0, np.nan, 5.0])
+    assert len(empty.lines) == 1
+    _, own = figure_of()
+    with pytest.raises(ValueError, match="differ in payload.coding too; .* differences_figure"):
+        differences.difference_against_snr(own, cells, "uniform")
+
+
+def test_differences_that_there_are_not_are_refused():
+    with pytest.raises(ValueError, match="two seeds or more in common with 'airllm'; .* several"):
+        differences.differences_figure(sweep())
+    with pytest.raises(ValueError, match="reference 'unifrom' is no label; they are uniform, air"):
+        differences.differences_figure(paired(), "unifrom")
+    cells = paired().assign(bits_to_95=[np.nan, *[1.0] * 17])
+    with pytest.raises(ValueError, match="bits_to_95 is empty for 1 of 18 runs, .* another metric"):
+        differences.differences_figure(cells, metric="bits_to_95")
+
+
+def test_the_reference_of_a_figure_is_a_label_and_used(folder):
+    with pytest.raises(ValueError, match="--reference 'x' is none of airllm, uniform"):
+        figures.plot(folder, ["differences"], reference="x")
+    with pytest.raises(ValueError, match="--reference 'x' is for --figure differences; add that"):
+        figures.plot(folder, ["snr"], reference="x")
+    first = [path.read_bytes() for path in figures.plot(folder, ["differences"])]
+    other = figures.plot(folder, ["differences"], reference="uniform")
+    assert [path.read_bytes() for path in other] != first
+    _, draw = figures.FIGURES["differences"]
+    (axes, *_) = draw(figures.Source(folder, reference="uniform")).axes
+    assert "less that of uniform" in axes.get_ylabel()
+
+
 def test_the_pareto_front_is_what_nothing_beats():
     cost, gain = np.array([3.0, 1.0, 2.0, 2.0, 4.0]), np.array([5.0, 1.0, 4.0, 3.0, 5.0])
     assert list(tradeoff.pareto_front(cost, gain)) == [1, 2, 0]
@@ -355,6 +536,27 @@ def test_delays_of_what_was_lost_are_missing_from_the_distribution():
     assert ends == {"airllm": 1.0, "uniform": 0.5}
 
 
+def test_lines_without_markers_are_told_apart_in_grey():
+    cells = sweep(labels=[f"rule {i}" for i in range(4)], snrs=(5.0,))
+    (axes,) = delays.delay_figure(rounds_of(cells), cells).axes
+    assert len({line.get_linestyle() for line in axes.lines}) == 4
+    cells = cells.assign(mean_accuracy=np.arange(4.0))
+    (_, shares) = aggregate.aggregate_figure(cells).axes
+    assert len({line.get_linestyle() for line in shares.lines}) == 4
+    looks = style.lines_of(pd.DataFrame({"label": range(35)}))
+    assert len({str(look | {"label": ""}) for look in looks.values()}) == 35
+
+
+def test_labels_that_have_no_room_are_said_to_be_left_out(monkeypatch):
+    monkeypatch.setattr(ranks, "mean_ranks", lambda *_: (np.arange(9.0), PROJECTIONS))
+    for num, said in ((4, ""), (6, "4 of 6 labels shown, choose with --label")):
+        cells = sweep(labels=[f"rule {i}" for i in range(num)])
+        bars = delays.timeline_figure(rounds_of(cells), cells)
+        assert title_of(bars).partition("\n")[2] == said
+        drawn = ranks.ranks_figure(None, cells)
+        assert drawn.get_suptitle().partition("; ")[2] == said
+
+
 def test_a_timeline_shows_all_phases_that_were_recorded():
     cells = sweep(labels=["uniform"], snrs=(5.0,))
     rounds = rounds_of(cells)
@@ -373,6 +575,21 @@ def test_ranks_lie_by_depth_and_type(folder):
     np.testing.assert_allclose(image, [[0, 1, 2]] * 3)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
         "query", "attn. out", "ffn out",
+    ]  # fmt: skip
+
+
+def test_a_runs_projections_have_their_names(tmp_path, monkeypatch):
+    with RoundsWriter(tmp_path / "rounds.csv") as writer:
+        writer.write([dict.fromkeys(ROUND_COLUMNS, 1.0) | {"device": 0}])
+    names = [*PROJECTIONS, "classifier"]
+    np.savez(tmp_path / "ranks.npz", ranks=np.ones((1, 1, 10), int), projections=names)
+    drawn = []
+    monkeypatch.setattr(run, "save", lambda figure, *_: drawn.append(figure) or [])
+    run.plot_run(tmp_path)
+    right = drawn[0].axes[1]
+    assert [t.get_text() for t in right.get_yticklabels()] == [
+        *(f"{depth} {kind}" for depth in (1, 2, 3) for kind in ("query", "attn. out", "ffn out")),
+        "classifier",
     ]  # fmt: skip
 
 

@@ -65,8 +65,8 @@ def test_perplexity_is_in_the_report_of_a_causal_model(tmp_path, report, cells_o
 def test_the_page_stands_by_itself(report):
     text = report.read_text(encoding="utf-8")
     page = Page(text)
-    # snr, pareto, energy and aggregate; the others need the runs' own folders.
-    assert page.images == 4
+    # snr, differences, pareto, energy and aggregate; the others need the runs' own folders.
+    assert page.images == 5
     assert text.count("Not drawn, ") == 4
     assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
     assert not re.search(r"(src|href)=.?(https?:|//)|@import|url\(", text)
