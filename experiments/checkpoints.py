@@ -22,7 +22,7 @@ from experiments.axes import flatten
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 3
+_FORMAT = 4
 _KEPT = 2  # the newest, and the one before it in case the newest is damaged
 
 
