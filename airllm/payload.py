@@ -60,7 +60,7 @@ class Update:
 
     adapter: Adapter
     number: int
-    """round in which the cloud made it"""
+    """round in which it was made, or the receiver's trip where rounds are asynchronous"""
     coding: str
 
     def onto(self, held: Adapter, hold_rank: int) -> Adapter:

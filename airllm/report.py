@@ -21,7 +21,7 @@ class DeviceReport:
     """cross-entropy in nats with the adapter it holds"""
     accuracy: float
     update_number: int
-    """round of the last update it installed; 0: none yet"""
+    """number of the last update it installed; 0: none yet"""
     is_installed: bool = False
     """True when the update this answers was intact and is now in use"""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import simpy
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 
 from airllm.report import DeviceReport
@@ -66,6 +66,7 @@ class BufferedRun:
             self._trips = [Trip.of_state(trip) if trip else None for trip in state["trips"]]
             self._idle, self._cycles = list(state["idle"]), list(state["cycles"])
             self._since = SinceMerge.of_state(state["since"])
+            self._unanswered: set[int] = set(state["unanswered"])
             return
         self.version = self._picks = self._fruitless = 0
         """merges, draws of devices, tries without a merge so far"""
@@ -73,6 +74,8 @@ class BufferedRun:
         self._trips = [None] * workers
         self._idle, self._cycles = list(range(devices)), [0] * devices
         self._since = self._nothing_yet()
+        self._unanswered = set()
+        """devices whose last answer did not come"""
 
     def run(self) -> None:
         """Until the last merge; results go to ``on_round`` once nothing else happens at the moment
@@ -104,6 +107,7 @@ class BufferedRun:
             "idle": list(self._idle),
             "cycles": list(self._cycles),
             "since": asdict(self._since),
+            "unanswered": sorted(self._unanswered),
         }
 
     def _hand_over(self) -> None:
@@ -153,7 +157,7 @@ class BufferedRun:
         dropout = self.service.participation.dropout_of(self._cycles[trip.device], trip.device)
         stage = dropout.stage if dropout else ""
         if trip.stage == "begin":
-            if stage == "before":
+            if stage == "before" or not self._is_settled(trip):
                 return False
             self._begin_download(trip, dropout)
         if trip.stage == "download":
@@ -173,10 +177,39 @@ class BufferedRun:
             return False
         return self._arrived(trip, damaged(trip.data) if delivery.has_bit_error else trip.data)
 
+    def _is_settled(self, trip: Trip) -> bool:
+        """Whether it is certain what the device holds: after a lost answer it is asked again."""
+        device = trip.device
+        if device not in self._unanswered:
+            return True
+        reply = self._ask("query", trip, RecordDict(), "report")
+        if reply is None:
+            return False
+        self._unanswered.remove(device)
+        self.known[device] = report_of(reply)
+        self._since.overhead_bits[device] += self.cell.cell.config.report_bits
+        return True
+
+    def _ask(
+        self, message_type: str, trip: Trip, content: RecordDict, wanted: str
+    ) -> Message | None:
+        """The answer, where it comes and has the record that is wanted."""
+        device = trip.device
+        reply = self.roster.ask(message_type, {device: content}, trip.version).get(device)
+        if reply is not None and wanted in reply.content:
+            return reply
+        self._since.is_answered[device] = False
+        self._unanswered.add(device)
+        return None
+
     def _begin_download(self, trip: Trip, dropout: Dropout | None) -> None:
         device = trip.device
         link = self._link("down", device)
-        plan = self.service.plan(trip.version, {device: self.known[device]}, {device: link})
+        # The version may be that of an earlier trip; which update a device holds must be certain.
+        number = self._cycles[device] + 1
+        plan = self.service.plan(
+            trip.version, {device: self.known[device]}, {device: link}, number=number
+        )
         trip.work = bytes(plan.work[device].astype(np.uint8))
         trip.importance = plan.importance
         self._begin(trip, "download", plan.payloads[device], plan.ranks[device], link, dropout)
@@ -190,9 +223,8 @@ class BufferedRun:
         if trip.data:
             payload = damaged(trip.data) if delivery.has_bit_error else trip.data
             content["update"] = ConfigRecord({"payload": payload})
-        reply = self.roster.ask("train", {device: content}, trip.version).get(device)
-        if reply is None or "work" not in reply.content:
-            self._since.is_answered[device] = False
+        reply = self._ask("train", trip, content, "work")
+        if reply is None:
             return False
         self.known[device] = report = report_of(reply)
         if trip.data:
@@ -217,10 +249,8 @@ class BufferedRun:
         if device not in grants:
             return False
         grant = ConfigRecord({"ranks": grants[device], "number": trip.version + 1})
-        content = {device: RecordDict({"grant": grant})}
-        reply = self.roster.ask("train.send", content, trip.version).get(device)
-        if reply is None or "update" not in reply.content:
-            self._since.is_answered[device] = False
+        reply = self._ask("train.send", trip, RecordDict({"grant": grant}), "update")
+        if reply is None:
             return False
         sent = bytes_of(reply.content.config_records["update"], "payload")
         granted = np.frombuffer(grants[device], np.uint8).astype(np.int64)

@@ -130,9 +130,12 @@ class FederatedService:
         round_index: int,
         reports: Mapping[int, DeviceReport],
         links: Mapping[int, LinkReport],
+        *,
+        number: int | None = None,
     ) -> Plan:
-        """The global adapter's way down, and the ranks at which devices are to train."""
-        plan = self.down.plan(round_index, reports, links)
+        """The global adapter's way down, and the ranks at which devices are to train; ``number`` is
+        that of the payloads (`CloudService.plan`)."""
+        plan = self.down.plan(round_index, reports, links, number=number)
         self._asked, self._granted = sorted(reports), {}
         self._has_decided = False  # where nobody asks to send, there is nothing to decide
         for d in reports:

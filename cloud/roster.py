@@ -55,6 +55,8 @@ class Roster:
         self.air, self.num_devices = air, num_devices
         self._deployment, self._reply_timeout_s = deployment, reply_timeout_s
         self._is_stopped = is_stopped
+        self._heard: dict[int, int] = {}
+        """node that answered for each device last"""
 
     def assemble(self, *, wait_s: float) -> dict[int, DeviceReport]:
         """Wait until as many nodes are there as there are devices, and deploy to them.
@@ -74,6 +76,7 @@ class Roster:
                 f"'num-supernodes={self.num_devices}')"
             )
         reports = self._deploy(nodes, 0)
+        self._heard = self._present()
         if missing := sorted(set(range(self.num_devices)) - set(reports)):
             raise ValueError(
                 f"devices {missing} did not answer the deployment in {self._reply_timeout_s:g} s; "
@@ -87,21 +90,26 @@ class Roster:
     ) -> dict[int, Message]:
         """Answers by device, to one message each; the silent ones are left out.
 
-        A device that has come back without its state is deployed to anew: it answers a query then,
-        and stays silent to an update, which was meant for the state it has lost. Raises
-        `AppFailed`.
+        A device that has come back without its state, or on another node, is deployed to anew: it
+        answers a query then, and stays silent to an update before that, which was meant for the
+        state it has lost. Raises `AppFailed`.
         """
-        if message_type == "query":
+        is_query = message_type == "query"
+        if is_query:
             self._welcome(round_index)
         node_of = self._present()
         messages = {
-            node_of[device]: content for device, content in contents.items() if device in node_of
+            node: content
+            for device, content in contents.items()
+            if (node := node_of.get(device)) is not None
+            and (is_query or self._heard.get(device, node) == node)
         }
         answers, blank = self._exchange(message_type, messages, round_index)
-        if blank and message_type == "query":
+        if blank and is_query:
             self._deploy(blank, round_index)
             again, _ = self._exchange(message_type, {n: messages[n] for n in blank}, round_index)
             answers |= again
+        self._heard |= {device: node for device, node in node_of.items() if device in answers}
         for device in sorted(set(contents) - set(answers)):
             logger.info("device %d did not answer %s", device, message_type)
         return answers

@@ -192,8 +192,13 @@ class CloudService:
         round_index: int,
         reports: Mapping[int, DeviceReport],
         links: Mapping[int, LinkReport],
+        *,
+        number: int | None = None,
     ) -> Plan:
-        """Decide the ranks of one round and write its payloads, for the devices reported on."""
+        """Decide the ranks of one round and write its payloads, for the devices reported on.
+
+        ``number`` is theirs, which no earlier payload to these devices may have; None: the round's.
+        """
         self._devices = devices = sorted(reports)
         for i, report in reports.items():
             if report.update_number != self._held_number[i]:
@@ -229,7 +234,7 @@ class CloudService:
                 continue  # rank 0 everywhere: the device keeps what it has
             payloads[d] = encode(
                 update,
-                number=round_index + 1,
+                number=round_index + 1 if number is None else number,
                 number_format=self.payload.number_format,
                 coding="absolute" if fresh else self.payload.coding,
                 is_half=self._shared_down is not None,

@@ -45,7 +45,7 @@ class DeviceState:
 
     held: Adapter
     update_number: int = 0
-    """round of the last update installed; 0: none"""
+    """of the last update installed; 0: none"""
     metrics: Metrics | None = None
     """measured with ``held``; None: not measured yet"""
     head: Head | None = None

@@ -165,6 +165,18 @@ def test_a_new_node_takes_the_place_of_one_that_has_left_and_else_is_left_alone(
     assert ("query.deploy", 1) not in log
 
 
+def test_a_device_on_another_node_is_sent_no_update_before_it_is_asked(make, log):
+    grid, roster = make(num_nodes=3)
+    roster.assemble(wait_s=0.0)
+    grid.partition(4, 1)
+    grid.absent = {3}
+    roster.ask("query", {0: RecordDict()}, 0)
+    assert log[-2:] == [("query.deploy", 1), ("query", 0)]
+    assert not roster.ask("train", {1: RecordDict()}, 0)
+    assert ask(roster) == [0, 1]
+    assert ask(roster, "train") == [0, 1]
+
+
 def test_a_run_that_is_asked_to_end_does_not_wait_for_answers(make):
     stops = []
     grid, roster = make(reply_timeout_s=3600.0, is_stopped=lambda: bool(stops))

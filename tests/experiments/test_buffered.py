@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 
 from airllm.lora import Adapter
 from airllm.report import DeviceReport
@@ -16,6 +18,7 @@ from cloud.buffered import BufferedRun
 from cloud.local_grid import LocalGrid
 from cloud.roster import Roster
 from cloud.server_app import deployment_of
+from edge.client_app import read_state
 from experiments.build import make_cell, workbench_for
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import dump_config, load_config
@@ -41,7 +44,36 @@ class Dawdling(LocalGrid):
         return super()._answer(message)
 
 
+class Losing(LocalGrid):
+    """Answers of node 3 (device 1) to updates ``lost`` are lost; with ``is_blank`` its state is."""
+
+    lost, is_blank = (), False
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.asked, self.num_updates = [], 0
+
+    def _answer(self, message):
+        if message.metadata.dst_node_id != 3:
+            return super()._answer(message)
+        self.asked.append(message.metadata.message_type)
+        is_update = "update" in message.content
+        self.num_updates += is_update
+        is_lost = is_update and self.num_updates in self.lost
+        if is_lost and self.is_blank:
+            self._contexts[3].state.clear()
+        reply = super()._answer(message)
+        if is_lost and not self.is_blank:
+            return Message(Error(ErrorCode.NODE_UNAVAILABLE, "gone"), reply_to=message)
+        return reply
+
+
 def log_of(config, grid_type):
+    log, results, *_ = run_of(config, grid_type)
+    return log, results
+
+
+def run_of(config, grid_type):
     grid = grid_type(client_app, config.num_devices, {"config": dump_config(config)})
     bench = workbench_for(config)
     cell = make_cell(config.channel, config.num_devices, seed=config.seed)
@@ -55,7 +87,7 @@ def log_of(config, grid_type):
         roster, service, OpenCell(cell), known, results.append,
         on_event=lambda *event: log.append(event),
     ).run()  # fmt: skip
-    return log, results
+    return log, results, grid, service
 
 
 @pytest.fixture
@@ -145,6 +177,38 @@ def test_a_run_goes_on_from_every_checkpoint_to_the_same_bytes(
         assert rounds_left == list(range(done + 1, 6))
         for path in whole.iterdir():
             assert (folder / path.name).read_bytes() == path.read_bytes(), (done, path.name)
+
+
+@pytest.mark.parametrize(
+    ("buffer", "lost"),
+    [(1, (1,)), (1, (1, 2)), (6, (2,))],  # 6: updates 1 and 2 go down between the same two merges
+)
+def test_after_a_lost_answer_the_books_say_what_the_device_holds(
+    buffer, lost, tiny_toml, monkeypatch
+):
+    monkeypatch.setattr(Losing, "lost", lost)
+    sets = (f"federated.buffer={buffer}", f"rounds={24 // buffer}", "channel.fading=none")
+    _, results, grid, service = run_of(config_of(tiny_toml, *sets), Losing)
+    assert sum(not r.is_answered[1] for r in results) >= 1
+    assert grid.num_updates > max(lost) + 1
+    held, known = read_state(grid._contexts[3].state, service.base).held, service.down.held(1)
+    for ours, theirs in zip(held.down + held.up, known.down + known.up, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_device_that_comes_back_with_nothing_goes_on(tiny_toml, monkeypatch):
+    monkeypatch.setattr(Losing, "lost", (2,))
+    monkeypatch.setattr(Losing, "is_blank", True)
+    config = config_of(tiny_toml, "federated.buffer=1", "rounds=16", "channel.fading=none")
+    _, results, grid, service = run_of(config, Losing)
+    again = grid.asked.index("query")
+    assert grid.asked[again - 1 : again + 5] == [
+        "train", "query", "query.deploy", "query", "train", "train.send",
+    ]  # fmt: skip
+    (missed,) = [i for i, r in enumerate(results) if not r.is_answered[1]]
+    assert any(r.up.is_delivered[1] for r in results[missed + 1 :])
+    held, known = read_state(grid._contexts[3].state, service.base).held, service.down.held(1)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(held.up, known.up, strict=True))
 
 
 def test_stale_updates_move_less(tiny_toml):
