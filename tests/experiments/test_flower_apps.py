@@ -91,7 +91,7 @@ def test_where_a_run_folder_is(flwr_run, tmp_path, monkeypatch):
         ({"folder": "/nonexistent"}, "folder must be the absolute path of a folder on the machine"),
         ({"folder": "."}, r"on the machine of the SuperLink, got \.; make it there, or start"),
         ({"set": "rounds='1"}, r"must be settings with blanks between, .* \(No closing quotation"),
-        ({"set": "round=1"}, "round"),
+        ({"set": "round=1"}, r"unknown config key round; did you mean rounds\?"),
     ],
 )
 def test_what_a_run_config_cannot_say(given, message, flwr_run, tmp_path, monkeypatch):
