@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
 from airllm.report import DeviceReport
@@ -38,6 +40,19 @@ class Stopped(Exception):
 
 class AppFailed(RuntimeError):
     """The app of a device raised an exception, or could not be loaded."""
+
+
+class _Heard(NamedTuple):
+    """What came of messages to nodes."""
+
+    answers: dict[int, Message]
+    """with a report, by device"""
+    blank: list[int]
+    """nodes that answered without a report"""
+    lost: dict[int, str]
+    """nodes that Flower, or the air, did not reach, with the reason"""
+    silent: list[int]
+    """nodes that had not answered at the deadline"""
 
 
 class Roster:
@@ -75,15 +90,37 @@ class Roster:
                 f"them equal (in a simulation: --federation-config "
                 f"'num-supernodes={self.num_devices}')"
             )
-        reports = self._deploy(nodes, 0)
+        heard = self._deploy(nodes, 0)
         self._heard = self._present()
-        if missing := sorted(set(range(self.num_devices)) - set(reports)):
-            raise ValueError(
-                f"devices {missing} did not answer the deployment in {self._reply_timeout_s:g} s; "
-                f"give each node its own partition-id from 0 to {self.num_devices - 1}, or raise "
-                "runtime.reply_timeout_s where a node takes longer to start"
+        if missing := sorted(set(range(self.num_devices)) - set(heard.answers)):
+            raise ValueError(f"devices {missing} are missing: {self._why(nodes, heard)}")
+        return {device: report_of(reply) for device, reply in heard.answers.items()}
+
+    def _why(self, nodes: list[int], heard: _Heard) -> str:
+        """What went wrong with which node of a deployment, and the remedy."""
+        claims = {node: self.air.device_of[node] for node in nodes if node in self.air.device_of}
+        count, proper = Counter(claims.values()), range(self.num_devices)
+        wrong = {n: d for n, d in claims.items() if count[d] > 1 or d not in proper}
+        said = []
+        if wrong:
+            said.append(
+                f"nodes {list(wrong)} say that they are devices {list(wrong.values())} (give each "
+                f"its own partition-id from 0 to {self.num_devices - 1})"
             )
-        return reports
+        if heard.blank:
+            said.append(
+                f"nodes {heard.blank} answered without a valid report (the log says what is wrong "
+                f"with it; run the same version of the app on them)"
+            )
+        for node, why in heard.lost.items():
+            said.append(f"node {node} was not reached: {why} (see that its SuperNode is up)")
+        if heard.silent:
+            said.append(
+                f"nodes {heard.silent} did not answer the deployment in "
+                f"{self._reply_timeout_s:g} s (raise runtime.reply_timeout_s where a node takes "
+                f"longer to start)"
+            )
+        return "; ".join(said)
 
     def ask(
         self, message_type: str, contents: Mapping[int, RecordDict], round_index: int
@@ -104,11 +141,12 @@ class Roster:
             if (node := node_of.get(device)) is not None
             and (is_query or self._heard.get(device, node) == node)
         }
-        answers, blank = self._exchange(message_type, messages, round_index)
-        if blank and is_query:
-            self._deploy(blank, round_index)
-            again, _ = self._exchange(message_type, {n: messages[n] for n in blank}, round_index)
-            answers |= again
+        heard = self._exchange(message_type, messages, round_index)
+        answers = heard.answers
+        if heard.blank and is_query:
+            self._deploy(heard.blank, round_index)
+            again = {node: messages[node] for node in heard.blank}
+            answers |= self._exchange(message_type, again, round_index).answers
         self._heard |= {device: node for device, node in node_of.items() if device in answers}
         for device in sorted(set(contents) - set(answers)):
             logger.info("device %d did not answer %s", device, message_type)
@@ -129,51 +167,58 @@ class Roster:
                 found.setdefault(device, node)
         return found
 
-    def _deploy(self, nodes: list[int], round_index: int) -> dict[int, DeviceReport]:
+    def _deploy(self, nodes: list[int], round_index: int) -> _Heard:
         contents = dict.fromkeys(nodes, self._deployment)
-        answers, _ = self._exchange("query.deploy", contents, round_index)
-        return {device: report_of(reply) for device, reply in answers.items()}
+        return self._exchange("query.deploy", contents, round_index)
 
     def _exchange(
         self, message_type: str, contents: Mapping[int, RecordDict], round_index: int
-    ) -> tuple[dict[int, Message], list[int]]:
-        """(answers by device, nodes without a state) of messages to nodes."""
-        waiting = {
-            key
-            for key in self.air.push_messages(
-                [
-                    Message(
-                        content,
-                        dst_node_id=node,
-                        message_type=message_type,
-                        # What comes too late for its round must not be acted on after it.
-                        ttl=self._reply_timeout_s,
-                        group_id=str(round_index + 1),
-                    )
-                    for node, content in contents.items()
-                ]
+    ) -> _Heard:
+        """Send a message to each of the nodes, and wait for the answers; raises `AppFailed`."""
+        messages = [
+            Message(
+                content,
+                dst_node_id=node,
+                message_type=message_type,
+                # What comes too late for its round must not be acted on after it.
+                ttl=self._reply_timeout_s,
+                group_id=str(round_index + 1),
             )
-            if key
-        }
+            for node, content in contents.items()
+        ]
+        waiting = {key for key in self.air.push_messages(messages) if key}
+        # An Error of the SuperLink comes from no node: it says only which message it is about.
+        node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
         answers: dict[int, Message] = {}
         blank: list[int] = []
+        lost: dict[int, str] = {}
+        silent = set(contents)
         deadline, pause_s = time.monotonic() + self._reply_timeout_s, _POLL_S[0]
         while waiting:
             for reply in self.air.pull_messages(waiting):
-                waiting.discard(reply.metadata.reply_to_message_id)
+                waiting.discard(key := reply.metadata.reply_to_message_id)
+                node = node_of.get(key, reply.metadata.src_node_id)
+                silent.discard(node)
                 if not reply.has_content():
-                    if reply.error.code in _FAILED_APP:
-                        raise AppFailed(f"the app of a device failed: {reply.error.reason}")
-                    logger.info("%s", reply.error.reason)
+                    lost[node] = self._reason(node, reply.error)
                 elif "report" in reply.content:
                     answers[report_of(reply).device] = reply
                 else:
-                    blank.append(reply.metadata.src_node_id)
+                    blank.append(node)
             if not waiting or time.monotonic() > deadline:
                 break
             self._pause(pause_s)
             pause_s = min(2 * pause_s, _POLL_S[1])
-        return answers, blank
+        return _Heard(answers, blank, lost, sorted(silent))
+
+    def _reason(self, node: int, error: Error) -> str:
+        """Why a node was not reached; raises `AppFailed` where it was, and its app failed."""
+        said = f"{error.reason or 'no reason given'} (code {error.code})"
+        device = self.air.device_of.get(node, "unknown")
+        if error.code in _FAILED_APP:
+            raise AppFailed(f"the app of node {node} (device {device}) failed: {said}")
+        logger.info("node %d (device %s): %s", node, device, said)
+        return said
 
     def _pause(self, seconds: float) -> None:
         if self._is_stopped():

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 from numpy.typing import NDArray
 
 from airllm.lora import Adapter
@@ -35,9 +36,9 @@ Load = Callable[[Context], tuple[BaseModel, DeviceProfile]]
 """gives the base model and the profile of a node"""
 
 
-def make_client_app(load: Load) -> ClientApp:
-    """The app of every device."""
-    app = ClientApp()
+def make_client_app(load: Load, *, mods: list[Mod] | None = None) -> ClientApp:
+    """The app of every device; ``mods`` are Flower's, around each of its answers."""
+    app = ClientApp(mods=mods)
 
     def one(message: Message, context: Context) -> Message:
         return answer(load, [(message, context)])[0]

@@ -17,7 +17,7 @@ APP = {
         "serverapp": "experiments.flower_apps:server_app",
         "clientapp": "experiments.flower_apps:client_app",
     },
-    "config": {"config": "quick", "out": "", "folder": ""},
+    "config": {"config": "quick", "set": "", "out": "", "overwrite": False, "folder": ""},
 }
 """The table [tool.flwr.app] of pyproject.toml, which an installed package does not have."""
 

@@ -25,14 +25,15 @@ def run_deployment(
     out: Path,
     *,
     superlink: str,
+    overwrite: bool = False,
     on_round: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Run one simulation on the SuperNodes of a SuperLink; returns the summary.
 
     The same apps, the same numbers and the same files as `run.run_simulation`, as long as every
-    node answers in time. The cloud's app runs where the SuperLink runs, and ``out`` is a folder
-    there. Raises ValueError where there is no SuperLink, where there are more or fewer SuperNodes
-    than devices, and where the run fails.
+    node answers in time. The cloud's app runs where the SuperLink runs, ``out`` is a folder there,
+    and so has to be the working directory. Raises ValueError where there is no SuperLink, where
+    there are more or fewer SuperNodes than devices, and where the run fails.
     """
     link = SuperLink.find(superlink)
     online = link.nodes_online()
@@ -45,7 +46,12 @@ def run_deployment(
     out = out.resolve()
     with tempfile.TemporaryDirectory(prefix="airllm-") as temporary:
         app = write_app(Path(temporary) / "app")
-        asked = {"config": dump_config(config), "out": str(out), "folder": str(Path.cwd())}
+        asked = {
+            "config": dump_config(config),
+            "out": str(out),
+            "overwrite": overwrite,
+            "folder": str(Path.cwd()),
+        }
         run_config = Path(temporary) / "run.toml"
         run_config.write_text(tomli_w.dumps(asked), encoding="utf-8")
         began = time.time()

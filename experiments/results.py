@@ -123,15 +123,25 @@ def prepare_out(out: Path, *, overwrite: bool = False, resume: bool = False) -> 
     something to write (see `RoundsWriter`); one that can be resumed likewise. Raises ValueError
     where the folder cannot be written, or holds such a run or a sweep.
     """
-    if (out / "results.csv").exists():
+    held = held_in(out)
+    if held == "a sweep":
         raise ValueError(f"--out {out} holds a sweep; give another folder for the run")
-    if (out / "summary.json").exists() and not overwrite:
+    if held == "a finished run" and not overwrite:
         raise ValueError(f"{out} holds a finished run; give another --out, or --overwrite")
-    if any(out.glob("checkpoint-*")) and not (overwrite or resume):
+    if held == "an unfinished run" and not (overwrite or resume):
         raise ValueError(
             f"{out} holds an unfinished run; --resume goes on with it, --overwrite starts again"
         )
     return check_writable(out)
+
+
+def held_in(out: Path) -> str:
+    """What a run would take the place of in a folder; empty where there is nothing to lose."""
+    if (out / "results.csv").exists():
+        return "a sweep"
+    if (out / "summary.json").exists():
+        return "a finished run"
+    return "an unfinished run" if any(out.glob("checkpoint-*")) else ""
 
 
 def prepare_sweep(out: Path) -> Path:

@@ -311,6 +311,7 @@ def run_rounds(
     out: Path | None,
     *,
     on_round: Callable[[int, int], None] | None = None,
+    on_result: Callable[[RoundResult], None] = lambda result: None,
     is_stopped: Callable[[], bool] = lambda: False,
     is_resuming: bool = False,
 ) -> dict[str, Any]:
@@ -337,11 +338,16 @@ def run_rounds(
         config, workbench, out, on_round,
         parts=parts, is_resuming=is_resuming, is_settled=lambda done: done == standing.num_done,
     ) as recorder:  # fmt: skip
+
+        def take(result: RoundResult) -> None:
+            recorder.record(result)
+            on_result(result)
+
         run_federation(
             grid,
             cell,
             service,
-            on_round=recorder.record,
+            on_round=take,
             reply_timeout_s=config.runtime.reply_timeout_s,
             connect_timeout_s=config.runtime.connect_timeout_s,
             is_stopped=is_stopped,

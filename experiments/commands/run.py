@@ -86,7 +86,7 @@ def run(
     summary = finished_summary(experiment, out) if resume else None
     if summary is None:
         prepare_out(out, overwrite=overwrite, resume=resume)
-        simulate = _runner(runtime, superlink)
+        simulate = _runner(runtime, superlink, overwrite)
         if resume:
             simulate = partial(simulate, is_resuming=True)
         summary = _simulate(simulate, experiment, out, tensorboard)
@@ -133,7 +133,7 @@ def _simulate(
         ) from None
 
 
-def _runner(runtime: Runtime, superlink: str) -> Callable[..., dict[str, Any]]:
+def _runner(runtime: Runtime, superlink: str, overwrite: bool) -> Callable[..., dict[str, Any]]:
     if runtime is Runtime.SIMULATION:
         from experiments.simulation import run_ray_simulation
 
@@ -141,7 +141,7 @@ def _runner(runtime: Runtime, superlink: str) -> Callable[..., dict[str, Any]]:
     if runtime is Runtime.DEPLOYMENT:
         from experiments.deployment import run_deployment
 
-        return partial(run_deployment, superlink=superlink)
+        return partial(run_deployment, superlink=superlink, overwrite=overwrite)
     from experiments.run import run_simulation
 
     return run_simulation

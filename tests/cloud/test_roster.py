@@ -17,7 +17,7 @@ class FlakyGrid(LocalGrid):
 
     def __init__(self, app, num_nodes):
         super().__init__(app, num_nodes, {})
-        self.absent, self.hanging, self.failing = set(), set(), {}
+        self.absent, self.hanging, self.failing, self.reason = set(), set(), {}, "so it is"
 
     def get_node_ids(self):
         return [node for node in super().get_node_ids() if node not in self.absent]
@@ -30,8 +30,9 @@ class FlakyGrid(LocalGrid):
             if node in self.hanging | self.absent:
                 del self._replies[key]
             elif node in self.failing:
-                error = Error(self.failing[node], "so it is")
-                self._replies[key] = Message(error, reply_to=message)
+                reply = Message(Error(self.failing[node], self.reason), reply_to=message)
+                reply.metadata.__dict__["_src_node_id"] = 1  # the SuperLink's, as in Flower
+                self._replies[key] = reply
         return ids
 
     def forget(self, node):
@@ -101,10 +102,33 @@ def test_another_number_of_nodes_than_devices_is_named(num_nodes, make):
 
 
 def test_two_nodes_that_claim_to_be_one_device_are_named(make):
-    grid, roster = make()
+    grid, roster = make(reply_timeout_s=3600.0)
     grid.partition(3, 0)
-    with pytest.raises(ValueError, match=r"devices \[1\] did not answer .* own partition-id"):
+    message = r"devices \[1\] are missing: nodes \[2, 3\] say that they are devices \[0, 0\] \(give"
+    with pytest.raises(ValueError, match=message) as raised:
         roster.assemble(wait_s=0.0)
+    assert "3600 s" not in str(raised.value)
+
+
+def test_a_node_that_says_it_is_a_device_too_many_is_named(make):
+    grid, roster = make()
+    grid.partition(3, 7)
+    with pytest.raises(ValueError, match=r"nodes \[3\] say that they are devices \[7\]"):
+        roster.assemble(wait_s=0.0)
+
+
+def test_what_went_wrong_with_each_node_of_a_deployment_is_told_apart(make):
+    grid, roster = make(num_devices=4, num_nodes=4)
+    grid.failing, grid.hanging = {3: ErrorCode.NODE_UNAVAILABLE}, {4}
+    grid.partition(5, float("nan"))
+    with pytest.raises(ValueError, match=r"devices \[1, 2, 3\] are missing: ") as raised:
+        roster.assemble(wait_s=0.0)
+    for part in (
+        "nodes [5] answered without a valid report",
+        "node 3 was not reached: so it is (code 5)",
+        "nodes [4] did not answer the deployment in 0.05 s (raise runtime.reply_timeout_s",
+    ):
+        assert part in str(raised.value)
 
 
 def test_nodes_are_waited_for(make, monkeypatch):
@@ -131,7 +155,11 @@ def test_a_node_that_flower_calls_unavailable_is_silent_and_a_failed_app_ends_th
     grid.failing = {2: ErrorCode.NODE_UNAVAILABLE}
     assert ask(roster) == [1]
     grid.failing = {2: ErrorCode.CLIENT_APP_RAISED_EXCEPTION}
-    with pytest.raises(RuntimeError, match="the app of a device failed: so it is"):
+    message = r"the app of node 2 \(device 0\) failed: so it is \(code 2\)"
+    with pytest.raises(RuntimeError, match=message):
+        ask(roster)
+    grid.reason = None
+    with pytest.raises(RuntimeError, match=r"failed: no reason given \(code 2\)"):
         ask(roster)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from experiments.app_folder import APP, write_app
+from experiments.commands.run import Runtime, _runner
+from experiments.config import load_experiment
 from experiments.federation import Federation
 from experiments.flower_env import child_environment, command
 from experiments.superlink import SuperLink
@@ -73,6 +75,31 @@ def test_no_configuration_of_flowers_is_no_traceback(tmp_path, monkeypatch):
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="there: none"):
         SuperLink.find("mine")
+
+
+def test_the_users_word_on_a_run_in_the_folder_counts_at_the_superlink(
+    tiny_toml, tmp_path, monkeypatch
+):
+    asked = []
+
+    class Link:
+        address = "10.0.0.1:9000"
+
+        def nodes_online(self):
+            return 2
+
+        def start_run(self, app, run_config):
+            asked.append(tomllib.loads(run_config.read_text()))
+            raise ValueError("not now")
+
+    monkeypatch.setattr(SuperLink, "find", lambda given: Link())
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="not now"):
+            _runner(Runtime.DEPLOYMENT, "mine", overwrite)(
+                load_experiment(str(tiny_toml)), tmp_path / "out"
+            )
+    assert [run_config["overwrite"] for run_config in asked] == [False, True]
+    assert set(asked[0]) <= set(APP["config"])
 
 
 def test_a_federation_that_cannot_be_is_refused_before_anything_starts(tmp_path):

@@ -180,7 +180,7 @@ def test_work_before_there_was_any_is_no_answer(run):
         if message_type == "query.deploy":
             reply.content["work"] = ConfigRecord({"worth": b""})
 
-    with pytest.raises(ValueError, match=r"devices \[1\] did not answer the deployment"):
+    with pytest.raises(ValueError, match=r"nodes \[3\] answered without a valid report"):
         run(lie)
 
 

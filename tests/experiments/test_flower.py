@@ -22,8 +22,11 @@ from experiments.run import run_simulation
 pytestmark = pytest.mark.flower
 
 ROOT = Path(__file__).parents[2]
+SWITCH = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"  # without it: 12 GB of dependencies
 (FLWR_RUN,) = (
-    line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("flwr run")
+    line
+    for line in (ROOT / "README.md").read_text().splitlines()
+    if line.startswith(f"{SWITCH}=1 flwr run")
 )
 MARK = "AIRLLM_TEST"  # in the environment of every process that a test has started
 PATIENCE_S = 400.0  # for a state on a busy machine
@@ -66,14 +69,17 @@ def alive(mark):
 
 def test_flwr_run_gives_the_numbers_of_the_local_runtime(tiny_toml, tmp_path, environment):
     tiny_toml.write_text(tiny_toml.read_text().replace('name = "uniform"', 'name = "airllm"'))
-    config = load_config(ExperimentConfig, tiny_toml, presets=PRESETS)
+    sets = ["channel.bandwidth_hz=1e5"]
+    config = load_config(ExperimentConfig, tiny_toml, sets, presets=PRESETS)
     run_simulation(config, tmp_path / "local")
     out = tmp_path / "flower-run"
-    line = FLWR_RUN.replace("run .", f"run {ROOT}").replace("'quick'", f"'{tiny_toml}' out='{out}'")
+    del environment[SWITCH]  # the line sets it
+    line = FLWR_RUN.replace("run .", f"run {ROOT}").replace("'quick'", f"'{tiny_toml}' MORE")
 
-    def flwr(*arguments):
+    def flwr(*words):
+        assert "run" not in words or words[0] == f"{SWITCH}=1"
         done = subprocess.run(
-            [*arguments, "--format", "json"], env=environment, cwd=tmp_path,
+            ["env", *words, "--format", "json"], env=environment, cwd=tmp_path,
             capture_output=True, text=True, timeout=PATIENCE_S,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
@@ -81,21 +87,28 @@ def test_flwr_run_gives_the_numbers_of_the_local_runtime(tiny_toml, tmp_path, en
         assert answer["success"], answer
         return answer
 
-    def run(num_nodes):
+    def run(num_nodes, more):
         nodes = f"num-supernodes={num_nodes} client-resources-num-cpus=1"
-        started = flwr(*shlex.split(line.replace("num-supernodes=4", nodes)))
+        started = flwr(*shlex.split(line.replace("num-supernodes=4", nodes).replace("MORE", more)))
         deadline = time.monotonic() + PATIENCE_S
         while True:
             (found,) = flwr("flwr", "list", "--run-id", started["run-id"])["runs"]
             if found["status"].startswith("finished"):
-                return found["status"], found["status-details"]
+                log = subprocess.run(
+                    ["flwr", "log", started["run-id"], "--show"], env=environment, cwd=tmp_path,
+                    capture_output=True, text=True, timeout=PATIENCE_S,
+                )  # fmt: skip
+                return found["status"], found["status-details"], log.stdout + log.stderr
             assert time.monotonic() < deadline
             time.sleep(1.0)
 
-    assert run(2)[0] == "finished:completed"
+    status, _, log = run(2, f"set='channel.bandwidth_hz=1e5' out='{out}'")
+    assert status == "finished:completed", log
     for file in ("rounds.csv", "config.toml", "summary.json"):
         assert (out / file).read_text() == (tmp_path / "local" / file).read_text()
-    status, details = run(3)
+    assert "round 2 of 2: accuracy" in log
+    assert "airllm: accuracy" in log
+    status, details, _ = run(3, "")
     assert status == "finished:failed"
     assert "num_devices is 2, but 3 nodes are connected" in details
 
