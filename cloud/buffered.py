@@ -225,6 +225,8 @@ class BufferedRun:
             content["update"] = ConfigRecord({"payload": payload})
         reply = self._ask("train", trip, content, "work")
         if reply is None:
+            # As in any round: what nobody confirms has not arrived.
+            self._since.down.delivered_bits[device] -= delivery.delivered_bits
             return False
         self.known[device] = report = report_of(reply)
         if trip.data:

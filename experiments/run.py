@@ -64,25 +64,34 @@ class Recorder:
             return self
         with ExitStack() as stack:
             stack.enter_context(alone_in(self.out))
-            text, path = dump_config(self.config), self.out / "rounds.csv"
             base = self.workbench.base
             self._checkpoints = Checkpoints(
-                self.out, text, self.workbench.splits.fingerprint,
+                self.out, dump_config(self.config), self.workbench.splits.fingerprint,
                 f"{base.device.type} in {base.precision}", self.config.runtime.checkpoint_s,
             )  # fmt: skip
-            size = self._resume(path) if self._is_resuming else 0
-            if not size:
-                # They must not outlive the rows that they belong to.
-                self._checkpoints.clear()
-            # First the rows, which end an old summary: it must never stand beside a new config.
-            self._writer = stack.enter_context(RoundsWriter(path, keep=size))
-            write_text(self.out / "config.toml", text)
+            size = self._resume(self.out / "rounds.csv") if self._is_resuming else 0
             self._open = stack.pop_all()
+        if size:
+            self._begin(size)
         return self
 
     def __exit__(self, *args: object) -> None:
         with self._open:
             self._write_ranks()
+
+    def _begin(self, size: int = 0) -> None:
+        """Take the folder over: all of an earlier run but so many bytes of rows, and their
+        checkpoint, is gone. Not before there is a row, so that who cannot start costs nothing."""
+        if self.out is None:
+            return
+        assert self._checkpoints is not None
+        if not size:
+            # They must not outlive the rows that they belong to.
+            self._checkpoints.clear()
+        # First the rows, which end an old summary: it must never stand beside a new config.
+        rows = RoundsWriter(self.out / "rounds.csv", keep=size)
+        self._writer = self._open.enter_context(rows)
+        write_text(self.out / "config.toml", self._checkpoints.config)
 
     def _resume(self, path: Path) -> int:
         """Restore everything from a checkpoint; the bytes of rounds.csv that count."""
@@ -134,6 +143,8 @@ class Recorder:
                 float(np.mean([r.loss for r in result.requests])),
                 float(np.mean([r.accuracy for r in result.requests])),
             )
+        if self._writer is None:
+            self._begin()
         rows = rows_of(result)
         self._seen.append(_columns(rows))
         self._ranks.append(result.down.ranks)

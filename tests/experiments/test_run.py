@@ -10,9 +10,11 @@ import pytest
 
 from airllm.lora import Adapter
 from airllm.tuning import evaluate
+from cloud.local_grid import LocalGrid
 from experiments import build
 from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import load_config
+from experiments.config_loader import dump_config, load_config
+from experiments.flower_apps import client_app
 from experiments.results import ROUND_COLUMNS
 from experiments.run import bits_until, run_rounds, run_simulation
 
@@ -219,3 +221,14 @@ def test_stacked_devices_only_run_in_one_process(tiny_toml):
     config = config_of(tiny_toml, "runtime.stacked=true")
     with pytest.raises(ValueError, match=r"runtime.stacked .* take --runtime local"):
         run_rounds(object(), config, None)
+
+
+def test_a_run_that_cannot_start_costs_the_one_before_it_nothing(tiny_toml, tmp_path):
+    """With `--overwrite`: the old files go when there is a first row to take their place."""
+    config = config_of(tiny_toml, "policy.name=uniform")
+    run_simulation(config, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    grid = LocalGrid(client_app, config.num_devices + 1, {"config": dump_config(config)})
+    with pytest.raises(ValueError, match="3 nodes are connected"):
+        run_rounds(grid, config, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
