@@ -42,14 +42,15 @@ class Recorder:
         self,
         config: ExperimentConfig,
         workbench: Workbench,
-        out: Path | None,
+        out: Path | str | None,
         on_round: Callable[[int, int], None] | None = None,
         *,
         parts: Mapping[str, object] | None = None,
         is_resuming: bool = False,
         is_settled: Callable[[int], bool] = lambda done: True,
     ) -> None:
-        self.config, self.workbench, self.out = config, workbench, out
+        self.config, self.workbench = config, workbench
+        self.out = None if out is None else Path(out)
         self._is_settled = is_settled
         self._on_round, self._parts, self._is_resuming = on_round, parts, is_resuming
         self._ranks: list[np.ndarray] = []
@@ -306,7 +307,7 @@ def bits_until(columns: Mapping[str, Array], accuracy: float) -> float:
 def run_rounds(
     grid: Grid,
     config: ExperimentConfig,
-    out: Path | None,
+    out: Path | str | None,
     *,
     on_round: Callable[[int, int], None] | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
@@ -350,7 +351,7 @@ def run_rounds(
 
 def run_simulation(
     config: ExperimentConfig,
-    out: Path | None = None,
+    out: Path | str | None = None,
     *,
     on_round: Callable[[int, int], None] | None = None,
     is_resuming: bool = False,

@@ -49,12 +49,11 @@ def sweep(
     folder = out or Path("runs") / Path(config).stem
     from experiments.axes import parse_axis
     from experiments.checkpoints import alone_in
-    from experiments.paths import find_config
     from experiments.results import prepare_sweep, read_results
     from experiments.sweep import load_sweep, run_sweep
 
     axes = dict(map(parse_axis, sweeps or ()))
-    experiments = load_sweep(find_config(config), sets or (), axes)
+    experiments = load_sweep(config, sets or (), axes)
     prepare_sweep(folder)
     from experiments.figures import plot
     from experiments.sweep_view import SweepView, print_results

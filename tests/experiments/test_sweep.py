@@ -361,5 +361,5 @@ def test_a_run_finished_with_other_threads_is_finished(sweep, tiny_toml, tmp_pat
 @pytest.mark.parametrize("axes", [None, {"training.r_max": [2, 4]}])
 def test_a_setting_that_the_sweeps_axes_would_hide_is_refused(tiny_toml, axes):
     setting = "training.r_max=3" if axes else "channel.snr_db=3"
-    with pytest.raises(ValueError, match=rf"{setting} would change nothing.*--sweep {setting}"):
+    with pytest.raises(ValueError, match=rf"{setting}.* would change nothing.*--sweep {setting}"):
         load_sweep(tiny_toml, [setting], axes)
