@@ -173,6 +173,12 @@ class ExperimentConfig:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
         if self.mode == "federated":
             _check_federated(self)
+        elif self.federated.aggregator != FederatedConfig().aggregator:
+            raise ValueError(
+                f"federated.aggregator {self.federated.aggregator!r} (federated.method "
+                f"{self.federated.method!r}) merges what devices send, which in mode 'remote' is "
+                f"nothing; set mode = 'federated', or leave it out"
+            )
         if self.model.task == "classify" and not self.data.label_column:
             raise ValueError(
                 "model.task 'classify' needs data.label_column; set model.task = 'causal' for "
