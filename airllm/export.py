@@ -28,17 +28,19 @@ def save_peft(
     ``rank_pattern`` holds each projection's rank and ``alpha_pattern`` the same number, so that
     PEFT's scaling alpha / r is 1: ours is folded into the factors. Projections of rank 0 are left
     out of the targets, because PEFT takes no rank 0; if all are, one of them gets a single zero
-    component. A classification head goes beside it as ``head.safetensors``, whose metadata hold
-    what a prediction needs: the labels as JSON, the pooling, the tokens a text is cut to.
+    component. A classification head, with its update where the adapter has one, goes beside it as
+    ``head.safetensors``, whose metadata hold what a prediction needs: the labels as JSON, the
+    pooling, the tokens a text is cut to.
     """
     from peft import LoraConfig
 
     folder = Path(folder)
-    pairs = {
-        spec.name: (down, up)
-        for spec, down, up in zip(base.specs, adapter.down, adapter.up, strict=True)
-        if len(down)
-    }
+    pairs, trained = {}, None
+    for spec, down, up in zip(base.specs, adapter.down, adapter.up, strict=True):
+        if spec.kind == "head":
+            trained = up @ down  # [classes, features + 1]
+        elif len(down):
+            pairs[spec.name] = (down, up)
     if not pairs:
         spec = base.specs[0]
         pairs[spec.name] = (torch.zeros(1, spec.in_features), torch.zeros(spec.out_features, 1))
@@ -65,8 +67,11 @@ def save_peft(
         tensors[f"base_model.model.{name}.lora_B.weight"] = up.contiguous().clone()
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     if head is not None:
+        weight, bias = head.weight.cpu(), head.bias.cpu()
+        if trained is not None:
+            weight, bias = weight + trained[:, :-1], bias + trained[:, -1]
         save_file(
-            {"weight": head.weight.cpu().contiguous(), "bias": head.bias.cpu().contiguous()},
+            {"weight": weight.contiguous(), "bias": bias.contiguous()},
             folder / "head.safetensors",
             metadata={
                 "format": "pt",

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import AutoPeftModel, PeftConfig, PeftModel
+from safetensors.torch import load_file
 
 from airllm.export import save_peft
 from airllm.lora import Adapter
@@ -69,6 +70,20 @@ def test_auto_classes_find_the_base_model(tmp_path, monkeypatch):
     with torch.no_grad():
         theirs = base.pooled(batch.input_ids, batch.attention_mask)
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+
+
+def test_a_trained_head_is_written_as_what_it_has_become(tmp_path):
+    config = ModelConfig(name="tiny:bert", precision="fp32", device="cpu")
+    base = load_base(config, seed=1, num_classes=2)
+    adapter = adapter_of(base, [1] * len(base.specs))
+    head = Head(torch.ones(2, base.num_features), torch.tensor([0.5, -0.5]))
+    save_peft(adapter, base, tmp_path, head=head)
+    pooled = features(base, adapter)
+    with torch.no_grad():
+        ours = base.logits(pooled, head.weight, head.bias)
+    written = load_file(tmp_path / "head.safetensors")
+    torch.testing.assert_close(pooled @ written["weight"].T + written["bias"], ours)
+    PeftModel.from_pretrained(load_base(config, seed=1).network, str(tmp_path))  # without a warning
 
 
 @pytest.mark.skipif(not minilm_source(), reason="MiniLM is not on this machine")
