@@ -13,7 +13,11 @@ def check(
     """Raise ValueError that names the first of ``keys``, set apart by blanks, that is not valid."""
     for key in keys.split():
         value = getattr(config, key)
-        if not is_valid(value):
+        try:
+            is_fine = bool(is_valid(value))
+        except (TypeError, ValueError):  # a text or an array, where a number belongs
+            is_fine = False
+        if not is_fine:
             raise ValueError(f"{section}.{key} must be {bound}, got {value!r}")
 
 

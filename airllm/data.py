@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from airllm.checks import check, check_least
 from airllm.data_files import SUFFIXES, is_missing, read_table
 from airllm.docstrings import load_sentences
 from airllm.partition import KINDS
@@ -59,17 +60,10 @@ class DataConfig:
             raise ValueError(
                 f"data.partition must be one of {', '.join(KINDS)}, got {self.partition!r}"
             )
-        if not 0.0 < self.eval_fraction < 1.0:
-            raise ValueError(f"data.eval_fraction must be in (0, 1), got {self.eval_fraction}")
-        if not self.dirichlet_alpha > 0:
-            raise ValueError(f"data.dirichlet_alpha must be > 0, got {self.dirichlet_alpha}")
-        for key in ("max_train", "max_eval"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"data.{key} must be >= 0 (0: all), got {getattr(self, key)}")
-        if self.sentences_per_class < 2:
-            raise ValueError(
-                f"data.sentences_per_class must be >= 2, got {self.sentences_per_class}"
-            )
+        check("data", self, "eval_fraction", lambda v: 0.0 < v < 1.0, "in (0, 1)")
+        check("data", self, "dirichlet_alpha", lambda v: v > 0, "> 0")
+        check("data", self, "max_train max_eval", lambda v: v >= 0, ">= 0 (0: all)")
+        check_least("data", self, "sentences_per_class", 2)
         try:
             "".encode("utf-8" if self.encoding == "auto" else self.encoding)
         except (LookupError, ValueError):

@@ -155,8 +155,9 @@ def make_policy(
     check_name(name)
     if name == "airllm" and config.path:
         return load_policy(
-            config.path, depths=depths, kinds=kinds, is_exploring=config.is_exploring, seed=seed
-        )
+            config.path, depths=depths, kinds=kinds, r_max=r_max,
+            is_exploring=config.is_exploring, seed=seed,
+        )  # fmt: skip
     if name == "airllm":
         return AirLlmPolicy(
             depths=depths,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from airllm.airllm_policy import AirLlmPolicy
 from airllm.checkpoint import load_state, replacing, save_state
 from airllm.ddim import DdimConfig
 from airllm.ppo import PpoConfig
+
+logger = logging.getLogger(__name__)
 
 BUNDLED = Path(__file__).parent / "learned"
 _STATE = "policy.safetensors"
@@ -29,14 +32,17 @@ def save_policy(
     *,
     depths: Sequence[int],
     kinds: Sequence[str],
+    r_max: int,
     facts: dict[str, Any],
 ) -> None:
-    """Write the policy into ``folder``; ``facts`` say how it was learned."""
+    """Write the policy into ``folder``; ``r_max`` is the largest rank that it was learned at,
+    ``facts`` say how it was learned."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "format": _FORMAT,
         "depths": list(depths),
         "kinds": list(kinds),
+        "r_max": r_max,
         "ppo": dataclasses.asdict(policy.ppo.config),
         "ddim": dataclasses.asdict(policy.config),
         **{key: getattr(policy, key) for key in _SETTINGS},
@@ -47,11 +53,18 @@ def save_policy(
 
 
 def load_policy(
-    path: str, *, depths: Sequence[int], kinds: Sequence[str], is_exploring: bool, seed: int
+    path: str,
+    *,
+    depths: Sequence[int],
+    kinds: Sequence[str],
+    r_max: int,
+    is_exploring: bool,
+    seed: int,
 ) -> AirLlmPolicy:
     """The policy in a folder, for a model with these projections; its settings are its own.
 
-    Raises ValueError that names the remedy where there is none, or one for another model.
+    One that was learned at another ``r_max`` is warned about. Raises ValueError that names the
+    remedy where there is none, or one for another model.
     """
     file = find_policy(path) / _STATE
     try:
@@ -81,6 +94,12 @@ def load_policy(
             f"policy.path {path}: {file} is damaged or of another version ({error}); learn the "
             f"policy again with `airllm learn`"
         ) from None
+    if about.get("r_max", r_max) != r_max:
+        logger.warning(
+            "policy.path %s was learned at training.r_max %s, this run's is %s; learn one at that, "
+            "or set training.r_max = %s",
+            path, about["r_max"], r_max, about["r_max"],
+        )  # fmt: skip
     return policy
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,9 @@ class Cell:
         model: SnrModel | None = None,
     ) -> None:
         """``model`` is a source of the mean SNR of one's own, such as ``config.model`` names."""
-        if num_devices < 1:
-            raise ValueError(f"num_devices must be >= 1, got {num_devices}")
+        for key, value, least in (("num_devices", num_devices, 1), ("seed", seed, 0)):
+            if not (isinstance(value, Integral) and value >= least):
+                raise ValueError(f"{key} must be a whole number >= {least}, got {value!r}")
         self.config, self.num_devices, self.seed = config, num_devices, seed
         self.round_index = -1
         self.log: list[tuple[float, int, str]] = []
@@ -176,6 +178,12 @@ class Cell:
     def _checked(
         self, bits: Mapping[int, int], start_s: Mapping[int, float] | None
     ) -> dict[int, float]:
+        if self.round_index < 0:
+            raise ValueError("begin a round before transferring: cell.begin_round(0)")
+        if not isinstance(bits, Mapping):
+            raise ValueError(
+                f"bits must map devices to their bits, such as {{0: 1000, 1: 500}}, got {bits!r}"
+            )
         offsets = {device: (start_s or {}).get(device, 0.0) for device in bits}
         for device, size in bits.items():
             if not 0 <= device < self.num_devices:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from channel.checks import check, check_one_of
 from channel.energy import EnergyConfig
 from channel.pathloss import SCENARIOS
 from channel.traces import FORMATS, TraceFormat
@@ -57,23 +59,25 @@ class PathConfig:
     """CSV with the columns device, time_s, x_m, y_m (trajectory)"""
 
     def __post_init__(self) -> None:
-        _one_of("path.scenario", self.scenario, ("none", *SCENARIOS))
-        _one_of("path.mobility", self.mobility, MOBILITIES)
-        _check("path.carrier_hz", self.carrier_hz, self.carrier_hz > 0, "> 0")
+        check_one_of("path.scenario", self.scenario, ("none", *SCENARIOS))
+        check_one_of("path.mobility", self.mobility, MOBILITIES)
+        check("path.carrier_hz", self.carrier_hz, lambda v: v > 0, "> 0")
         for key in (
             "base_power_dbm", "device_power_dbm", "antenna_gain_db", "device_noise_figure_db",
             "base_noise_figure_db",
         ):  # fmt: skip
-            _check(f"path.{key}", getattr(self, key), True, "finite")
+            check(f"path.{key}", getattr(self, key), lambda v: True, "finite")
         height = self.terminal_height_m
-        _check("path.terminal_height_m", height, 1.0 < height <= 13.0, "in (1, 13]")
+        check("path.terminal_height_m", height, lambda v: 1.0 < v <= 13.0, "in (1, 13]")
         near, far = self.min_distance_m, self.cell_radius_m
-        _check("path.min_distance_m", near, near >= 0, ">= 0")
-        _check("path.cell_radius_m", far, far > near, f"above path.min_distance_m {near}")
-        _check("path.cell_radius_m", far, far <= 1e6, "at most 1e6")
+        check("path.min_distance_m", near, lambda v: v >= 0, ">= 0")
+        check("path.cell_radius_m", far, lambda v: v > near, f"above path.min_distance_m {near}")
+        check("path.cell_radius_m", far, lambda v: v <= 1e6, "at most 1e6")
         slow, fast = self.speed_min_mps, self.speed_max_mps
-        _check("path.speed_min_mps", slow, slow > 0, "> 0")
-        _check("path.speed_max_mps", fast, fast >= slow, f"at least path.speed_min_mps {slow}")
+        check("path.speed_min_mps", slow, lambda v: v > 0, "> 0")
+        check(
+            "path.speed_max_mps", fast, lambda v: v >= slow, f"at least path.speed_min_mps {slow}"
+        )
         if (self.mobility == "trajectory") != bool(self.trajectory_file):
             raise ValueError(
                 "channel.path.mobility 'trajectory' and channel.path.trajectory_file need each "
@@ -105,16 +109,16 @@ class LinkConfig:
     """probability that a bad round is followed by a good one"""
 
     def __post_init__(self) -> None:
-        _one_of("link.adaptation", self.adaptation, ADAPTATIONS)
-        _one_of("link.combining", self.combining, ("none", "chase"))
-        _check("link.snr_gap_db", self.snr_gap_db, self.snr_gap_db >= 0, ">= 0")
+        check_one_of("link.adaptation", self.adaptation, ADAPTATIONS)
+        check_one_of("link.combining", self.combining, ("none", "chase"))
+        check("link.snr_gap_db", self.snr_gap_db, lambda v: v >= 0, ">= 0")
         for key in ("block_symbols", "max_tries"):
-            _check(f"link.{key}", getattr(self, key), getattr(self, key) >= 1, ">= 1")
-        _check("link.max_tries", self.max_tries, self.max_tries <= 1000, "at most 1000")
+            check(f"link.{key}", getattr(self, key), lambda v: v >= 1, ">= 1")
+        check("link.max_tries", self.max_tries, lambda v: v <= 1000, "at most 1000")
         # From one half on, the rate would be capacity or more.
-        _check("link.target_error", self.target_error, 0 < self.target_error < 0.5, "in (0, 0.5)")
-        _check("link.burst_start", self.burst_start, 0 <= self.burst_start <= 1, "in [0, 1]")
-        _check("link.burst_end", self.burst_end, 0 < self.burst_end <= 1, "in (0, 1]")
+        check("link.target_error", self.target_error, lambda v: 0 < v < 0.5, "in (0, 0.5)")
+        check("link.burst_start", self.burst_start, lambda v: 0 <= v <= 1, "in [0, 1]")
+        check("link.burst_end", self.burst_end, lambda v: 0 < v <= 1, "in (0, 1]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,26 +197,28 @@ class ChannelConfig:
 
     def __post_init__(self) -> None:
         preset_values(self.preset)
-        _one_of("sharing", self.sharing, SHARINGS)
-        _one_of("scheduler", self.scheduler, SCHEDULERS)
-        _one_of("fading", self.fading, FADINGS)
-        _one_of("trace_format", self.trace_format, tuple(FORMATS))
+        check_one_of("sharing", self.sharing, SHARINGS)
+        check_one_of("scheduler", self.scheduler, SCHEDULERS)
+        check_one_of("fading", self.fading, FADINGS)
+        check_one_of("trace_format", self.trace_format, tuple(FORMATS))
         trace_format_of(self)
         for key in ("bandwidth_hz", "deadline_s", "round_period_s", "coherence_s", "away_mean_s"):
-            _check(key, getattr(self, key), getattr(self, key) > 0, "> 0")
+            check(key, getattr(self, key), lambda v: v > 0, "> 0")
         for key in (
             "snr_spread_db", "csi_error_db", "csi_quantisation_db", "csi_delay_s", "report_bits",
             "ack_bits", "away_per_s",
         ):  # fmt: skip
-            _check(key, getattr(self, key), getattr(self, key) >= 0, ">= 0")
+            check(key, getattr(self, key), lambda v: v >= 0, ">= 0")
         for key in ("csi_margin_db", "rician_k_db", "uplink_offset_db"):
-            _check(key, getattr(self, key), True, "finite")
-        step_db = self.csi_quantisation_db
-        _check("csi_quantisation_db", step_db, step_db == 0 or step_db >= 1e-3, "0 or >= 0.001")
+            check(key, getattr(self, key), lambda v: True, "finite")
+        check(
+            "csi_quantisation_db", self.csi_quantisation_db, lambda v: v == 0 or v >= 1e-3,
+            "0 or >= 0.001",
+        )  # fmt: skip
         if self.doppler_hz is not None:
-            _check("doppler_hz", self.doppler_hz, self.doppler_hz >= 0, ">= 0")
+            check("doppler_hz", self.doppler_hz, lambda v: v >= 0, ">= 0")
         rate = self.residual_error_rate
-        _check("residual_error_rate", rate, 0.0 <= rate <= 1.0, "in [0, 1]")
+        check("residual_error_rate", rate, lambda v: 0.0 <= v <= 1.0, "in [0, 1]")
         if self.deadline_s > self.round_period_s:
             raise ValueError(
                 f"channel.deadline_s {self.deadline_s} must not exceed channel.round_period_s "
@@ -224,14 +230,19 @@ class ChannelConfig:
                 f"into more than a million slots; make it longer"
             )
         if self.snr_db is not None:
-            _check("snr_db", self.snr_db, abs(self.snr_db) <= 300, "between -300 and 300")
-        elif not self.snr_choices_db and self.path.scenario == "none" and not self.trace:
+            if isinstance(self.snr_db, list | tuple | np.ndarray):
+                raise ValueError(
+                    f"channel.snr_db must be one number, got {self.snr_db}; a list belongs into "
+                    f"channel.snr_choices_db, with channel.snr_db none"
+                )
+            check("snr_db", self.snr_db, lambda v: abs(v) <= 300, "between -300 and 300")
+        elif len(self.snr_choices_db) == 0 and self.path.scenario == "none" and not self.trace:
             raise ValueError(
                 "channel.snr_choices_db must not be empty while channel.snr_db is none; "
                 "give an SNR or a list of them"
             )
         for value in self.snr_choices_db:
-            _check("snr_choices_db", value, abs(value) <= 300, "between -300 and 300")
+            check("snr_choices_db", value, lambda v: abs(v) <= 300, "between -300 and 300")
         if self.trace and self.path.scenario != "none":
             raise ValueError("channel.trace and channel.path.scenario exclude each other; drop one")
         if self.snr_db is not None and not self.model:
@@ -247,16 +258,20 @@ class ChannelConfig:
 
     @staticmethod
     def from_preset(name: str, **overrides: Any) -> ChannelConfig:
-        """A preset's values, with some of them replaced (sections whole)."""
-        values = {**preset_values(name), **overrides}
+        """A preset's values with others over them; of ``path``, ``link`` and ``energy`` a mapping
+        replaces what it names, a whole `PathConfig`, `LinkConfig` or `EnergyConfig` all of it."""
+        values = dict(preset_values(name))
+        for key, given in overrides.items():
+            is_part = isinstance(values.get(key), Mapping) and isinstance(given, Mapping)
+            values[key] = {**values[key], **given} if is_part else given
         for key, section in (("path", PathConfig), ("link", LinkConfig), ("energy", EnergyConfig)):
             if isinstance(values.get(key), Mapping):
                 values[key] = section(**values[key])
+        for key, value in values.items():
+            if isinstance(value, list | np.ndarray):
+                values[key] = tuple(np.asarray(value).tolist())
         if values.get("snr_db") == "none":
             values["snr_db"] = None
-        for key, value in values.items():
-            if isinstance(value, list):
-                values[key] = tuple(value)
         return ChannelConfig(preset=name, **values)
 
 
@@ -293,13 +308,3 @@ def preset_values(name: str) -> Mapping[str, Any]:
             f"{', '.join(preset_names())} and trace:<file>"
         )
     return tomllib.loads(path.read_text(encoding="utf-8"))
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"channel.{key} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _check(key: str, value: float, is_valid: bool, bound: str) -> None:
-    if not (is_valid and math.isfinite(value)):
-        raise ValueError(f"channel.{key} must be {bound}, got {value}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+from channel.checks import check
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +24,11 @@ class EnergyConfig:
 
     def __post_init__(self) -> None:
         for key in ("receive_power_w", "idle_power_w", "transmit_power_w", "circuit_power_w"):
-            value = getattr(self, key)
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"channel.energy.{key} must be >= 0 and finite, got {value}")
-        if not 0.0 < self.amplifier_efficiency <= 1.0:
-            raise ValueError(
-                f"channel.energy.amplifier_efficiency must be in (0, 1], "
-                f"got {self.amplifier_efficiency}"
-            )
+            check(f"energy.{key}", getattr(self, key), lambda v: v >= 0, ">= 0 and finite")
+        check(
+            "energy.amplifier_efficiency", self.amplifier_efficiency, lambda v: 0.0 < v <= 1.0,
+            "in (0, 1]",
+        )  # fmt: skip
 
 
 def receive_energy_j(config: EnergyConfig, airtime_s: float) -> float:

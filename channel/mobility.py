@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -91,6 +93,27 @@ class Trajectory:
         start = self._times[0]
         t = start + (time_s - start) % (self._times[-1] - start)
         return np.array([np.interp(t, self._times, self._positions[:, i]) for i in (0, 1)])
+
+
+def read_trajectories(path: Path | str) -> list[Trajectory]:
+    """One path for each device of a CSV with the columns device, time_s, x_m, y_m."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"channel.path.trajectory_file {path} does not exist")
+    points: dict[str, list[tuple[float, float, float]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.DictReader(file), start=1):
+            try:
+                point = (float(row["time_s"]), float(row["x_m"]), float(row["y_m"]))
+                points.setdefault(row["device"], []).append(point)
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(
+                    f"{path}, row {number}, must have numbers in the columns device, time_s, x_m, "
+                    f"y_m"
+                ) from None
+    if not points:
+        raise ValueError(f"{path} has no rows")
+    return [Trajectory([p[0] for p in of], [p[1:] for p in of]) for of in points.values()]
 
 
 def _place(radius_m: float, min_distance_m: float, rng: np.random.Generator) -> Array:

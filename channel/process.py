@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
+import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count, repeat
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +21,7 @@ from channel.fading import (
     rician_power,
     rng_for,
 )
-from channel.mobility import Mobility, RandomWaypoint, Static, Trajectory
+from channel.mobility import Mobility, RandomWaypoint, Static, Trajectory, read_trajectories
 from channel.pathloss import SCENARIOS, los_probability, path_loss_db, shadowing_step
 from channel.traces import read_trace
 from channel.units import linear_to_db, noise_power_dbm
@@ -31,6 +30,7 @@ Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 _PLACE_HELD_S = 0.1  # in which a car at 30 m/s gets 3 m on
+_SLOW_BPS = 1e4  # no modern link's best is below this: the numbers are in another unit
 _SNR_STREAM, _SPREAD_STREAM, _SIGHT_STREAM, _SHADOW_STREAM, _TRACE_STREAM = 20, 21, 24, 25, 26
 
 
@@ -69,26 +69,35 @@ class LinkProcess:
             raise ValueError(
                 f"channel.model {config.model!r} names an object; make it and pass it as model"
             )
+        if model is not None:
+            _check_model(model, config.model)
         self.config, self.num_devices, self.seed, self._model = config, num_devices, seed, model
         spread = rng_for(seed, _SPREAD_STREAM).standard_normal(num_devices)
         self._offset_db = config.snr_spread_db * spread
-        self._large_scale = (
-            _LargeScale(config.path, config.round_period_s, num_devices, seed=seed)
-            if config.path.scenario != "none" and not config.model
-            else None
-        )
+        paths: list[Trajectory] = []
+        if config.path.mobility == "trajectory":
+            paths = read_trajectories(config.path.trajectory_file)
+        self._large_scale = None
+        if config.path.scenario != "none" and not config.model:
+            movers = _movers(config.path, paths, num_devices, seed)
+            self._large_scale = _LargeScale(config.path, config.round_period_s, movers, seed=seed)
         self._trace = None
         if config.trace and not config.model:
             self._trace = read_trace(config.trace, trace_format_of(config))
             logger.info("trace %s: %s", config.trace, self._trace.report)
+            largest = self._trace.values.max()
+            if self._trace.kind == "throughput" and not config.trace_unit and largest < _SLOW_BPS:
+                logger.warning(
+                    "trace %s: its largest throughput is %g bit/s; if its numbers are in another "
+                    "unit, set channel.trace_unit, such as Mbit/s",
+                    config.trace, largest,
+                )  # fmt: skip
             share = rng_for(seed, _TRACE_STREAM).uniform(size=num_devices)
             self._trace_start_s = share * self._trace.duration_s
         shift_hz = config.doppler_hz
         if shift_hz is None:
-            speed_mps = config.path.speed_max_mps
-            if config.path.mobility == "trajectory":
-                paths = read_trajectories(Path(config.path.trajectory_file))
-                speed_mps = max(path.speed_max_mps for path in paths)
+            fastest = max((path.speed_max_mps for path in paths), default=None)
+            speed_mps = config.path.speed_max_mps if fastest is None else fastest
             shift_hz = doppler_hz(speed_mps, config.path.carrier_hz)
         if config.fading == "clarke" and config.coherence_s > coherence_time_s(shift_hz):
             logger.warning(
@@ -204,20 +213,21 @@ class LinkProcess:
 class _LargeScale:
     """Path loss, sight and shadowing of moving devices."""
 
-    def __init__(self, config: PathConfig, period_s: float, num_devices: int, *, seed: int) -> None:
+    def __init__(
+        self, config: PathConfig, period_s: float, movers: Sequence[Mobility], *, seed: int
+    ) -> None:
         """Shadowing moves on every ``period_s``."""
-        self.config, self.seed, self.num_devices = config, seed, num_devices
-        self._period_s = period_s
+        self.config, self.seed, self.num_devices = config, seed, len(movers)
+        self._period_s, self._movers = period_s, movers
         self._scenario = SCENARIOS[config.scenario]
-        self._movers = _movers(config, num_devices, seed)
         start = self.positions_m(0.0)
         # Sight is drawn once: who walks round a corner keeps it in this model.
-        draw = rng_for(seed, _SIGHT_STREAM).uniform(size=num_devices)
+        draw = rng_for(seed, _SIGHT_STREAM).uniform(size=len(movers))
         self.is_los = draw < los_probability(config.scenario, np.hypot(*start.T))
         self._sigma_db = np.where(self.is_los, *self._scenario.shadowing_db)
         self._correlation_m = np.where(self.is_los, *self._scenario.correlation_m)
         mean, spread = self._scenario.rician_k_db
-        normal = rng_for(seed, _SIGHT_STREAM, 1).standard_normal(num_devices)
+        normal = rng_for(seed, _SIGHT_STREAM, 1).standard_normal(len(movers))
         # Without sight there is no direct path to speak of: K of -40 dB is Rayleigh.
         self.rician_k_db = np.where(self.is_los, mean + spread * normal, -40.0)
         self._place = start  # in the newest period of these
@@ -261,32 +271,26 @@ class _LargeScale:
         return rng_for(self.seed, _SHADOW_STREAM, period).standard_normal(self.num_devices)
 
 
-def _movers(config: PathConfig, num_devices: int, seed: int) -> list[Mobility]:
+def _check_model(model: SnrModel, name: str) -> None:
+    name = name or type(model).__name__
+    if not hasattr(model, "is_constant"):
+        raise ValueError(f"channel model {name} needs is_constant; see channel.process.SnrModel")
+    try:
+        inspect.signature(model.snr_db).bind(0.0, "down")
+    except (AttributeError, TypeError):
+        raise ValueError(
+            f"channel model {name} needs a method snr_db(time_s, direction); see "
+            f"channel.process.SnrModel"
+        ) from None
+
+
+def _movers(
+    config: PathConfig, paths: Sequence[Trajectory], num_devices: int, seed: int
+) -> list[Mobility]:
     near, far = config.min_distance_m, config.cell_radius_m
     if config.mobility == "static":
         return [Static(far, near, seed=seed, device=d) for d in range(num_devices)]
     if config.mobility == "waypoint":
         speed = (config.speed_min_mps, config.speed_max_mps)
         return [RandomWaypoint(far, near, speed, seed=seed, device=d) for d in range(num_devices)]
-    paths = read_trajectories(Path(config.trajectory_file))
     return [paths[d % len(paths)] for d in range(num_devices)]
-
-
-def read_trajectories(path: Path) -> list[Trajectory]:
-    """One path for each device of a CSV with the columns device, time_s, x_m, y_m."""
-    if not path.is_file():
-        raise ValueError(f"channel.path.trajectory_file {path} does not exist")
-    points: dict[str, list[tuple[float, float, float]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.DictReader(file), start=1):
-            try:
-                point = (float(row["time_s"]), float(row["x_m"]), float(row["y_m"]))
-                points.setdefault(row["device"], []).append(point)
-            except (KeyError, TypeError, ValueError):
-                raise ValueError(
-                    f"{path}, row {number}, must have numbers in the columns device, time_s, x_m, "
-                    f"y_m"
-                ) from None
-    if not points:
-        raise ValueError(f"{path} has no rows")
-    return [Trajectory([p[0] for p in of], [p[1:] for p in of]) for of in points.values()]

@@ -134,8 +134,8 @@ def read_trace(path: Path | str, form: TraceFormat) -> Trace:
         header, rows = [name.strip() for name in rows[0]], rows[1:]
     if not rows:
         raise ValueError(f"trace {path} has no rows")
-    value_at = _column(path, header, form.value_column, rows)
-    time_at = _column(path, header, form.time_column, rows) if form.time_column else None
+    value_at = _column(path, header, rows, "value", form.value_column)
+    time_at = _column(path, header, rows, "time", form.time_column) if form.time_column else None
     times: list[float] = []
     values: list[float] = []
     missing = backward = 0
@@ -169,13 +169,16 @@ def read_trace(path: Path | str, form: TraceFormat) -> Trace:
     return Trace(np.concatenate([[0.0], np.cumsum(steps)]), means, form.kind, report)
 
 
-def _column(path: Path, header: list[str], name: str, rows: list[list[str]]) -> int:
+def _column(path: Path, header: list[str], rows: list[list[str]], what: str, name: str) -> int:
     if name in header:
         return header.index(name)
     if name.isdigit() and int(name) < len(rows[0]):
         return int(name)
     there = ", ".join(header) if header else f"{len(rows[0])} columns without names"
-    raise ValueError(f"trace {path} has no column {name!r} (it has {there}); name another")
+    raise ValueError(
+        f"trace {path} has no column {name!r} (it has {there}); name that of the {what} with "
+        f"channel.trace_{what}_column"
+    )
 
 
 def _seconds(path: Path, number: int, cell: str, time_format: str) -> float:

@@ -100,10 +100,12 @@ class Inspector:
     def _flaw(self, result: Adapter, max_rank: int, max_norm: float) -> str:
         if not isinstance(result, Adapter):
             return type(result).__name__
+        if not (isinstance(result.down, Sequence) and isinstance(result.up, Sequence)):
+            return f"down {type(result.down).__name__} and up {type(result.up).__name__}"
         if not len(result.down) == len(result.up) == len(self.specs):
             return f"{len(result.down)} projections down and {len(result.up)} up"
         for q, (spec, d, u) in enumerate(zip(self.specs, result.down, result.up, strict=True)):
-            rank = min(len(d), max_rank)
+            rank = min(len(d) if isinstance(d, Tensor) and d.ndim else 0, max_rank)
             if not (_fits(d, (rank, spec.in_features)) and _fits(u, (spec.out_features, rank))):
                 return f"down {_form(d)} and up {_form(u)} in projection {q}"
         norm = _largest_norm(result)

@@ -13,9 +13,11 @@ label = "airllm without DDIM"
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from experiments.config_loader import base_type, convert, is_tuple, scalar, type_at
 
@@ -55,6 +57,14 @@ def parse_axis(text: str) -> tuple[str, Any]:
     if isinstance(value, str) and value == raw.strip() and "," in raw:
         value = [scalar(part) for part in raw.split(",") if part.strip()]
     return key.strip(), value
+
+
+def listed(values: Any) -> Any:
+    """A range, an array or whatever else gives values as their list; anything else as it is."""
+    if isinstance(values, np.ndarray):
+        return values.tolist()
+    is_plain = isinstance(values, str | list | tuple | Mapping) or not isinstance(values, Iterable)
+    return values if is_plain else list(values)
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

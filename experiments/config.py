@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from airllm.checks import check_least, check_positive
 from airllm.data import DataConfig
@@ -16,9 +16,8 @@ from channel.config import preset_values as channel_preset
 from cloud.methods import FederatedConfig, method_values
 from cloud.trainer import TrainingConfig
 from experiments.axes import parse_sweep
-from experiments.config_loader import load_config
+from experiments.config_loader import Settings, check_types, load_config
 from experiments.extensions import check_aggregator_name, check_policy_name, policy_preset
-from experiments.paths import find_config
 
 # Sections whose values start from a preset, by the key that names it.
 PRESETS = {
@@ -155,6 +154,7 @@ class ExperimentConfig:
     learn: LearnConfig = field(default_factory=LearnConfig)
 
     def __post_init__(self) -> None:
+        check_types(self)
         parse_sweep(ExperimentConfig, self.sweep)
         _check_seed("seed", self.seed)
         check_policy_name(self.policy.name)
@@ -173,6 +173,12 @@ class ExperimentConfig:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
         if self.mode == "federated":
             _check_federated(self)
+        elif self.federated.aggregator != FederatedConfig().aggregator:
+            raise ValueError(
+                f"federated.aggregator {self.federated.aggregator!r} (federated.method "
+                f"{self.federated.method!r}) merges what devices send, which in mode 'remote' is "
+                f"nothing; set mode = 'federated', or leave it out"
+            )
         if self.model.task == "classify" and not self.data.label_column:
             raise ValueError(
                 "model.task 'classify' needs data.label_column; set model.task = 'causal' for "
@@ -181,11 +187,10 @@ class ExperimentConfig:
 
 
 def load_experiment(
-    config: str | None = None, sets: Sequence[str] = (), *, text: str | None = None
+    config: Path | str | None = None, sets: Settings = (), *, text: str | None = None
 ) -> ExperimentConfig:
     """A bundled configuration by its name, a file or a text, with settings on top."""
-    path = None if config is None else find_config(config)
-    return load_config(ExperimentConfig, path, sets, presets=PRESETS, text=text)
+    return load_config(ExperimentConfig, config, sets, presets=PRESETS, text=text)
 
 
 def _check_federated(config: ExperimentConfig) -> None:

@@ -17,21 +17,28 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import tomli_w
+
+from experiments.paths import find_config
 
 C = TypeVar("C")
 Presets = Mapping[str, Callable[[str], Mapping[str, Any]]]
+Settings = Sequence[str] | Mapping[str, Any]
+"""``["channel.snr_db=5"]`` or ``{"channel.snr_db": 5}``"""
 
 
 def load_config(
     cls: type[C],
-    path: Path | None = None,
-    sets: Sequence[str] = (),
+    path: Path | str | None = None,
+    sets: Settings = (),
     *,
     presets: Presets | None = None,
     text: str | None = None,
 ) -> C:
-    """The configuration in ``path`` (or ``text``) with ``key=value`` settings on top.
+    """The configuration in ``path`` (or ``text``) with settings on top.
+
+    ``path`` may be the name of a bundled one, such as "quick".
 
     In rising order of weight: the defaults of ``cls``, the preset that a section names, what the
     file states, the settings. The preset's name is settled first, so where a setting names another
@@ -46,14 +53,14 @@ def load_config(
 
 
 def read_tree(
-    cls: type, path: Path | None = None, sets: Sequence[str] = (), *, text: str | None = None
+    cls: type, path: Path | str | None = None, sets: Settings = (), *, text: str | None = None
 ) -> dict[str, Any]:
     """What ``path`` (or ``text``) states, as nested tables, with the settings on top."""
-    tree = _read(path) if path else _parse(text or "", "the given text")
+    tree = _read(find_config(path)) if path else _parse(text or "", "the given text")
     named, stated = _policy_of(cls, tree), {}
-    for setting in sets:
-        _apply(cls, tree, setting)
-        _apply(cls, stated, setting)
+    for key, value in settings_of(cls, sets):
+        _put(tree, key, value)
+        _put(stated, key, value)
     if _policy_of(cls, tree) != named:
         tree["policy"] = stated["policy"]
     return tree
@@ -84,6 +91,18 @@ def build_config(cls: type[C], tree: Mapping[str, Any], *, presets: Presets | No
     return _build(cls, tree, "")
 
 
+def check_types(config: Any, prefix: str = "") -> None:
+    """Raise ValueError that names the first value, in any section, that is not of its type."""
+    for key, hint in _hints(type(config)).items():
+        value = getattr(config, key)
+        if not is_dataclass(hint):
+            convert(prefix + key, value, hint)
+        elif isinstance(value, typing.cast(type, hint)):
+            check_types(value, f"{prefix}{key}.")
+        else:
+            raise ValueError(f"{prefix}{key} must be a {hint.__name__}, got {_short(value)}")
+
+
 def dump_config(config: Any) -> str:
     """Every value of a configuration as TOML that `load_config` reads back to the same."""
     return tomli_w.dumps(_plain(config))
@@ -97,10 +116,6 @@ def describe_config(cls: type) -> Iterator[tuple[str, str, str, str]]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
-        raise ValueError(
-            f"config {path} does not exist; give a path, or the name of a bundled one"
-        ) from None
     except OSError as error:
         raise ValueError(f"config {path} cannot be read: {error.strerror}") from None
     try:
@@ -117,7 +132,18 @@ def _parse(text: str, source: str) -> dict[str, Any]:
         raise ValueError(f"config {source} is not valid TOML: {error}") from None
 
 
-def _apply(cls: type, tree: dict[str, Any], setting: str) -> None:
+def settings_of(cls: type, sets: Settings) -> list[tuple[str, Any]]:
+    """Dotted key and value of each setting; ValueError for what is none, or of an unknown key."""
+    if isinstance(sets, str):
+        raise ValueError(f"sets must be a list of settings, or a mapping; give [{sets!r}]")
+    if not isinstance(sets, Mapping):
+        return [_parsed(cls, setting) for setting in sets]
+    for key in sets:
+        type_at(cls, key)
+    return list(sets.items())
+
+
+def _parsed(cls: type, setting: str) -> tuple[str, Any]:
     key, equals, raw = setting.partition("=")
     key, raw = key.strip(), raw.strip()
     if not equals or not key:
@@ -130,12 +156,16 @@ def _apply(cls: type, tree: dict[str, Any], setting: str) -> None:
         value = [scalar(part) for part in raw.split(",") if part.strip()]
     elif kind is str and not isinstance(value, str | dict | list):
         value = raw
+    return key, value
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     node = tree
     *parents, last = key.split(".")
     for name in parents:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
-            raise ValueError(f"{name} in --set {setting!r} is no section")
+            raise ValueError(f"{name} in the setting {key} is no section")
     node[last] = value
 
 
@@ -213,6 +243,8 @@ def _build(cls: type[C], tree: Mapping[str, Any], prefix: str, root: type | None
 
 def convert(key: str, value: Any, hint: Any) -> Any:
     """``value`` as the field's type; an int will do for a float, a bool for nothing else."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         if value is None or _is_none(value):
             return None
@@ -266,6 +298,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
     # TOML has no null; the string is what a config file would say as well.
     return "none" if value is None else value
 

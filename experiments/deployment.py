@@ -22,7 +22,7 @@ from experiments.superlink import SuperLink
 
 def run_deployment(
     config: ExperimentConfig,
-    out: Path,
+    out: Path | str,
     *,
     superlink: str,
     overwrite: bool = False,
@@ -43,7 +43,7 @@ def run_deployment(
             f"{link.address}; make them equal (--set num_devices={online}, or `airllm federation "
             f"up --devices {config.num_devices}`)"
         )
-    out = out.resolve()
+    out = Path(out).resolve()
     with tempfile.TemporaryDirectory(prefix="airllm-") as temporary:
         app = write_app(Path(temporary) / "app")
         asked = {

@@ -65,6 +65,11 @@ def build_scenarios(
 ) -> list[Scenario]:
     """Scenarios over worlds of ``seeds``: runs are recorded, then put behind other channels."""
     learn = config.learn
+    if max(learn.sharers) > config.num_devices:
+        raise ValueError(
+            f"learn.sharers must be at most num_devices {config.num_devices}, "
+            f"got {max(learn.sharers)}"
+        )
     rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(70, stream)))
     total = len(seeds) * len(learn.codings) * learn.recordings
     recorded: dict[str, list[list[Start]]] = {coding: [] for coding in learn.codings}
@@ -194,6 +199,7 @@ class Learner:
             self.best = score.bound
             save_policy(
                 self.policy, folder, depths=self.depths, kinds=self.kinds,
+                r_max=self.config.training.r_max,
                 facts={
                     "updates": self.update, "steps": self.training.num_steps,
                     "held_out_nats": score.mean, "held_out_stderr": score.stderr,
@@ -231,11 +237,6 @@ def make_environments(
 ) -> tuple[RankEnvironment, RankEnvironment]:
     """Record and measure the references: the environment to learn in, and the held-out one."""
     learn = config.learn
-    if max(learn.sharers) > config.num_devices:
-        raise ValueError(
-            f"learn.sharers must be at most num_devices {config.num_devices}, "
-            f"got {max(learn.sharers)}"
-        )
     training = RankEnvironment(
         build_scenarios(
             config, learn.seeds, learn.scenarios, stream=0, on_progress=on_progress

@@ -13,21 +13,22 @@ from experiments.results import (
     ROUND_COLUMNS,
     load,
     read_ranks,
-    read_results,
     run_folder,
 )
 
 
-def pack(folder: Path, out: Path) -> list[Path]:
+def pack(folder: Path | str, out: Path | str) -> list[Path]:
     """Write results.csv, sweep.toml, rounds.parquet and mean_ranks.npz of a sweep to ``out``.
 
     The rows of all runs' rounds lie in one compressed table; of their ranks, the mean of each
     projection over rounds and devices is kept [runs, projections]. Raises ValueError where the
     runs' own folders are not there, or have not the same projections.
     """
+    folder, out = Path(folder), Path(out)
     if out.resolve() == folder.resolve():
         raise ValueError(f"--out {out} is the sweep's own folder; give another one")
-    read_results(folder)  # of a sweep, and not of a single run
+    if not (folder / "results.csv").is_file():
+        raise ValueError(f"{folder} holds no results.csv; name the folder of a sweep")
     cells, rounds = load(folder)
     found = [read_ranks(run_folder(folder, cell)) for cell in cells["cell"]]
     names = found[0][1]

@@ -7,12 +7,12 @@ from pathlib import Path
 CONFIGS = Path(__file__).parent / "configs"
 
 
-def find_config(name: str) -> Path:
+def find_config(name: Path | str) -> Path:
     """A path as it is, or a bundled configuration by its name; ValueError names these."""
     path = Path(name)
     if path.is_file():
         return path
-    bundled = CONFIGS / f"{name.removesuffix('.toml')}.toml"
+    bundled = CONFIGS / f"{path.name.removesuffix('.toml')}.toml"
     if path.parent == Path() and bundled.is_file():
         return bundled
     names = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.toml")))

@@ -6,6 +6,9 @@ colon is imported, which registers the name.
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -16,7 +19,10 @@ from airllm.airllm_policy import NUM_COARSE, decode, smooth_basis
 from airllm.features import LARGEST, Features
 from cloud.environment import RankEnvironment
 from experiments.config import load_experiment
+from experiments.config_loader import Settings
 from experiments.learn import build_scenarios
+
+logger = logging.getLogger(__name__)
 
 
 class RankAllocationEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
@@ -28,18 +34,21 @@ class RankAllocationEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     fell more than under the reference rule, mean over the devices.
 
     ``config`` is what `airllm learn` takes (a file or the name of a bundled one), ``sets`` are
-    settings such as "learn.scenarios=40". Making it records runs of the real model, which takes
-    minutes with MiniLM.
+    settings such as ``{"learn.recordings": 1}``. Making it records runs of the real model, which
+    takes minutes with MiniLM; the log says how far it is.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012
 
     def __init__(
-        self, config: str = "learn", num_devices: int = 4, sets: tuple[str, ...] = ()
+        self, config: Path | str = "learn", num_devices: int = 4, sets: Settings = ()
     ) -> None:
-        experiment = load_experiment(config, (*sets, f"learn.sharers={num_devices},"))
-        learn = experiment.learn
-        scenarios = build_scenarios(experiment, learn.seeds, learn.scenarios, stream=0)
+        experiment = load_experiment(config, sets)
+        learn = replace(experiment.learn, sharers=(num_devices,))
+        scenarios = build_scenarios(
+            replace(experiment, learn=learn), learn.seeds, learn.scenarios, stream=0,
+            on_progress=lambda what, done, total: logger.info("%s: %d of %d", what, done, total),
+        )  # fmt: skip
         self._cells = RankEnvironment(scenarios, rows=num_devices, seed=experiment.seed)
         specs = scenarios[0].start.world.base.specs
         depths, kinds = [s.depth for s in specs], [s.kind for s in specs]

@@ -67,8 +67,9 @@ def load(folder: Path | str) -> Results:
     return Results(cells, cells[keys].merge(rounds, on="cell"))
 
 
-def read_cells(folder: Path) -> pd.DataFrame:
+def read_cells(folder: Path | str) -> pd.DataFrame:
     """One row per run of a sweep's folder; of a single run's, its own."""
+    folder = Path(folder)
     if (folder / "results.csv").exists() or not (folder / "rounds.csv").exists():
         return read_results(folder)
     summary = read_summary(folder)
@@ -79,8 +80,9 @@ def read_cells(folder: Path) -> pd.DataFrame:
     return pd.DataFrame([{**keys, **{column: summary[column] for column in RESULT_COLUMNS}}])
 
 
-def run_folder(folder: Path, cell: str) -> Path:
+def run_folder(folder: Path | str, cell: str) -> Path:
     """Where one of a sweep's runs lies; a single run's folder is its own."""
+    folder = Path(folder)
     return folder / cell if (folder / "results.csv").exists() else folder
 
 
@@ -196,10 +198,13 @@ class RoundsWriter:
         self._file.flush()
         self._checksum = zlib.crc32(data, self._checksum)
 
-    def mark(self) -> dict[str, int]:
-        """How much there is, safe on the disk, and its CRC-32: what `rows_until` takes."""
+    def synchronise(self) -> None:
+        """Wait until all of it is safe on the disk."""
         with _naming(self._path):
             os.fsync(self._file.fileno())
+
+    def mark(self) -> dict[str, int]:
+        """How much there is, and its CRC-32: what `rows_until` takes."""
         return {"size": self._file.tell(), "crc32": self._checksum}
 
     def __enter__(self) -> RoundsWriter:
@@ -278,9 +283,9 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(plain(summary), indent=2, sort_keys=True) + "\n")
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path | str) -> dict[str, Any]:
     """summary.json of a finished run; raises ValueError for a missing or damaged one."""
-    path = folder / "summary.json"
+    path = Path(folder) / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -315,9 +320,9 @@ def _field(value: Any) -> Any:
     return "" if value is None or value != value else number(value)
 
 
-def read_results(folder: Path) -> pd.DataFrame:
+def read_results(folder: Path | str) -> pd.DataFrame:
     """results.csv of a sweep; raises ValueError for a missing or damaged one."""
-    path = folder / "results.csv"
+    path = Path(folder) / "results.csv"
     if not path.is_file():
         raise ValueError(f"{folder} holds no results.csv; name the folder of a sweep")
     frame = _read_table(path, (*KEY_COLUMNS, *RESULT_COLUMNS), text=KEY_COLUMNS[:3])
@@ -328,9 +333,9 @@ def read_results(folder: Path) -> pd.DataFrame:
     return frame
 
 
-def read_rounds(folder: Path) -> pd.DataFrame:
+def read_rounds(folder: Path | str) -> pd.DataFrame:
     """rounds.csv of a run, finished or not; raises ValueError for a missing or damaged one."""
-    path = folder / "rounds.csv"
+    path = Path(folder) / "rounds.csv"
     if not path.is_file():
         raise ValueError(f"{folder} holds no rounds.csv; name the folder of a run")
     frame = _read_table(path, ROUND_COLUMNS, is_growing=True)
@@ -345,9 +350,9 @@ def read_rounds(folder: Path) -> pd.DataFrame:
     return frame
 
 
-def read_ranks(folder: Path) -> tuple[NDArray[np.int64], list[str]]:
+def read_ranks(folder: Path | str) -> tuple[NDArray[np.int64], list[str]]:
     """Ranks [rounds, devices, projections] and the projections' names, from ranks.npz."""
-    path = folder / "ranks.npz"
+    path = Path(folder) / "ranks.npz"
     try:
         with path.open("rb") as raw, np.load(raw) as file:
             # An entry whose own magic number is damaged comes back as bytes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -42,14 +43,15 @@ class Recorder:
         self,
         config: ExperimentConfig,
         workbench: Workbench,
-        out: Path | None,
+        out: Path | str | None,
         on_round: Callable[[int, int], None] | None = None,
         *,
         parts: Mapping[str, object] | None = None,
         is_resuming: bool = False,
         is_settled: Callable[[int], bool] = lambda done: True,
     ) -> None:
-        self.config, self.workbench, self.out = config, workbench, out
+        self.config, self.workbench = config, workbench
+        self.out = None if out is None else Path(out)
         self._is_settled = is_settled
         self._on_round, self._parts, self._is_resuming = on_round, parts, is_resuming
         self._ranks: list[np.ndarray] = []
@@ -57,6 +59,9 @@ class Recorder:
         self._head = (np.nan, np.nan)  # loss and accuracy before anything was sent
         self._writer: RoundsWriter | None = None
         self._checkpoints: Checkpoints | None = None
+        # What a checkpoint of the last settled round would hold: so many rounds, the mark in
+        # rounds.csv, the states.
+        self._unsaved: tuple[int, dict[str, int], dict[str, Any]] | None = None
         self._open = ExitStack()
 
     def __enter__(self) -> Recorder:
@@ -75,8 +80,10 @@ class Recorder:
             self._begin(size)
         return self
 
-    def __exit__(self, *args: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *args: object) -> None:
         with self._open:
+            if kind is not None and issubclass(kind, KeyboardInterrupt):
+                self._save()
             self._write_ranks()
 
     def _begin(self, size: int = 0) -> None:
@@ -114,17 +121,29 @@ class Recorder:
         num_done = len(self._ranks)
         if self._checkpoints is None or self._writer is None or not self._parts:
             return
-        if num_done == self.config.rounds or not self._checkpoints.due():
+        if num_done == self.config.rounds or not self._is_settled(num_done):
             return
-        if not self._is_settled(num_done):
+        self._unsaved = num_done, self._writer.mark(), self._states()
+        if self._checkpoints.due():
+            self._save()
+
+    def _states(self) -> dict[str, Any]:
+        """Of all parts; a copy, because the next round goes on with some of it."""
+        states = {name: state_of(part) for name, part in (self._parts or {}).items()}
+        return copy.deepcopy(states)
+
+    def _save(self) -> None:
+        """Write the checkpoint of the last settled round, unless it is written."""
+        if self._unsaved is None:
             return
-        own = {
-            "mark": self._writer.mark(),
-            "ranks": np.stack(self._ranks).astype(np.uint8),
-            "head": list(self._head),
-        }
-        parts = {name: state_of(part) for name, part in self._parts.items()}
-        self._checkpoints.save(num_done, {"recorder": own, **parts})
+        assert self._checkpoints is not None
+        assert self._writer is not None
+        num_done, mark, states = self._unsaved
+        ranks = np.stack(self._ranks[:num_done]).astype(np.uint8)
+        self._writer.synchronise()
+        own = {"mark": mark, "ranks": ranks, "head": list(self._head)}
+        self._checkpoints.save(num_done, {"recorder": own, **states})
+        self._unsaved = None
 
     def _write_ranks(self) -> None:
         if self.out is not None and self._ranks:
@@ -319,7 +338,7 @@ def bits_until(columns: Mapping[str, Array], accuracy: float) -> float:
 def run_rounds(
     grid: Grid,
     config: ExperimentConfig,
-    out: Path | None,
+    out: Path | str | None,
     *,
     on_round: Callable[[int, int], None] | None = None,
     on_result: Callable[[RoundResult], None] = lambda result: None,
@@ -369,7 +388,7 @@ def run_rounds(
 
 def run_simulation(
     config: ExperimentConfig,
-    out: Path | None = None,
+    out: Path | str | None = None,
     *,
     on_round: Callable[[int, int], None] | None = None,
     is_resuming: bool = False,

@@ -28,7 +28,7 @@ from experiments.threads import num_processes
 
 def run_ray_simulation(
     config: ExperimentConfig,
-    out: Path | None = None,
+    out: Path | str | None = None,
     *,
     on_round: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:

@@ -11,10 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.axes import flatten, parse_sweep
+from experiments.axes import flatten, listed, parse_sweep
 from experiments.checkpoints import difference, found
 from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import build_config, dump_config, load_config, read_tree
+from experiments.config_loader import (
+    Settings,
+    build_config,
+    dump_config,
+    load_config,
+    read_tree,
+    settings_of,
+)
 from experiments.pool import Event, Run, run_here, run_in_processes
 from experiments.results import KEY_COLUMNS, read_rounds, read_summary, write_results, write_text
 from experiments.threads import num_cores
@@ -49,14 +56,15 @@ class Sweep:
 
 
 def load_sweep(
-    path: Path | None = None,
-    sets: Sequence[str] = (),
+    path: Path | str | None = None,
+    sets: Settings = (),
     axes: Mapping[str, Any] | None = None,
     *,
     text: str | None = None,
 ) -> Sweep:
-    """The sweep that a file's [sweep] table states, with ``axes`` over it.
+    """What the table [sweep] of a file, or of a bundled one, states, with ``axes`` over it.
 
+    ``axes`` are as in that table; whatever gives values, as ``range`` or an array, will do.
     Each run is what the file states with its own settings on top, so that a swept preset brings
     its values. The section [policy] counts for the policy it names; the others start from their
     presets. Raises ValueError for whatever is wrong with any of the runs.
@@ -65,19 +73,19 @@ def load_sweep(
     base = build_config(ExperimentConfig, tree, presets=PRESETS)
     variants = base.sweep.get("variants", [])
     stated = dict(flatten({k: v for k, v in base.sweep.items() if k != "variants"}))
-    table = {**stated, **(axes or {}), "variants": variants}
+    own_axes = {key: listed(values) for key, values in (axes or {}).items()}
+    table = {**stated, **own_axes, "variants": variants}
     crossed, labelled = parse_sweep(ExperimentConfig, table)
     if not crossed and not labelled:
         raise ValueError(
             f"config {path or 'given'} sweeps nothing; add a table [sweep], or "
-            "--sweep channel.snr_db=[-5,5]"
+            "--sweep channel.snr_db=[-5,5] (in Python axes={'channel.snr_db': [-5, 5]})"
         )
-    for setting in sets:
-        key = setting.partition("=")[0].strip()
+    for key, value in settings_of(ExperimentConfig, sets):
         if key in crossed:
             raise ValueError(
-                f"--set {setting} would change nothing, since {key} is swept; "
-                f"give --sweep {setting} instead"
+                f"setting {key}={value} would change nothing, since {key} is swept; "
+                f"give --sweep {key}={value} (in Python axes) instead"
             )
     tree = {key: value for key, value in tree.items() if key not in ("sweep", "learn")}
     methods = [(variant.label, {**crossed, **variant.axes}) for variant in labelled]
@@ -140,7 +148,7 @@ def _finished(cell: Cell, out: Path) -> dict[str, Any] | None:
 
 def run_sweep(
     sweep: Sweep,
-    out: Path,
+    out: Path | str,
     *,
     jobs: int = 1,
     run: Run | None = None,
@@ -159,7 +167,7 @@ def run_sweep(
     """
     if jobs < 1:
         raise ValueError(f"jobs must be >= 1, got {jobs}")
-    cells = sweep.cells
+    cells, out = sweep.cells, Path(out)
     kept = {} if is_fresh else {c.folder: s for c in cells if (s := _finished(c, out))}
     rows = {cell.folder: _row(cell, kept[cell.folder]) for cell in cells if cell.folder in kept}
     errors: dict[str, str] = {}

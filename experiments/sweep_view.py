@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.pool import Event
-from experiments.results import NO_SNR, series_of
+from experiments.results import series_of, spoken
 from experiments.sweep import Cell, Sweep
 
 
@@ -126,7 +126,8 @@ def print_results(console: Console, results: pd.DataFrame) -> None:
         means = results.pivot_table(
             column, "series", "channel.snr_db", sort=False, dropna=False
         ).sort_index(axis="columns")
-        table = Table("policy", *[_decibel(s) for s in means], title=title, title_justify="left")
+        snrs = [spoken("channel.snr_db", snr) for snr in means]
+        table = Table("policy", *snrs, title=title, title_justify="left")
         for series, row in means.iterrows():
             cells = [form.format(scale * value) if value == value else "-" for value in row]
             table.add_row(escape(str(series)), *cells)
@@ -144,10 +145,6 @@ def _quality(summary: Mapping[str, Any]) -> str:
     if np.isnan(summary["perplexity"]):
         return f"accuracy {100 * summary['accuracy']:.1f} %"
     return f"perplexity {summary['perplexity']:.1f}"
-
-
-def _decibel(snr: float) -> str:
-    return f"{snr:g} dB" if np.isfinite(snr) else NO_SNR
 
 
 def _time(seconds: float) -> str:

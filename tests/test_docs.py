@@ -110,6 +110,10 @@ def test_the_adapter_of_the_page_on_other_tools_is_written(folder, small, monkey
     assert (folder / "adapter/adapter_config.json").exists()
 
 
+def test_the_python_of_the_traces_page_runs(folder):
+    exec(*blocks("traces.md", "python"), {})
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     site = tmp_path_factory.mktemp("site")

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.commands import output
-from experiments.commands.options import Sets, load
+from experiments.commands.options import Sets, load, out_option
 from experiments.commands.output import setup_logging
 
 channel_app = typer.Typer(no_args_is_help=True, help="List the channel's presets, or draw one.")
@@ -36,9 +36,7 @@ def channel_list() -> None:
 def channel_show(
     preset: str,
     sets: Sets = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder [default: runs/channel-PRESET].")
-    ] = None,
+    out: Annotated[Path | None, out_option("Folder [default: runs/channel-PRESET].")] = None,
 ) -> None:
     """Draw SNR over time, the distribution of rates, and delays: channel.png and channel.pdf.
 

@@ -9,16 +9,14 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands.options import Interrupted
+from experiments.commands.options import Interrupted, out_option
 
 federation_app = typer.Typer(
     no_args_is_help=True,
     help="A SuperLink and SuperNodes on this machine, to try out --runtime deployment.",
 )
 DEFAULT_FOLDER = Path("runs/federation")
-Folder = Annotated[
-    Path, typer.Option("--out", help="Folder of its certificates, keys and logs.", metavar="FOLDER")
-]
+Folder = Annotated[Path, out_option("Folder of its certificates, keys and logs.")]
 
 
 @federation_app.command()

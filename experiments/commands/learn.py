@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands.options import Interrupted, Sets, Tensorboard, Verbose, load
+from experiments.commands.options import Interrupted, Sets, Tensorboard, Verbose, load, out_option
 from experiments.commands.output import progress_bar, scalars, setup_logging
 
 
 def learn(
     config: str,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the policy.")],
+    out: Annotated[Path, out_option("Folder of the policy.")],
     sets: Sets = None,
     tensorboard: Tensorboard = False,
     verbose: Verbose = False,

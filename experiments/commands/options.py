@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,17 @@ Tensorboard = Annotated[
     bool, typer.Option("--tensorboard", help="Also write scalars for TensorBoard.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens meanwhile.")]
+
+
+def out_option(what: str) -> Any:
+    """``--out``; an empty one, as an unset variable gives, would be the working directory."""
+    return typer.Option("--out", help=what, metavar="PATH", parser=_path)
+
+
+def _path(text: str | Path) -> Path:
+    if not str(text):
+        raise typer.BadParameter("--out must not be empty; give a path")
+    return Path(text)
 
 
 class Interrupted(Exception):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from experiments.commands.options import out_option
 from experiments.commands.output import setup_logging
 
 Labels = Annotated[
@@ -55,9 +56,7 @@ def plot(
 
 def report(
     folder: Path,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="File [default: report.html in the folder].")
-    ] = None,
+    out: Annotated[Path | None, out_option("File [default: report.html in the folder].")] = None,
     labels: Labels = None,
     reference: Reference = None,
     best: Annotated[
@@ -80,7 +79,7 @@ def report(
 
 def pack(
     folder: Annotated[Path, typer.Argument(help="Folder of a sweep.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the four files.")],
+    out: Annotated[Path, out_option("Folder of the four files.")],
 ) -> None:
     """Put a sweep into four small files to commit; plot and report work on their folder as well."""
     setup_logging(False)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from experiments.commands import output
 from experiments.commands.federation import DEFAULT_FOLDER
-from experiments.commands.options import Interrupted, Sets, Tensorboard, Verbose, load
+from experiments.commands.options import Interrupted, Sets, Tensorboard, Verbose, load, out_option
 from experiments.commands.output import progress_bar, scalars, setup_logging
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Runtime(StrEnum):
 def run(
     config: Annotated[str | None, typer.Argument()] = None,
     sets: Sets = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/run"),
+    out: Annotated[Path, out_option("Folder of the run.")] = Path("runs/run"),
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in the folder.")
     ] = False,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from experiments.commands import output
-from experiments.commands.options import Interrupted, Sets, Tensorboard, Verbose
+from experiments.commands.options import Interrupted, Sets, Tensorboard, Verbose, out_option
 from experiments.commands.output import setup_logging
 
 
@@ -24,9 +24,7 @@ def sweep(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs side by side.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the sweep [default: runs/CONFIG].")
-    ] = None,
+    out: Annotated[Path | None, out_option("Folder of the sweep [default: runs/CONFIG].")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Also run again what is finished already.")
     ] = False,
@@ -49,12 +47,11 @@ def sweep(
     folder = out or Path("runs") / Path(config).stem
     from experiments.axes import parse_axis
     from experiments.checkpoints import alone_in
-    from experiments.paths import find_config
     from experiments.results import prepare_sweep, read_results
     from experiments.sweep import load_sweep, run_sweep
 
     axes = dict(map(parse_axis, sweeps or ()))
-    experiments = load_sweep(find_config(config), sets or (), axes)
+    experiments = load_sweep(config, sets or (), axes)
     prepare_sweep(folder)
     from experiments.figures import plot
     from experiments.sweep_view import SweepView, print_results

@@ -184,11 +184,23 @@ def test_transfers_that_run_into_the_next_round_are_said_to(begun):
         cell.begin_round(1)
 
 
+def test_a_round_is_begun_before_anything_is_sent():
+    cell = Cell(ChannelConfig(), 1, seed=0)
+    for send in (lambda: cell.transfer({0: 10}), lambda: cell.broadcast(10, [0])):
+        with pytest.raises(ValueError, match="begin a round before transferring"):
+            send()
+    cell.begin_round(0)
+    assert cell.transfer({0: 10})[0].is_delivered
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda cell: cell.transfer({0: float("nan")}), "got nan"),
-        (lambda _: Cell(ChannelConfig(), 0, seed=0), "num_devices must be >= 1, got 0"),
+        (lambda _: Cell(ChannelConfig(), 0, seed=0), "whole number >= 1, got 0"),
+        (lambda _: Cell(ChannelConfig(), 4.0, seed=0), "whole number >= 1, got 4.0"),
+        (lambda _: Cell(ChannelConfig(), 1, seed=-1), "seed must be a whole number >= 0, got -1"),
+        (lambda cell: cell.transfer([10, 10]), r"bits must map .* such as {0: 1000, 1: 500}"),
         (lambda cell: cell.broadcast(1, []), "devices must not be empty"),
         (lambda cell: cell.transfer({2: 1}), r"device must be in 0..1, got 2"),
         (

@@ -1,7 +1,9 @@
 """Presets, and what is said about values that make no sense."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from channel import ChannelConfig, LinkConfig, PathConfig, preset_names, preset_values
@@ -76,6 +78,41 @@ def test_the_default_is_its_preset():
 def test_bad_sections_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_mapping_replaces_what_it_names_of_a_presets_section():
+    preset = ChannelConfig.from_preset("umi-5g")
+    wider = ChannelConfig.from_preset("umi-5g", path={"cell_radius_m": 500.0})
+    assert wider == replace(preset, path=replace(preset.path, cell_radius_m=500.0))
+    assert (wider.path.scenario, wider.path.mobility, wider.snr_db) == ("umi", "waypoint", None)
+    own = PathConfig(scenario="uma")
+    assert ChannelConfig.from_preset("umi-5g", path=own).path == own
+    link = ChannelConfig.from_preset("umi-5g", link={"max_tries": 2}).link
+    assert link == replace(preset.link, max_tries=2)
+    energy = ChannelConfig.from_preset("umi-5g", energy={"idle_power_w": 0.5}).energy
+    assert energy == replace(preset.energy, idle_power_w=0.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"snr_db": [1, 2]}, "snr_db must be one number, got .1, 2.; a list belongs into channel."),
+        ({"snr_db": np.array([1.0, 2.0])}, "must be one number, got .1.0, 2.0.; a list belongs"),
+        ({"snr_db": "5"}, "snr_db must be a number between -300 and 300, got '5'"),
+        ({"bandwidth_hz": "1e6"}, "bandwidth_hz must be a number > 0, got '1e6'"),
+        ({"link": {"max_tries": "2"}}, "link.max_tries must be a number >= 1, got '2'"),
+        ({"energy": {"idle_power_w": "2"}}, "energy.idle_power_w must be a number >= 0"),
+    ],
+)
+def test_what_is_no_number_is_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        ChannelConfig.from_preset("paper", **values)
+
+
+def test_numpy_numbers_and_lists_are_taken():
+    config = ChannelConfig.from_preset("paper", snr_choices_db=np.arange(3), deadline_s=np.int64(1))
+    assert config.snr_choices_db == (0, 1, 2)
+    assert ChannelConfig(snr_db=None, snr_choices_db=np.arange(3)).snr_choices_db[2] == 2
 
 
 def test_an_unknown_preset_names_the_nearest():

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from channel import Cell, ChannelConfig, PathConfig
+from channel import Cell, ChannelConfig, PathConfig, process
 from channel.fading import ClarkeProcess
+from channel.mobility import read_trajectories
 from channel.pathloss import path_loss_db
 from channel.process import LinkProcess
 
@@ -106,6 +107,43 @@ def test_shadowing_of_a_round_does_not_depend_on_what_was_asked_before():
     for r in (2, 5, 0, 3):
         fresh = LinkProcess(config, 4, seed=1)
         np.testing.assert_array_equal(asked.snr_db(r, float(r)), fresh.snr_db(r, float(r)))
+
+
+class TimeOnly:
+    is_constant = True
+
+    def snr_db(self, time_s):
+        return np.zeros(1)
+
+
+class NoConstant:
+    def snr_db(self, time_s, direction):
+        return np.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (TimeOnly(), r"channel model TimeOnly needs a method snr_db\(time_s, direction\); see"),
+        (NoConstant(), "channel model NoConstant needs is_constant; see channel.process.SnrModel"),
+        (object(), "channel model object needs is_constant"),
+    ],
+)
+def test_a_model_that_is_none_is_named(model, message):
+    with pytest.raises(ValueError, match=message):
+        Cell(ChannelConfig(), 1, seed=0, model=model)
+
+
+def test_a_trajectory_is_read_once(tmp_path, monkeypatch):
+    path = tmp_path / "car.csv"
+    path.write_text("device,time_s,x_m,y_m\n0,0,100,0\n0,10,400,0\n")
+    own = PathConfig(scenario="uma", mobility="trajectory", trajectory_file=str(path))
+    reads = []
+    monkeypatch.setattr(
+        process, "read_trajectories", lambda p: reads.append(p) or read_trajectories(p)
+    )
+    Cell(ChannelConfig(snr_db=None, path=own), 2, seed=0)
+    assert reads == [str(path)]
 
 
 def test_a_trace_goes_on_while_a_payload_is_on_the_air(begun, tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from channel import ChannelConfig, PathConfig
-from channel.mobility import RandomWaypoint, Static, Trajectory
-from channel.process import LinkProcess, read_trajectories
+from channel.mobility import RandomWaypoint, Static, Trajectory, read_trajectories
+from channel.process import LinkProcess
 
 
 def test_places_are_uniform_over_the_ring():

@@ -72,6 +72,18 @@ def test_a_file_of_ones_own_needs_only_its_columns_named(tmp_path):
         ChannelConfig(trace_kind="rsrp")
 
 
+@pytest.mark.parametrize(("rate", "unit", "warns"), [(80, "", 1), (80, "bit/s", 0), (8e4, "", 0)])
+def test_a_throughput_in_the_wrong_unit_is_warned_about(rate, unit, warns, tmp_path, caplog):
+    path = write(tmp_path, f"time_s,rate\n0,{rate}\n1,{rate}\n")
+    config = ChannelConfig.from_preset(
+        f"trace:{path}", trace_value_column="rate", trace_kind="throughput", trace_unit=unit
+    )
+    Cell(config, 1, seed=0)
+    assert (
+        caplog.text.count("80 bit/s; if its numbers are in another unit, set channel.tr") == warns
+    )
+
+
 @needs_shared
 @pytest.mark.parametrize(
     ("folder", "name"),
@@ -99,7 +111,9 @@ def test_every_file_of_the_public_sets_is_read(folder, name):
     ("text", "form", "message"),
     [
         ("time_s,snr_db\n", PLAIN, "t.csv has no rows"),
-        ("time,snr_db\n0,1\n1,2\n", PLAIN, "no column 'time_s' .it has time, snr_db."),
+        ("time,snr_db\n0,1\n1,2\n", PLAIN, "no column 'time_s' .it has time, snr_db.; name that"),
+        ("time,snr_db\n0,1\n1,2\n", PLAIN, "that of the time with channel.trace_time_column"),
+        ("time_s,db\n0,1\n1,2\n", PLAIN, "name that of the value with channel.trace_value_column"),
         ("time_s,snr_db\n0,x\n", PLAIN, "row 1: 'x' in column 'snr_db' is no number"),
         ("time_s,snr_db\nnoon,1\n", PLAIN, "row 1: 'noon' is no time of the format 'seconds'"),
         ("time_s,snr_db\n0,1\n0,2\n", PLAIN, "fewer than two times with a value"),

@@ -155,6 +155,9 @@ def test_a_huge_factor_is_refused_although_the_product_is_small(inspector):
             Adapter(update().down, tuple(u.requires_grad_() for u in update().up)),
             ".* with gradient",
         ),
+        (Adapter(None, None), "down NoneType and up NoneType"),
+        (Adapter((None, None), (None, None)), "down NoneType and up NoneType in projection 0"),
+        (Adapter((torch.tensor(1.0),) * 2, update().up), r"down torch.float32 \[\] on cpu"),
         (update((3, 1)), r"down torch.float32 \[3, 6\]"),
     ],
 )

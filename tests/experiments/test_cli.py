@@ -106,6 +106,8 @@ def test_config_lists_keys_and_prints_one_resolved(call, tiny_toml):
         (("run", "--set", "training.r_max=0"), "training.r_max must be >= 1, got 0"),
         (("run", "--set", "rounds=many"), "rounds must be a whole number, got 'many'"),
         (("plot", "nowhere"), "nowhere is no folder; name the --out of a sweep or a run"),
+        (("run", "quick", "--out", ""), "--out must not be empty; give a path"),
+        (("pack", "x", "--out="), "--out must not be empty; give a path"),
         (("run", "--bogus"), "No such option"),
         (("fly",), "No such command"),
         (("sweep",), "Missing"),

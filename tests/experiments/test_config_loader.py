@@ -1,15 +1,18 @@
 """Settings over files over presets; every mistake named; dumped and loaded again the same."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from channel import ChannelConfig
-from experiments.config import PRESETS, ExperimentConfig
+from experiments.config import PRESETS, ExperimentConfig, load_experiment
 from experiments.config_loader import describe_config, dump_config, load_config
+from experiments.paths import find_config
+from experiments.sweep import load_sweep
 
 
 def load(*sets, text=""):
@@ -179,6 +182,94 @@ def test_bad_files_are_named(content, message, tmp_path):
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="nothing.toml does not exist"):
         load_config(ExperimentConfig, tmp_path / "nothing.toml")
+
+
+def test_paths_and_bundled_names_may_be_text(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text("rounds = 3")
+    for own in (path, str(path)):
+        assert load_config(ExperimentConfig, own, presets=PRESETS).rounds == 3
+    quick = load_experiment("quick")
+    assert quick.sweep
+    assert load_config(ExperimentConfig, "quick", presets=PRESETS) == quick
+    assert load_sweep("quick").base.seed == quick.seed
+    assert load_sweep(str(find_config("quick"))).base.seed == quick.seed
+
+
+def test_settings_may_be_a_mapping():
+    own = {
+        "channel.snr_db": np.int64(3), "seed": 4, "policy.name": "uniform",
+        "federated.ranks": np.arange(1, 3), "channel.doppler_hz": None, "data.label_column": "kind",
+    }  # fmt: skip
+    config = load_experiment(sets=own)
+    assert (config.channel.snr_db, config.seed, config.policy.name) == (3.0, 4, "uniform")
+    assert (config.federated.ranks, config.channel.doppler_hz) == ((1, 2), None)
+    assert load_config(ExperimentConfig, text=dump_config(config), presets=PRESETS) == config
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (
+            "channel.snr_db=0",
+            r"list of settings, or a mapping; give \['channel.snr_db=0'",
+        ),
+        ({"chanel.snr_db": 0}, "unknown config key chanel.snr_db; did you mean channel.snr_db"),
+        ({"rounds": "2"}, "rounds must be a whole number, got '2'"),
+        ({"channel": {"snr_db": 0}}, "channel is a section; set one of its values"),
+    ],
+)
+def test_settings_that_are_none_are_named(sets, message):
+    with pytest.raises(ValueError, match=message):
+        load_experiment(sets=sets)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        (None, {"rounds": "2"}, "rounds must be a whole number, got '2'"),
+        (None, {"num_devices": 4.0}, "num_devices must be a whole number, got 4.0"),
+        (None, {"training": None}, "training must be a TrainingConfig, got None"),
+        ("training", {"r_max": "2"}, "training.r_max must be >= 1, got '2'"),
+        ("training", {"learning_rate": "1"}, "training.learning_rate must be > 0 and f.*, got '1'"),
+        ("training", {"dropout": np.zeros(2)}, "training.dropout must be in .0, 1., got array"),
+        ("data", {"max_train": "5"}, "data.max_train must be >= 0 .0: all., got '5'"),
+        ("data", {"eval_fraction": "5"}, "data.eval_fraction must be in .0, 1., got '5'"),
+        ("model", {"name": 3}, "model.name must be a string, got 3"),
+        ("channel", {"report_bits": 8.5}, "channel.report_bits must be a whole number, got 8.5"),
+    ],
+)
+def test_values_of_another_type_are_named_in_python_too(section, values, message):
+    def change(config):
+        if section:
+            return replace(config, **{section: replace(getattr(config, section), **values)})
+        return replace(config, **values)
+
+    with pytest.raises(ValueError, match=message):
+        change(ExperimentConfig())
+
+
+def test_numpy_numbers_are_taken_and_written():
+    config = replace(ExperimentConfig(), seed=np.int64(3))
+    assert "seed = 3\n" in dump_config(config)
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["federated.aggregator=clipped"], "aggregator 'clipped' .*'airllm'.* mode = 'federated'"),
+        (["federated.method=fedit"], r"aggregator 'naive' .federated.method 'fedit'. merges what"),
+    ],
+)
+def test_an_aggregator_without_anything_to_merge_is_refused(sets, message):
+    with pytest.raises(ValueError, match=message):
+        load_experiment(sets=sets)
+    load_experiment("federated", sets)
+
+
+def test_a_key_beside_a_method_wins_over_it():
+    own = load_experiment("federated", ["federated.method=fedit", "federated.aggregator=exact"])
+    assert own.federated.aggregator == "exact"
 
 
 def test_every_value_has_a_help_text():

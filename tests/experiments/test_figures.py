@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments import figures
+from experiments import figures, results
 from experiments.figures import (
     aggregate,
     delays,
@@ -385,8 +385,10 @@ def test_a_label_without_an_snr_is_in_every_figure_and_its_legend():
         aggregate.aggregate_figure(cells)
 
 
-def test_the_terminals_table_names_what_has_no_snr():
+def test_the_terminals_table_names_snrs_as_figures_do():
     console = Console(file=io.StringIO(), width=100)
+    print_results(console, sweep().assign(**{"channel.snr_db": -5.0}))
+    assert "\N{MINUS SIGN}5 dB" in console.file.getvalue()
     print_results(console, presets())
     text = console.file.getvalue()
     assert "SNR of the channel" in text
@@ -631,9 +633,13 @@ def test_learned_policies_are_drawn_side_by_side(tmp_path):
     assert [t.get_text() for t in figure.legends[0].texts] == ["ppo", "ppo-ddim"]
 
 
-def test_a_packed_sweep_gives_the_same_figures(folder, tmp_path):
+def test_a_packed_sweep_gives_the_same_figures(folder, tmp_path, monkeypatch):
     (folder / "sweep.toml").write_text("seed = 0\n")
-    paths = pack(folder, tmp_path)
+    reads = []
+    read = results.read_results
+    monkeypatch.setattr(results, "read_results", lambda path: reads.append(path) or read(path))
+    paths = pack(str(folder), str(tmp_path))
+    assert len(reads) == 1
     assert [p.name for p in paths] == [
         "results.csv", "sweep.toml", "rounds.parquet", "mean_ranks.npz",
     ]  # fmt: skip
@@ -648,3 +654,6 @@ def test_a_packed_sweep_gives_the_same_figures(folder, tmp_path):
         figures.plot(folder, ["run"], ["airllm"])
     with pytest.raises(ValueError, match="is the sweep's own folder"):
         pack(folder, folder)
+    (folder / "results.csv").rename(folder / "rounds.csv")  # as in a single run's
+    with pytest.raises(ValueError, match="holds no results.csv; name the folder of a sweep"):
+        pack(folder, tmp_path)

@@ -10,7 +10,7 @@ from airllm.policies import make_policy
 from cloud.environment import RankEnvironment
 from cloud.scenarios import Episode, Scenario, record, reference_rule
 from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import load_config
+from experiments.config_loader import load_config, scalar
 from experiments.learn import Score, build_scenarios, make_learner
 from experiments.run import run_simulation
 
@@ -110,6 +110,19 @@ def test_kept_is_what_is_best_for_sure_and_it_decides_as_it_did(
 def test_a_single_scenario_has_no_error_and_a_policy_is_kept_all_the_same(tiny_toml, tmp_path):
     make_learner(config_of(tiny_toml, "learn.held_out=1", "learn.updates=1")).run(tmp_path)
     assert (tmp_path / "policy.json").exists()
+
+
+def test_a_policy_at_another_largest_rank_is_warned_about(tiny_toml, tmp_path, caplog):
+    learner = make_learner(config_of(tiny_toml, "learn.updates=1"))
+    learner.run(tmp_path / "out")
+    policy = config_of(tiny_toml, f"policy.path={tmp_path / 'out'}").policy
+    for r_max in (4, 8):
+        assert "was learned" not in caplog.text
+        make_policy(
+            policy, num_projections=len(learner.depths), depths=learner.depths,
+            kinds=learner.kinds, r_max=r_max, seed=0,
+        )  # fmt: skip
+    assert "was learned at training.r_max 4, this run's is 8; learn one at that" in caplog.text
 
 
 def test_a_policy_for_another_model_is_refused(config, tiny_toml, tmp_path):
@@ -258,6 +271,23 @@ def test_the_environment_passes_gymnasiums_checker(tiny_toml):
     assert info["ranks"].shape == (2, 12)
     assert not is_cut
     assert isinstance(is_over, bool)
+
+
+def test_the_environment_says_how_far_its_recording_is_and_takes_a_mapping(tiny_toml, caplog):
+    pytest.importorskip("gymnasium")
+    from experiments.rank_allocation import RankAllocationEnv
+
+    sets = {
+        key: scalar(value) for key, value in (setting.split("=") for setting in SETS)
+    } | {"learn.seeds": (100,), "learn.codings": ["residual"]}  # fmt: skip
+    with caplog.at_level("INFO"):
+        RankAllocationEnv(tiny_toml, num_devices=2, sets=sets)
+    assert "recording runs: 0 of 2" in caplog.text
+    assert "recording runs: 2 of 2" in caplog.text
+    with pytest.raises(ValueError, match="learn.sharers must be at most num_devices 2, got 3"):
+        RankAllocationEnv(tiny_toml, num_devices=3, sets=sets)
+    with pytest.raises(ValueError, match="sets must be a list of settings, or a mapping; give"):
+        RankAllocationEnv(tiny_toml, num_devices=2, sets="learn.scenarios=40")
 
 
 @pytest.mark.slow

@@ -156,7 +156,7 @@ def test_damaged_ranks_are_named(tmp_path):
         with pytest.raises(ValueError, match="ranks.npz is damaged"):
             read_ranks(tmp_path)
     np.savez(path, ranks=np.ones((4, 3, 2), int), projections=np.array(["a", "b"]))
-    ranks, names = read_ranks(tmp_path)
+    ranks, names = read_ranks(str(tmp_path))
     assert ranks.shape == (4, 3, 2)
     assert names == ["a", "b"]
 

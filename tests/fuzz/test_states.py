@@ -67,12 +67,12 @@ def policy_folder(in_memory):
                                                  sampling_steps=2),
     )  # fmt: skip
     policy = make_policy(config, num_projections=4, depths=DEPTHS, kinds=KINDS, r_max=4, seed=0)
-    save_policy(policy, in_memory, depths=DEPTHS, kinds=KINDS, facts={"updates": 1})
+    save_policy(policy, in_memory, depths=DEPTHS, kinds=KINDS, r_max=8, facts={"updates": 1})
     return in_memory
 
 
 def load(folder):
-    return load_policy(str(folder), depths=DEPTHS, kinds=KINDS, is_exploring=False, seed=0)
+    return load_policy(str(folder), depths=DEPTHS, kinds=KINDS, r_max=8, is_exploring=False, seed=0)
 
 
 def test_a_damaged_policy_is_refused(fuzz, policy_folder):
