@@ -198,13 +198,10 @@ class RoundsWriter:
         self._file.flush()
         self._checksum = zlib.crc32(data, self._checksum)
 
-    def synchronise(self) -> None:
-        """Wait until all of it is safe on the disk."""
+    def mark(self) -> dict[str, int]:
+        """How much there is, safe on the disk, and its CRC-32: what `rows_until` takes."""
         with _naming(self._path):
             os.fsync(self._file.fileno())
-
-    def mark(self) -> dict[str, int]:
-        """How much there is, and its CRC-32: what `rows_until` takes."""
         return {"size": self._file.tell(), "crc32": self._checksum}
 
     def __enter__(self) -> RoundsWriter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -59,9 +58,6 @@ class Recorder:
         self._head = (np.nan, np.nan)  # loss and accuracy before anything was sent
         self._writer: RoundsWriter | None = None
         self._checkpoints: Checkpoints | None = None
-        # What a checkpoint of the last settled round would hold: so many rounds, the mark in
-        # rounds.csv, the states.
-        self._unsaved: tuple[int, dict[str, int], dict[str, Any]] | None = None
         self._open = ExitStack()
 
     def __enter__(self) -> Recorder:
@@ -80,10 +76,8 @@ class Recorder:
             self._begin(size)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *args: object) -> None:
+    def __exit__(self, *args: object) -> None:
         with self._open:
-            if kind is not None and issubclass(kind, KeyboardInterrupt):
-                self._save()
             self._write_ranks()
 
     def _begin(self, size: int = 0) -> None:
@@ -121,29 +115,17 @@ class Recorder:
         num_done = len(self._ranks)
         if self._checkpoints is None or self._writer is None or not self._parts:
             return
-        if num_done == self.config.rounds or not self._is_settled(num_done):
+        if num_done == self.config.rounds or not self._checkpoints.due():
             return
-        self._unsaved = num_done, self._writer.mark(), self._states()
-        if self._checkpoints.due():
-            self._save()
-
-    def _states(self) -> dict[str, Any]:
-        """Of all parts; a copy, because the next round goes on with some of it."""
-        states = {name: state_of(part) for name, part in (self._parts or {}).items()}
-        return copy.deepcopy(states)
-
-    def _save(self) -> None:
-        """Write the checkpoint of the last settled round, unless it is written."""
-        if self._unsaved is None:
+        if not self._is_settled(num_done):
             return
-        assert self._checkpoints is not None
-        assert self._writer is not None
-        num_done, mark, states = self._unsaved
-        ranks = np.stack(self._ranks[:num_done]).astype(np.uint8)
-        self._writer.synchronise()
-        own = {"mark": mark, "ranks": ranks, "head": list(self._head)}
-        self._checkpoints.save(num_done, {"recorder": own, **states})
-        self._unsaved = None
+        own = {
+            "mark": self._writer.mark(),
+            "ranks": np.stack(self._ranks).astype(np.uint8),
+            "head": list(self._head),
+        }
+        parts = {name: state_of(part) for name, part in self._parts.items()}
+        self._checkpoints.save(num_done, {"recorder": own, **parts})
 
     def _write_ranks(self) -> None:
         if self.out is not None and self._ranks:

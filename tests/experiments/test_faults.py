@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import airllm.checkpoint
-import experiments.run
 from airllm.checkpoint import load_state, save_state
 from edge.device import Device
 from experiments.checkpoints import Checkpoints, alone_in, can_resume, found
@@ -263,26 +262,6 @@ def test_only_the_newest_two_checkpoints_are_kept_and_time_says_when(config, tin
     rare = load_config(ExperimentConfig, tiny_toml, ("rounds=4",), presets=PRESETS)
     stopped(rare, tmp_path / "rare", 3)
     assert not found(tmp_path / "rare")
-
-
-@pytest.mark.parametrize("policy", ["random", "paper"])  # paper's master trains on in place
-def test_an_interrupted_run_leaves_its_last_finished_round(
-    policy, tiny_toml, tmp_path, monkeypatch
-):
-    """At the end of the third round, before a checkpoint is due."""
-    sets = ("rounds=4", f"policy.name={policy}", "policy.ppo.update_every=2")
-    config = load_config(ExperimentConfig, tiny_toml, sets, presets=PRESETS)
-    run_simulation(config, tmp_path / "whole")
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        fail_at(patch, experiments.run, "rows_of", 3, KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            run_simulation(config, str(out))
-    assert [p.name for p in found(out)] == ["checkpoint-000002.safetensors"]
-    rounds = []
-    run_simulation(config, out, on_round=lambda done, _: rounds.append(done), is_resuming=True)
-    assert rounds == [3, 4]
-    assert files_of(out) == files_of(tmp_path / "whole")
 
 
 def test_a_checkpoint_holds_no_pickle(config, tmp_path):
