@@ -29,7 +29,7 @@ NAMES = {
     "perplexity": ("perplexity after last round", 1.0),
     "loss": ("loss after last round (nats)", 1.0),
     "mean_loss": ("mean loss over rounds (nats)", 1.0),
-    "delivered_bits": ("Mbit per device and round", 1e-6),
+    "delivered_bits": ("Mbit down, device and round", 1e-6),
     "total_delivered_bits": ("Mbit delivered in all", 1e-6),
     "bits_to_95": ("Mbit per device to 95 %", 1e-6),
     "energy_j": ("energy (J)", 1.0),
