@@ -1,6 +1,7 @@
 """Run folders: nothing finished is lost before its successor starts; damage is named."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from experiments.results import (
     ROUND_COLUMNS,
     RoundsWriter,
     check_writable,
+    load,
     number,
     prepare_out,
     prepare_sweep,
@@ -25,7 +27,9 @@ from experiments.results import (
     write_summary,
     write_text,
 )
+from experiments.sweep import load_sweep
 
+ROOT = Path(__file__).parents[2]
 KEYS = {"cell": "a", "label": "uniform", "policy.name": "uniform", "channel.snr_db": 5, "seed": 0}
 RESULT = {**KEYS, **dict.fromkeys(RESULT_COLUMNS, 0.5)}
 COLUMNS = ",".join((*KEY_COLUMNS, *RESULT_COLUMNS)).encode()
@@ -164,3 +168,13 @@ def test_damaged_ranks_are_named(tmp_path):
 def test_results_are_written_in_full_precision(tmp_path):
     write_results(tmp_path / "results.csv", [{**RESULT, "loss": 0.1 + 0.2}])
     assert pd.read_csv(tmp_path / "results.csv")["loss"][0] == 0.1 + 0.2
+
+
+@pytest.mark.parametrize(
+    "folder", sorted((ROOT / "docs" / "data").glob("*/sweep.toml")), ids=lambda p: p.parent.name
+)
+def test_packed_data_have_the_rows_that_their_sweep_says(folder):
+    runs = {(c.label, c.config.seed, c.config.channel.snr_db) for c in load_sweep(folder).cells}
+    rows = load(folder.parent)[0][["label", "seed", "channel.snr_db"]]
+    assert len(rows) == len(runs)
+    assert set(rows.itertuples(index=False, name=None)) == runs
