@@ -102,8 +102,9 @@ def plot(
     return paths
 
 
-def plot_learning(folder: Path) -> list[Path]:
+def plot_learning(folder: Path | str) -> list[Path]:
     """The curve of a learned policy, or those of all policies in a folder by their names."""
+    folder = Path(folder)
     found = (
         [folder]
         if (folder / CURVE).exists()

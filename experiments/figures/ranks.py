@@ -48,8 +48,9 @@ def rank_map(
     return shown
 
 
-def mean_ranks(folder: Path, cells: pd.DataFrame) -> tuple[NDArray[np.float64], list[str]]:
+def mean_ranks(folder: Path | str, cells: pd.DataFrame) -> tuple[NDArray[np.float64], list[str]]:
     """Ranks [projections], mean over the runs of ``cells``, their rounds and devices."""
+    folder = Path(folder)
     packed = folder / PACKED_RANKS
     if packed.is_file():
         with np.load(packed) as file:

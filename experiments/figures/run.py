@@ -12,11 +12,12 @@ from experiments.figures.style import COLOURS, HEAT, PAGE_IN, save, some, style
 from experiments.results import read_ranks, read_rounds, read_summary
 
 
-def plot_run(folder: Path) -> list[Path]:
+def plot_run(folder: Path | str) -> list[Path]:
     """Accuracy over the rounds and the ranks each projection got; run.png and run.pdf.
 
     A run that was stopped is drawn as far as it came.
     """
+    folder = Path(folder)
     rounds, (ranks, names) = read_rounds(folder), read_ranks(folder)
     if (folder / "summary.json").exists():
         title = str(read_summary(folder)["policy"])
