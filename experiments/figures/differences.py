@@ -35,7 +35,7 @@ def difference_against_snr(
     axes.axhline(0.0, color="0.45", linewidth=0.9, zorder=0)
     what, _, unit = text.partition(" (")
     unit = f" ({unit}".replace("%", "points") if unit else ""
-    axes.set_ylabel(f"{what}\nless that of {reference}{unit}")
+    axes.set_ylabel(f"{what}{unit}\nless that of {reference}")
 
 
 def differences_figure(

@@ -468,7 +468,7 @@ def test_differences_are_paired():
     half = 4.30265 * 1.0 / np.sqrt(3.0)  # t(0.975, 2), of 4, 5 and 6 points
     np.testing.assert_allclose(line.get_ydata(), [5.0] * 3)
     np.testing.assert_allclose(ends, [[5.0 - half, 5.0 + half]] * 3, rtol=1e-5)
-    assert axes.get_ylabel() == "mean accuracy over rounds\nless that of uniform (points)"
+    assert axes.get_ylabel() == "mean accuracy over rounds (points)\nless that of uniform"
     assert [t.get_text() for t in figure.legends[0].texts] == ["airllm"]
     assert title_of(figure) == "mean difference, in pairs, over 3 seeds, bars: 95 % t-intervals"
     # The look is that of the figure against SNR, and the other way round signs are turned.
@@ -478,7 +478,7 @@ def test_differences_are_paired():
     assert {*axes.lines[-1].get_ydata()} == {0.0}
     _, own = figure_of()
     differences.difference_against_snr(own, paired(), "uniform", "energy_j")
-    assert own.get_ylabel() == "energy\nless that of uniform (J)"
+    assert own.get_ylabel() == "energy (J)\nless that of uniform"
 
 
 def test_differences_are_of_each_condition_by_itself():
