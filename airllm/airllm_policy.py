@@ -24,6 +24,8 @@ from airllm.policy import Importance, RoundFeedback
 from airllm.ppo import Ppo, PpoConfig, tensor
 from airllm.ranks import Ranks, fit_budget
 
+_STREAM = 50
+
 Array = NDArray[np.float64]
 
 NUM_COARSE = 16  # as published: budget fraction, level of the bids, and 14 priorities
@@ -111,7 +113,7 @@ class AirLlmPolicy:
         self.proposer, self.refiner, self.hide = proposer, refiner, tuple(hide)
         self.priority_scale, self.refine_std = priority_scale, refine_std
         self.features = Features(depths, kinds, hide=hide)
-        key = np.random.SeedSequence(seed, spawn_key=(50,)).generate_state(2)
+        key = np.random.SeedSequence(seed, spawn_key=(_STREAM,)).generate_state(2)
         self._generator = torch.Generator().manual_seed(int(key[0]))
         basis = np.eye(len(depths)) if proposer == "direct" else smooth_basis(depths, kinds)
         num_states = self.features.size

@@ -22,6 +22,8 @@ from airllm.policy import Importance, RoundFeedback
 from airllm.ppo import Ppo, PpoConfig, tensor
 from airllm.ranks import Ranks, quantise
 
+_STREAM = 51
+
 NUM_COARSE = 16
 
 
@@ -46,7 +48,7 @@ class PaperPolicy:
             raise ValueError(f"policy.r_min must be in 0..{r_max} (training.r_max), got {r_min}")
         self.config, self.is_exploring = ddim, is_exploring
         self.r_min, self.r_max, self.num_projections = r_min, r_max, num_projections
-        key = np.random.SeedSequence(seed, spawn_key=(51,)).generate_state(2)
+        key = np.random.SeedSequence(seed, spawn_key=(_STREAM,)).generate_state(2)
         self._generator = torch.Generator().manual_seed(int(key[0]))
         self.ppo = Ppo(4 + num_projections, NUM_COARSE, ppo, seed=int(key[1]))
         self.denoiser = Denoiser(

@@ -14,11 +14,11 @@ from channel.config import ChannelConfig
 from channel.delivery import Delivery, Direction
 from channel.energy import receive_energy_j, transmit_energy_j
 from channel.errors import GilbertElliott
-from channel.fading import rng_for
 from channel.link import Links
 from channel.presence import Presence
 from channel.process import LinkProcess, SnrModel
 from channel.slots import run_slots
+from channel.streams import rng_for
 from channel.timeline import Timeline
 from channel.transmission import goodput_bps
 from channel.units import db_to_linear

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import j0
 
+from channel.streams import rng_for
 from channel.units import db_to_linear
 
 Array = NDArray[np.float64]
@@ -15,15 +16,6 @@ Array = NDArray[np.float64]
 SPEED_OF_LIGHT_MPS = 299_792_458.0
 NUM_SINUSOIDS = 32
 _BLOCK_STREAM, _PATH_STREAM = 10, 11
-
-
-def rng_for(seed: int, *key: int) -> np.random.Generator:
-    """An independent stream for a key such as (stream, round).
-
-    Keyed rather than drawn in order. Where one stream serves all devices, they are drawn in the
-    order of their numbers, so that a device more changes nothing for those before it.
-    """
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def doppler_hz(speed_mps: float, carrier_hz: float) -> float:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from channel.fading import rng_for
+from channel.streams import rng_for
 
 Array = NDArray[np.float64]
 

@@ -13,8 +13,8 @@ from channel.cell import Cell
 from channel.config import ChannelConfig
 from channel.delivery import Delivery, Direction
 from channel.energy import receive_energy_j, transmit_energy_j
-from channel.fading import rng_for
 from channel.link import Links
+from channel.streams import rng_for
 from channel.timeline import Timeline
 
 _ERROR_STREAM = 29

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from channel.fading import rng_for
+from channel.streams import rng_for
 
 _STREAM = 14
 

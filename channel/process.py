@@ -19,10 +19,10 @@ from channel.fading import (
     doppler_hz,
     rayleigh_power,
     rician_power,
-    rng_for,
 )
 from channel.mobility import Mobility, RandomWaypoint, Static, Trajectory, read_trajectories
 from channel.pathloss import SCENARIOS, los_probability, path_loss_db, shadowing_step
+from channel.streams import rng_for
 from channel.traces import read_trace
 from channel.units import linear_to_db, noise_power_dbm
 

@@ -17,6 +17,8 @@ from airllm.models import BaseModel
 from airllm.tuning import Examples, Head
 from cloud.trainer import Stepper, TrainingConfig, Trajectory
 
+_STREAM = 9
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,7 +41,9 @@ def train_adalora(
     total = num_rounds * config.steps_per_round
     target = max(1, round(config.r_max * config.adalora_budget))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.SeedSequence(seed, spawn_key=(9,)).generate_state(1)[0]))
+        torch.manual_seed(
+            int(np.random.SeedSequence(seed, spawn_key=(_STREAM,)).generate_state(1)[0])
+        )
         with warnings.catch_warnings():
             # PEFT 0.21 reads an attribute that transformers 5 has renamed.
             warnings.simplefilter("ignore", FutureWarning)

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from airllm.report import DeviceReport
 from channel.delivery import Delivery, Direction
 from channel.energy import idle_energy_j
-from channel.fading import rng_for
 from channel.open_cell import OpenCell
+from channel.streams import rng_for
 from cloud.air_grid import bytes_of, damaged, number_of
 from cloud.federated import FederatedService
 from cloud.participation import Dropout

@@ -19,6 +19,8 @@ from airllm.observation import RoundObservation
 from airllm.ranks import Ranks
 from cloud.scenarios import Episode, Job, Scenario, losses_of, measure, reference_rule
 
+_STREAM = 60
+
 Array = NDArray[np.float64]
 
 
@@ -101,7 +103,7 @@ class RankEnvironment:
 
     def seed(self, seed: int) -> None:
         """Draw episodes from here on as this seed says."""
-        self._rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(60,)))
+        self._rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM,)))
 
     def reset(self) -> list[RoundObservation]:
         """Begin a fresh episode in every cell; what the policy sees of them."""

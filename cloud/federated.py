@@ -23,7 +23,7 @@ from airllm.reward import paired_reward
 from airllm.tuning import Batch, Examples, Head, evaluate
 from airllm.worth import unpack_worth
 from channel.aircomp import align
-from channel.fading import rng_for
+from channel.streams import rng_for
 from cloud.aggregate import AGGREGATORS, Aggregator, air_aggregator
 from cloud.inspection import Inspector
 from cloud.master import GlobalMaster

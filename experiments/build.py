@@ -32,6 +32,8 @@ from experiments.config import ExperimentConfig
 from experiments.extensions import is_own, make_own
 from experiments.threads import use_determinism, use_threads
 
+_HEAD_STREAM, _EXAMPLES_STREAM = 40, 41
+
 logger = logging.getLogger(__name__)
 
 
@@ -119,7 +121,7 @@ class Workbench:
         count = len(self.splits.train)
         if not self.key.training.head_examples:
             return np.arange(count)
-        key = np.random.SeedSequence(self.key.seed, spawn_key=(40,))
+        key = np.random.SeedSequence(self.key.seed, spawn_key=(_HEAD_STREAM,))
         return np.random.default_rng(key).permutation(count)[: self.key.training.head_examples]
 
     @cached_property
@@ -167,7 +169,7 @@ class Workbench:
             logger.warning(
                 "devices have %d texts each to measure on, not examples_per_device %d", least, limit
             )
-        rng = np.random.SeedSequence(self.key.seed, spawn_key=(41,))
+        rng = np.random.SeedSequence(self.key.seed, spawn_key=(_EXAMPLES_STREAM,))
         children = rng.spawn(len(shares))
         return [
             np.sort(np.random.default_rng(c).permutation(share)[:limit])

@@ -26,6 +26,8 @@ from experiments.build import workbench_for
 from experiments.config import ExperimentConfig
 from experiments.config_loader import dump_config, load_config
 
+_STREAM = 70
+
 logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
@@ -70,7 +72,7 @@ def build_scenarios(
             f"learn.sharers must be at most num_devices {config.num_devices}, "
             f"got {max(learn.sharers)}"
         )
-    rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(70, stream)))
+    rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(_STREAM, stream)))
     total = len(seeds) * len(learn.codings) * learn.recordings
     recorded: dict[str, list[list[Start]]] = {coding: [] for coding in learn.codings}
     done = 0

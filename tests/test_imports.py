@@ -52,3 +52,20 @@ def test_the_channel_stands_by_itself():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_every_stream_of_random_numbers_has_a_number_of_its_own():
+    """Two parts that drew from one would be tied together unseen."""
+    found = {}
+    for package in sorted(PACKAGES):
+        for file in (ROOT / package).rglob("*.py"):
+            for node in ast.parse(file.read_text()).body:
+                if not isinstance(node, ast.Assign):
+                    continue
+                targets = getattr(node.targets[0], "elts", node.targets)
+                values = getattr(node.value, "elts", [node.value])
+                for target, value in zip(targets, values, strict=False):
+                    if getattr(target, "id", "").endswith("STREAM"):
+                        found.setdefault(value.value, []).append(f"{file.name}: {target.id}")
+    assert len(found) > 30
+    assert [parts for parts in found.values() if len(parts) > 1] == []

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from airllm.lora import Adapter
 from airllm.payload import decode, encode
-from channel.fading import rng_for
+from channel.streams import rng_for
 from cloud.local_grid import LocalGrid
 from experiments.build import workbench_for
 from experiments.config import ExperimentConfig, load_experiment
