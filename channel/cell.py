@@ -225,17 +225,13 @@ class Cell:
                 air_s = np.where(rates > 0, sent / rates, 0.0)
                 hazard = np.where(sent > 0, sent * hazard, 0.0)
         else:
-            # Up to the first payload nothing happens.
-            idle = int(min((offsets[d] for d in bits if bits[d]), default=0.0) / config.coherence_s)
-            first_s = min(begin_s + idle * config.coherence_s, deadline_s)
-            if first_s > begin_s:
-                self._env.run(until=first_s)
             start = np.full(self.num_devices, np.inf)
             start[list(offsets)] = begin_s + np.array(list(offsets.values()))
             result = run_slots(
-                self._env, size, self._slots(start, first_s, direction, is_bad, worst_of),
-                slot_s=config.coherence_s, deadline_s=deadline_s, scheduler=config.scheduler,
-                is_shared=is_shared,
+                self._env, size,
+                lambda time_s: self._slots(start, time_s, direction, is_bad, worst_of),
+                start_s=start, slot_s=config.coherence_s, deadline_s=deadline_s,
+                scheduler=config.scheduler, is_shared=is_shared,
             )  # fmt: skip
             sent, end_s, air_s = result.sent_bits, result.end_s, result.air_s
             hazard = result.hazard
@@ -334,24 +330,26 @@ class Cell:
         return goodput_bps(link, self.config.bandwidth_hz, snr_db, known_db)
 
     def _reported_snr_db(self, direction: Direction, after_s: ArrayLike = 0.0) -> Array:
+        process, start_s = self._process, self._start_s
         after = np.broadcast_to(np.asarray(after_s, dtype=float), self.num_devices)
+        seen_s = start_s + after - self.config.csi_delay_s
+        is_now = seen_s >= start_s - 1e-9
         snr_db = np.empty(self.num_devices)
-        for offset_s in np.unique(after):
-            is_of_it = after == offset_s
-            snr_db[is_of_it] = self._seen_snr_db(direction, float(offset_s))[is_of_it]
+        if is_now.any():
+            now = process.snr_db(self._round, np.where(is_now, seen_s, start_s), direction, start_s)
+            snr_db[is_now] = now[is_now]
+        for time_s in np.unique(seen_s[~is_now]):
+            before = process.snr_db(self._round_of(time_s), time_s, direction)
+            snr_db[seen_s == time_s] = before[seen_s == time_s]
         return self._estimate(snr_db)
 
-    def _seen_snr_db(self, direction: Direction, after_s: float) -> Array:
-        """[devices] the SNR that a report of then was measured at."""
-        config = self.config
-        seen_s = self._start_s + after_s - config.csi_delay_s
-        if seen_s >= self._start_s - 1e-9:
-            return self._process.snr_db(self._round, seen_s, direction, self._start_s)
-        if self._start_s == self._round * config.round_period_s:
-            seen_round = max(int(np.floor(seen_s / config.round_period_s + 1e-9)), 0)
-        else:  # rounds of any length: a report with an age is taken to be from the round before
-            seen_round = max(self._round - 1, 0)
-        return self._process.snr_db(seen_round, seen_s, direction)
+    def _round_of(self, seen_s: float) -> int:
+        """The round, before the present one, in which something was measured."""
+        period_s = self.config.round_period_s
+        if self._start_s == self._round * period_s:
+            return max(int(np.floor(seen_s / period_s + 1e-9)), 0)
+        # Rounds of any length: what has an age is taken to be from the round before.
+        return max(self._round - 1, 0)
 
     def _estimate(self, snr_db: Array) -> Array:
         """An SNR as it is measured: with an error of the round's, on a grid."""

@@ -57,12 +57,12 @@ class ClarkeProcess:
         self._omega = 2.0 * np.pi * max_doppler_hz * np.cos(angle)  # [devices, sinusoids]
         self._start = np.exp(1j * phase)
 
-    def gain(self, time_s: float) -> NDArray[np.complex128]:
-        """[devices] complex gain h at one time."""
-        return self._sum(self._start * np.exp(1j * self._omega * time_s))
+    def gain(self, time_s: Array | float) -> NDArray[np.complex128]:
+        """[devices] complex gain h at one time, or at one for each device."""
+        return self._sum(self._start * np.exp(1j * self._omega * np.reshape(time_s, (-1, 1))))
 
-    def power(self, time_s: float) -> Array:
-        """[devices] |h|^2 at one time."""
+    def power(self, time_s: Array | float) -> Array:
+        """[devices] |h|^2 at one time, or at one for each device."""
         return np.abs(self.gain(time_s)) ** 2
 
     def walk(self, start_s: float, step_s: float) -> Iterator[Array]:

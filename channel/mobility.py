@@ -90,7 +90,7 @@ class Trajectory:
         return float((way_m / np.diff(self._times)).max())
 
     def position_m(self, time_s: float) -> Array:
-        start = self._times[0]
+        start, time_s = self._times[0], max(time_s, 0.0)
         t = start + (time_s - start) % (self._times[-1] - start)
         return np.array([np.interp(t, self._times, self._positions[:, i]) for i in (0, 1)])
 

@@ -27,6 +27,7 @@ from channel.traces import read_trace
 from channel.units import linear_to_db, noise_power_dbm
 
 Array = NDArray[np.float64]
+Times = Array | float
 logger = logging.getLogger(__name__)
 
 _PLACE_HELD_S = 0.1  # in which a car at 30 m/s gets 3 m on
@@ -111,14 +112,19 @@ class LinkProcess:
         elif config.fading == "ar1":
             self._ar1 = Ar1Process(num_devices, shift_hz, config.round_period_s, seed=seed)
 
-    def mean_snr_db(self, round_index: int, time_s: float, direction: str = "down") -> Array:
-        """[devices] before small-scale fading."""
+    def mean_snr_db(self, round_index: int, time_s: Times, direction: str = "down") -> Array:
+        """[devices] before small-scale fading, at one time or at one for each device."""
         config = self.config
         if self._model is not None:
-            return self._offset_db + self._from_model(self._model, time_s, direction)
+            times_s = np.broadcast_to(np.asarray(time_s, dtype=float), self.num_devices)
+            mean_db = np.empty(self.num_devices)
+            for one_s in np.unique(times_s):
+                found = self._from_model(self._model, float(one_s), direction)
+                mean_db[times_s == one_s] = found[times_s == one_s]
+            return self._offset_db + mean_db
         if self._large_scale is not None:
             return self._offset_db + self._large_scale.snr_db(
-                self._period(time_s), time_s, config.bandwidth_hz, direction
+                time_s, config.bandwidth_hz, direction
             )
         if config.snr_db is not None:
             mean: Array | float = config.snr_db
@@ -133,11 +139,12 @@ class LinkProcess:
     def snr_db(
         self,
         round_index: int,
-        time_s: float,
+        time_s: Times,
         direction: str = "down",
         start_s: float | None = None,
     ) -> Array:
-        """[devices] with fading, at one time of a round. Up and down fade alike (TDD)."""
+        """[devices] with fading, at one time of a round, or, given the round's start, at one for
+        each device. Up and down fade alike (TDD)."""
         power = self._power(round_index, time_s, start_s)
         return self.mean_snr_db(round_index, time_s, direction) + linear_to_db(power)
 
@@ -179,11 +186,6 @@ class LinkProcess:
         """[devices, 2] where there is a geometry."""
         return None if self._large_scale is None else self._large_scale.positions_m(time_s)
 
-    def _period(self, time_s: float) -> int:
-        """How many ``round_period_s`` have passed, however many rounds that was."""
-        # A hair is added, or a period's own start would fall into the one before.
-        return max(int(np.floor(time_s / self.config.round_period_s + 1e-9)), 0)
-
     def _from_model(self, model: SnrModel, time_s: float, direction: str) -> Array:
         # An estimate may be older than the simulation.
         snr_db = np.asarray(model.snr_db(max(time_s, 0.0), direction), dtype=float)
@@ -194,12 +196,13 @@ class LinkProcess:
             )
         return snr_db
 
-    def _power(self, round_index: int, time_s: float, start_s: float | None) -> Array:
+    def _power(self, round_index: int, time_s: Times, start_s: float | None) -> Array:
         config, key = self.config, {"seed": self.seed, "round_index": round_index}
         if self._clarke is not None:
             return self._clarke.power(time_s)
         if self._ar1 is not None:
-            return self._ar1.power(self._period(time_s if start_s is None else start_s))
+            period_s = self.config.round_period_s
+            return self._ar1.power(int(_periods(time_s if start_s is None else start_s, period_s)))
         if config.fading == "rayleigh":
             return rayleigh_power(self.num_devices, **key)
         if config.fading == "rician":
@@ -208,6 +211,12 @@ class LinkProcess:
                 k_db = self._large_scale.rician_k_db
             return rician_power(self.num_devices, k_db, **key)
         return np.ones(self.num_devices)
+
+
+def _periods(time_s: Times, period_s: float) -> NDArray[np.int64]:
+    """How many periods have passed, however many rounds that was."""
+    # A hair is added, or a period's own start would fall into the one before.
+    return np.maximum(np.floor(np.asarray(time_s) / period_s + 1e-9), 0).astype(np.int64)
 
 
 class _LargeScale:
@@ -233,14 +242,18 @@ class _LargeScale:
         self._place = start  # in the newest period of these
         self._shadows_db = [self._sigma_db * self._normal(0)]
 
-    def positions_m(self, time_s: float) -> Array:
-        return np.array([mover.position_m(time_s) for mover in self._movers])
+    def positions_m(self, time_s: Times) -> Array:
+        times_s = np.broadcast_to(np.asarray(time_s, dtype=float), self.num_devices).tolist()
+        each = zip(self._movers, times_s, strict=True)
+        return np.array([mover.position_m(at_s) for mover, at_s in each])
 
-    def snr_db(self, period: int, time_s: float, bandwidth_hz: float, direction: str) -> Array:
+    def snr_db(self, time_s: Times, bandwidth_hz: float, direction: str) -> Array:
         """[devices] power budget: transmit power + gains - loss - shadowing - noise."""
         config = self.config
         place = self.positions_m(time_s)
-        shadow_db = self._shadow_db(period)
+        periods = np.broadcast_to(_periods(time_s, self._period_s), self.num_devices)
+        self._shadow_db(int(periods.max()))
+        shadow_db = np.array([self._shadows_db[p][d] for d, p in enumerate(periods.tolist())])
         # Ways may lead past the base station: no nearer than where the formulas hold.
         distance_m = np.maximum(np.hypot(*place.T), config.min_distance_m)
         loss_db = path_loss_db(

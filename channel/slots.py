@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +33,9 @@ class SlotResult:
 def run_slots(
     env: simpy.Environment,
     bits: Array,
-    slots: Iterator[tuple[Array, Array, NDArray[np.bool_]]],
+    slots_from: Callable[[float], Iterator[tuple[Array, Array, NDArray[np.bool_]]]],
     *,
+    start_s: Array,
     slot_s: float,
     deadline_s: float,
     scheduler: str,
@@ -42,7 +43,9 @@ def run_slots(
 ) -> SlotResult:
     """Send ``bits`` [devices] until all are through or the deadline (absolute) has come.
 
-    ``slots`` yields rates in bit/s, hazards per bit, and who is there, all [devices]. ``equal``
+    ``slots_from`` a time yields rates in bit/s, hazards per bit, and who is there, all [devices],
+    of one slot after another; ``start_s`` [devices] is when payloads are ready: slots in which
+    there is nothing to send yet are passed over. ``equal``
     gives everyone active an equal part of the time; the other schedulers give a slot to one
     device, and what it leaves of the slot to the next: in turn (round-robin), by the rate
     (best-first), or by the rate over its average (proportional-fair, Tse 2001).
@@ -53,7 +56,13 @@ def run_slots(
         np.zeros_like(left),
     )  # fmt: skip
     average, turn = np.full(len(left), 1e-9), 0
+    slots = slots_from(env.now)
     while (left > 0).any() and env.now < deadline_s:
+        idle = int((start_s[left > 0].min() - env.now) / slot_s + 1e-9)
+        if idle > 0:
+            env.run(until=min(env.now + idle * slot_s, deadline_s))
+            slots = slots_from(env.now)
+            continue
         rates, hazards, is_here = next(slots)
         start, length = float(env.now), min(slot_s, deadline_s - float(env.now))
         able = (left > 0) & is_here & (rates > 0)

@@ -10,6 +10,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
+from numpy.typing import NDArray
 
 from airllm.report import DeviceReport
 from channel.cell import Cell
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 # Flower's own error codes are below 100.
 MISSED_DEADLINE, UNREACHABLE = 1000, 1001
+_DAY_S = 86_400.0
 _FOREIGN = "an AirGrid carries AirLLM's own messages: give other apps a ChannelGrid"
 
 
@@ -62,6 +64,8 @@ class AirGrid(Grid):
         """the same of the updates that devices sent"""
         self.ready_s: dict[int, float] = {}
         """from the round's start until a device had its own update"""
+        self.superposed_snr_db: NDArray[np.float64] | None = None
+        """[devices] of the uplinks when symbols came up all at once, if they did in this round"""
         self.unreached: set[int] = set()
         """devices that a message of this round did not reach, or whose answer was lost"""
         self.start_s = 0.0
@@ -82,6 +86,7 @@ class AirGrid(Grid):
         self.start_s = self.cell.now_s
         self.deliveries = self.cell.transfer(dict.fromkeys(range(self.cell.num_devices), 0))
         self.uplinks, self.ready_s, self._dropouts = {}, {}, dropouts or {}
+        self.superposed_snr_db = None
         self.unreached = set()
 
     def round_s(self) -> float:
@@ -237,6 +242,8 @@ class AirGrid(Grid):
                 raise TypeError(f"record {name!r} must be a ConfigRecord")
         if self._is_timed and "work" in content and device not in self.deliveries:
             raise ValueError("work was not asked for")
+        if "work" in content and number_of(content.config_records["work"], "compute_s") > _DAY_S:
+            raise ValueError("it says to have computed for more than a day")
         return device
 
     def _stage(self, device: int) -> str:
@@ -298,6 +305,7 @@ class AirGrid(Grid):
         air_s = max(symbols.values(), default=0) / (2.0 * config.bandwidth_hz)
         start_s = max((self.ready_s.get(d, 0.0) for d in symbols), default=0.0)
         snr_db = self.cell.true_links("up", self.start_s + start_s).snr_db
+        self.superposed_snr_db = snr_db
         is_in_time = start_s + air_s <= self.uplink_end_s()
         threshold_db, found = float(self._air_threshold_db or 0.0), {}
         for d, count in symbols.items():
@@ -322,7 +330,11 @@ class AirGrid(Grid):
     def _reported_links(self, direction: Direction) -> dict[int, LinkReport]:
         """Of the round's start, or for an update of when it is ready."""
         devices = range(self.cell.num_devices)
-        ready_s = [self.ready_s.get(d, 0.0) if direction == "up" else 0.0 for d in devices]
+        ready_s = np.array(
+            [self.ready_s.get(d, 0.0) if direction == "up" else 0.0 for d in devices]
+        )
+        if self.round_deadline_s is not None:
+            ready_s = np.minimum(ready_s, self.round_deadline_s)  # who is later sends nothing
         links = self.cell.reported_links(direction, ready_s)
         planned_bps = self.cell.planned_rate_bps(links)
         return {

@@ -22,7 +22,7 @@ class Crossing:
     """from 0: a strategy's round is one to train, and one more where it evaluates"""
     message_type: str
     device: int
-    """place of the node's id among all"""
+    """of the cell, one for each node"""
     direction: Direction
     bits: int
     start_s: float
@@ -37,13 +37,15 @@ class ChannelGrid(Grid):
     ``grid = ChannelGrid(grid, cell)`` in a ServerApp is all it takes: ``strategy.start(grid, ...)``
     then sees, in the place of whatever came too late, Flower's Error replies, which it leaves out
     as it does failed nodes. An exchange, `send_and_receive`, is one round of the cell and lasts
-    until its last transfer has ended or was given up at ``channel.deadline_s``. Its messages share
-    the downlink; each reply goes up as soon as its device is ready. A reply that a bit error hit
-    is lost, as by a checksum.
+    until its last transfer has ended or was given up: messages ``channel.deadline_s`` after they
+    were sent, replies as long after the last of them was ready. Messages share the downlink; each
+    reply goes up as soon as its device is ready. One that a bit error hit is lost, as by a
+    checksum.
 
-    Devices are the nodes in the order of their ids, so ``cell`` has to have as many devices as
-    there are nodes. Neither metrics nor configurations count, only arrays: ``bits_of`` says
-    otherwise.
+    Nodes become devices of the cell in the order of their ids, and stay what they are; one that
+    joins later takes the next device, or that of a node that has left. (Flower's simulation draws
+    ids at random, so there equal seeds do not put equal nodes behind equal links.) Neither metrics
+    nor configurations count, only arrays: ``bits_of`` says otherwise.
     """
 
     def __init__(
@@ -54,10 +56,11 @@ class ChannelGrid(Grid):
         compute_s: Callable[[Message], float] = lambda reply: 0.0,
         bits_of: Callable[[RecordDict], int] | None = None,
     ) -> None:
-        """``compute_s`` of a reply is the virtual time that its device took for it, such as
-        ``lambda reply: reply.content["metrics"]["train_time"]``."""
+        """``compute_s`` of a reply, to train or to evaluate, is the virtual time that its device
+        took for it, such as ``lambda reply: reply.content["metrics"].get("train_time", 0.0)``."""
         self._grid, self.cell = grid, cell
         self._compute_s, self._bits_of = compute_s, bits_of or array_bits
+        self._device_of: dict[int, int] = {}
         self._exchange = 0
         self._end_s = 0.0
         self.crossings: list[Crossing] = []
@@ -92,11 +95,14 @@ class ChannelGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        device_of = self._devices()
+        device_of = self._welcome()
         asked: dict[int, Message] = {}
         for message in messages:
-            if (device := device_of[message.metadata.dst_node_id]) in asked:
-                raise ValueError("a node was sent two messages at once; send one an exchange")
+            node = message.metadata.dst_node_id
+            if node not in device_of:
+                raise ValueError(f"node {node} is not among those that the grid knows")
+            if (device := device_of[node]) in asked:
+                raise ValueError(f"node {node} was sent two messages at once; send one an exchange")
             asked[device] = message
         self.cell.begin_round(self._exchange, self._end_s)
         down = self._cross({d: m.content for d, m in asked.items()}, asked, "down", {})
@@ -112,21 +118,29 @@ class ChannelGrid(Grid):
         self._end_s += max(ends, default=0.0)
         self._exchange += 1
         return [
-            *(r for r in replies if device_of[r.metadata.src_node_id] not in lost),
+            # An Error of Flower's may come from the SuperLink in the node's place.
+            *(r for r in replies if r.has_error() or device_of[r.metadata.src_node_id] not in lost),
             *(
                 Message(Error(MISSED_DEADLINE, f"device {d} missed its deadline"), reply_to=m)
                 for d, m in lost.items()
             ),
         ]
 
-    def _devices(self) -> dict[int, int]:
-        nodes = sorted(self._grid.get_node_ids())
-        if len(nodes) > self.cell.num_devices:
+    def _welcome(self) -> dict[int, int]:
+        """The device of each node, that of new ones included."""
+        present = set(self._grid.get_node_ids())
+        if len(present) > self.cell.num_devices:
             raise ValueError(
-                f"{len(nodes)} nodes are connected, but num_devices of the cell is "
+                f"{len(present)} nodes are connected, but num_devices of the cell is "
                 f"{self.cell.num_devices}; give the cell one device a node"
             )
-        return {node: device for device, node in enumerate(nodes)}
+        for node in sorted(present - self._device_of.keys()):
+            taken = set(self._device_of.values())
+            # First those that nobody had, then those of nodes that have left.
+            free = [d for d in range(self.cell.num_devices) if d not in taken]
+            left = [n for n in self._device_of if n not in present]
+            self._device_of[node] = free[0] if free else self._device_of.pop(left[0])
+        return self._device_of
 
     def _cross(
         self,

@@ -158,13 +158,15 @@ class Round:
         true_up = cell.true_links("up")
         grants = service.grant(self.round_index, requests) if requests else {}
         updates = self._collect(grants)
+        up_snr_db = self.air.superposed_snr_db
+        up_snr_db = true_up.snr_db if up_snr_db is None else up_snr_db
         rewards = service.conclude(
             self.round_index,
             [
                 Outcome(
                     installed.get(d), self.air.deliveries[d].bits, float(true_links.rate_bps[d]),
                     updates.get(d), self.air.uplinks[d].bits if d in self.air.uplinks else 0,
-                    float(true_up.rate_bps[d]), float(true_up.snr_db[d]),
+                    float(true_up.rate_bps[d]), float(up_snr_db[d]),
                 )
                 for d in devices
             ],

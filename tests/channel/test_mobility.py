@@ -72,3 +72,9 @@ def test_devices_follow_the_paths_of_a_file(tmp_path, caplog):
     path.unlink()
     with pytest.raises(ValueError, match="does not exist"):
         read_trajectories(path)
+
+
+def test_before_its_first_point_a_path_stands_where_it_begins():
+    """What is known of a link at the start is older than that; it is not of the path's end."""
+    path = Trajectory([0.0, 10.0], [[20.0, 0.0], [1900.0, 0.0]])
+    assert path.position_m(-0.01).tolist() == [20.0, 0.0]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from channel import Cell, ChannelConfig, LinkConfig
+from channel import Cell, ChannelConfig, LinkConfig, PathConfig
 from channel.fading import ClarkeProcess
 
 
@@ -110,3 +110,38 @@ def test_waiting_for_the_first_payload_takes_no_slots_and_changes_nothing(
             left -= 0.01 * 1e6 * np.log2(1 + 10**0.3 * power)
             slot += 1
         assert 0.01 * (slot - 1) - 1e-6 < got[d].delay_s < 0.01 * slot + 1e-6
+
+
+def test_gaps_between_payloads_take_no_slots_and_an_empty_one_no_time(begun, steady, monkeypatch):
+    config = steady(fading="clarke", doppler_hz=5.0, sharing="orthogonal")
+    cell, slots = begun(config, 3), []
+    walk = cell._process.walk
+
+    def counted(*where):
+        for snr_db in walk(*where):
+            slots.append(where)
+            yield snr_db
+
+    monkeypatch.setattr(cell._process, "walk", counted)
+    start_s = {0: 2.0, 1: 3600.0, 2: 0.0}
+    got = cell.transfer({0: 1000, 1: 1000, 2: 0}, start_s=start_s, deadline_s=7200.0)
+    assert len(slots) < 10
+    assert all(got[d].is_delivered and got[d].delay_s < 0.1 for d in range(3))
+    assert (got[2].delay_s, got[2].energy_j) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("scenario", ["umi", "none"])
+def test_times_of_their_own_are_those_of_each_device(begun, tmp_path, scenario):
+    """Geometry and traces read for all devices at once, each at its own time."""
+    path = tmp_path / "trace.csv"
+    path.write_text("time_s,snr_db\n" + "".join(f"{t},{t % 7}\n" for t in range(50)))
+    common = {"csi_delay_s": 0.3, "csi_error_db": 0.0, "csi_quantisation_db": 0.0}
+    if scenario == "none":
+        config = ChannelConfig.from_preset(f"trace:{path}", **common)
+    else:
+        place = PathConfig(scenario=scenario, mobility="waypoint", speed_max_mps=20.0)
+        config = ChannelConfig(snr_db=None, fading="ar1", path=place, **common)
+    cell, ready_s = begun(config, 4, round_index=3), [0.0, 0.2, 6.5, 40.0]
+    found = cell.reported_links("up", ready_s).snr_db
+    for d, after_s in enumerate(ready_s):
+        assert found[d] == cell.reported_links("up", after_s).snr_db[d]

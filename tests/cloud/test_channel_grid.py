@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp.strategy import FedAvg
 
 from channel import Cell, ChannelConfig
@@ -93,14 +94,46 @@ def test_a_message_that_is_late_never_reaches_its_node(make_grid):
     assert len(errors) >= 3 - down.sum()
 
 
-def test_a_reply_with_a_bit_error_is_lost(make_grid):
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_what_a_bit_error_hits_is_lost(make_grid, direction):
+    """Nothing can hit what has no bits."""
     grid = make_grid(residual_error_rate=1.0)
-    messages = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
-    assert not array_bits(messages[0].content)
+    is_first = direction == "down"
+    grid._bits_of = lambda content: 100 * (("metrics" in content) != is_first)
     content = RecordDict({"arrays": ArrayRecord([np.zeros(10, np.float32)])})
     replies = list(grid.send_and_receive([Message(content, 2, "train")]))
     assert [reply.error.code for reply in replies] == [MISSED_DEADLINE]
-    assert not pd.DataFrame(grid.crossings)["is_delivered"].any()
+    crossed = {crossing.direction: crossing.is_delivered for crossing in grid.crossings}
+    assert crossed == ({"down": False} if is_first else {"down": True, "up": False})
+
+
+def test_the_superlinks_word_for_a_node_that_failed_comes_through(make_grid, monkeypatch):
+    """It has the SuperLink's own id as its source."""
+    grid = make_grid()
+    inner = grid._grid
+    answer = inner.send_and_receive
+
+    def failing(messages, *, timeout=None):
+        (first,) = (m for m in messages if m.metadata.dst_node_id == 2)
+        others = [m for m in messages if m is not first]
+        error = Message(Error(ErrorCode.NODE_UNAVAILABLE, "gone"), reply_to=first)
+        error.metadata.__dict__["_src_node_id"] = 1
+        return [error, *answer(others)]
+
+    monkeypatch.setattr(inner, "send_and_receive", failing)
+    average, rows = start(grid)
+    assert average == (2 + 3) / 2
+    assert rows[rows["direction"] == "up"]["device"].tolist() == [1, 2]
+
+
+def test_a_node_keeps_its_link_whoever_joins_or_leaves(make_grid, monkeypatch):
+    grid, nodes = make_grid(), [3, 4]
+    monkeypatch.setattr(grid._grid, "get_node_ids", lambda: nodes)
+    assert dict(grid._welcome()) == {3: 0, 4: 1}
+    nodes[:] = [2, 3, 4]
+    assert dict(grid._welcome()) == {3: 0, 4: 1, 2: 2}
+    nodes[:] = [2, 4, 7]
+    assert dict(grid._welcome()) == {4: 1, 2: 2, 7: 0}
 
 
 def test_what_counts_is_the_users_to_say(make_grid):
@@ -117,8 +150,10 @@ def test_bad_exchanges_are_named(make_grid):
         start(make_grid(num_devices=2))
     grid = make_grid()
     twice = [Message(RecordDict(), 2, "train"), Message(RecordDict(), 2, "train")]
-    with pytest.raises(ValueError, match="a node was sent two messages at once"):
+    with pytest.raises(ValueError, match="node 2 was sent two messages at once"):
         grid.send_and_receive(twice)
+    with pytest.raises(ValueError, match="node 9 is not among those that the grid knows"):
+        grid.send_and_receive([Message(RecordDict(), 9, "train")])
     with pytest.raises(NotImplementedError, match="use send_and_receive"):
         grid.push_messages(twice)
 

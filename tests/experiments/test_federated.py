@@ -5,6 +5,8 @@ import pandas as pd
 import pytest
 
 from airllm.fleet import Fleet
+from cloud import federated
+from cloud.air_grid import AirGrid
 from experiments import build
 from experiments.accounting import epsilon
 from experiments.config import PRESETS, ExperimentConfig
@@ -183,6 +185,33 @@ def test_over_the_air_all_send_at_once_and_the_weak_are_silent(tiny_toml, tmp_pa
     summary, rounds = rounds_of(tiny_toml, tmp_path / "b", *sets, "rounds=1")
     assert (rounds["uplink_delivered"] == 0).all()
     assert summary["full_loss"] == pytest.approx(summary["head_loss"])
+
+
+def test_who_is_heard_over_a_channel_that_moves_is_who_is_summed(tiny_toml, tmp_path, monkeypatch):
+    """By the fading of when all send, and not of when they had their own update."""
+    heard, summed = [], []
+    superpose, align = AirGrid._superpose, federated.align
+
+    def listened(self, symbols):
+        found = superpose(self, symbols)
+        heard.append(sum(d.is_delivered for d in found.values()))
+        return found
+
+    def aligned(gains, *args, **kwargs):
+        found = align(gains, *args, **kwargs)
+        summed.append(int(found.is_active.sum()))
+        return found
+
+    monkeypatch.setattr(AirGrid, "_superpose", listened)
+    monkeypatch.setattr(federated, "align", aligned)
+    rounds_of(
+        tiny_toml, tmp_path, "federated.aggregator=aircomp", "policy.name=fixed:2", "rounds=6",
+        "channel.bandwidth_hz=1e7", "channel.fading=clarke", "channel.doppler_hz=20",
+        "channel.snr_db=10", "federated.air_threshold_db=8", "federated.hardware=phone",
+        "num_devices=4",
+    )  # fmt: skip
+    assert any(0 < count < 4 for count in heard)
+    assert summed == [count for count in heard if count]
 
 
 def test_unequal_devices_train_unequal_ranks(tiny_toml, tmp_path):
