@@ -267,6 +267,10 @@ class ChannelConfig:
         for key, section in (("path", PathConfig), ("link", LinkConfig), ("energy", EnergyConfig)):
             if isinstance(values.get(key), Mapping):
                 values[key] = section(**values[key])
+            elif not isinstance(values.get(key, section()), section):
+                raise ValueError(
+                    f"{key} must be a mapping or a {section.__name__}, got {values[key]!r}"
+                )
         for key, value in values.items():
             if isinstance(value, list | np.ndarray):
                 values[key] = tuple(np.asarray(value).tolist())

@@ -26,6 +26,10 @@ _FORMAT = 4
 _KEPT = 2  # the newest, and the one before it in case the newest is damaged
 
 
+class OtherWorld(ValueError):
+    """A checkpoint is of the same configuration, but not of what it stands for here and now."""
+
+
 @dataclass
 class Checkpoints:
     """The checkpoints in a run's folder, named by the number of rounds that are done."""
@@ -59,7 +63,8 @@ class Checkpoints:
     def load(self, is_usable: Any = lambda state: True) -> dict[str, Any] | None:
         """The newest that is whole and ``is_usable``; None where there is none.
 
-        Raises ValueError where one is of another version, configuration or text.
+        Raises ValueError where one is of another version or configuration, and `OtherWorld` where
+        it is of another text, device or precision.
         """
         for path in found(self.folder):
             try:
@@ -78,12 +83,12 @@ class Checkpoints:
                     f"start again without --resume"
                 )
             if state["fingerprint"] != self.fingerprint:
-                raise ValueError(
+                raise OtherWorld(
                     f"{path} is of a run on other text than the configured source holds now; "
                     f"bring the text back, or start again without --resume"
                 )
             if state["arithmetic"] != self.arithmetic:
-                raise ValueError(
+                raise OtherWorld(
                     f"{path} is of a run on {state['arithmetic']}, this one would go on on "
                     f"{self.arithmetic}; resume on such a device (model.device, model.precision), "
                     f"or start again without --resume"

@@ -102,8 +102,8 @@ class RuntimeConfig:
     threads: int = 2
     """CPU threads of PyTorch, but never more than there are cores"""
     deterministic: bool = False
-    """on CUDA, only algorithms that give the same bits every time, from a process's first such run
-    on; a CPU's do so for a given number of threads"""
+    """on CUDA, only algorithms that give the same bits every time; a CPU's do so for a given number
+    of threads"""
     stacked: bool = False
     """all devices in the same passes, local runtime only: worth most on a GPU; a device's numbers
     then depend, in their last digits, on the others, and eval_batch_size does not count"""
@@ -160,8 +160,8 @@ class ExperimentConfig:
         check_policy_name(self.policy.name)
         check_aggregator_name(self.federated.aggregator)
         for key in ("rounds", "num_devices"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be >= 1, got {getattr(self, key)}")
+            if not 1 <= getattr(self, key) <= 1_000_000:
+                raise ValueError(f"{key} must be from 1 to 1000000, got {getattr(self, key)}")
         if self.examples_per_device < 0:
             raise ValueError(f"examples_per_device must be >= 0, got {self.examples_per_device}")
         if self.payload.coding == "residual" and self.payload.hold_rank < self.training.r_max:

@@ -139,11 +139,15 @@ def settings_of(cls: type, sets: Settings) -> list[tuple[str, Any]]:
     if not isinstance(sets, Mapping):
         return [_parsed(cls, setting) for setting in sets]
     for key in sets:
+        if not isinstance(key, str):
+            raise ValueError(f"the key of a setting must be text such as 'rounds', got {key!r}")
         type_at(cls, key)
     return list(sets.items())
 
 
 def _parsed(cls: type, setting: str) -> tuple[str, Any]:
+    if not isinstance(setting, str):
+        raise ValueError(f"a setting must be text such as 'rounds=3', got {setting!r}")
     key, equals, raw = setting.partition("=")
     key, raw = key.strip(), raw.strip()
     if not equals or not key:

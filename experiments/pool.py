@@ -165,13 +165,16 @@ def _run_one(index: int, task: Task, run: Run, on_event: Callable[[Event], None]
 def _simulate(
     config: ExperimentConfig, folder: Path, on_round: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    from experiments.checkpoints import can_resume
+    from experiments.checkpoints import OtherWorld, can_resume
     from experiments.config_loader import dump_config
     from experiments.run import run_simulation
 
-    return run_simulation(
-        config, folder, on_round=on_round, is_resuming=can_resume(dump_config(config), folder)
-    )
+    is_resuming = can_resume(dump_config(config), folder)
+    try:
+        return run_simulation(config, folder, on_round=on_round, is_resuming=is_resuming)
+    except OtherWorld as error:
+        logger.warning("%s: this run begins again", error)
+        return run_simulation(config, folder, on_round=on_round)
 
 
 def _cut(groups: list[list[int]], jobs: int) -> list[list[int]]:

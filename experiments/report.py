@@ -141,7 +141,7 @@ def _aggregates(cells: pd.DataFrame, several: bool) -> list[str]:
         ]
     note = f"Interquartile mean over the seeds and the {conditions} conditions that all have" + (
         ", with 95 % bootstrap intervals over seeds, too narrow where these are few. Labels of no "
-        "more than half of the others' seeds are left out."
+        "more than half of the median label's seeds are left out."
         if several
         else "; one seed, no intervals."
     )

@@ -89,6 +89,7 @@ class Recorder:
         if not size:
             # They must not outlive the rows that they belong to.
             self._checkpoints.clear()
+            (self.out / "ranks.npz").unlink(missing_ok=True)
         # First the rows, which end an old summary: it must never stand beside a new config.
         rows = RoundsWriter(self.out / "rounds.csv", keep=size)
         self._writer = self._open.enter_context(rows)
@@ -266,7 +267,7 @@ def summarise(columns: Mapping[str, Array], config: ExperimentConfig) -> dict[st
         "num_devices": config.num_devices,
         "accuracy": mean("accuracy", last),
         "loss": mean("loss", last),
-        # Over rounds and devices: the area under the curve against virtual time.
+        # Over rounds and devices: where rounds last alike, the area under the curve against time.
         "mean_accuracy": mean("accuracy", every),
         "mean_loss": mean("loss", every),
         "payload_bits": mean("payload_bits", every),

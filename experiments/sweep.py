@@ -204,9 +204,11 @@ def run_sweep(
         if cell.folder in kept:
             on_event(cell, Event("kept", summary=kept[cell.folder]))
     if is_fresh:
+        # What is to be run again is not finished any more, whatever becomes of it.
         for cell in cells:
-            for path in found(out / cell.folder):
-                path.unlink()
+            for path in (out / cell.folder / _DONE, *found(out / cell.folder)):
+                path.unlink(missing_ok=True)
+        (out / "results.csv").unlink(missing_ok=True)
     jobs = min(jobs, len(todo))
     try:
         if jobs > 1:

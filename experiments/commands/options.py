@@ -38,4 +38,4 @@ class Interrupted(Exception):
 def load(config: str | None, sets: list[str] | None) -> ExperimentConfig:
     from experiments.config import load_experiment
 
-    return load_experiment(config or None, sets or ())
+    return load_experiment(config, sets or ())

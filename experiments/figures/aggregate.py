@@ -59,7 +59,9 @@ def aggregate_figure(
         aggregate(left, cells, metric)
         profile(right, cells, metric)
         note = "bars: 95 % bootstrap intervals over seeds"
-        legend_above(figure, right, f"{note}; {_counted(table)}")
+        missing = cells["label"].nunique() - len(table)
+        left_out = f"; left out for fewer seeds: {missing} of the labels" if missing else ""
+        legend_above(figure, right, f"{note}; {_counted(table)}{left_out}")
         return figure
 
 

@@ -17,6 +17,7 @@ from experiments.figures.snr import (
     points_against_snr,
 )
 from experiments.figures.style import Size, looks_of, seeds_note
+from experiments.results import condition_keys
 from experiments.tables import comparison_table
 
 
@@ -76,6 +77,11 @@ def _differences(
         raise ValueError(
             f"{metric} is empty for {num_empty} of {len(cells)} runs, of which there is no "
             "difference; take another metric"
+        )
+    if cells[SNR].nunique() > 1 and SNR not in condition_keys(cells):
+        raise ValueError(
+            "labels were run at one SNR each, and not at the same: there are no pairs; choose "
+            "labels of one SNR"
         )
     table = comparison_table(cells, metric, reference)
     if SNR not in table:

@@ -14,6 +14,7 @@ from edge.device import Device
 from experiments.checkpoints import Checkpoints, alone_in, can_resume, found
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.config_loader import dump_config, load_config
+from experiments.pool import _simulate
 from experiments.results import RoundsWriter, prepare_out, read_ranks, read_rounds
 from experiments.run import run_simulation
 from experiments.sweep import finished_summary
@@ -162,6 +163,18 @@ def test_where_no_checkpoint_is_usable_the_run_begins_again(config, tmp_path):
         spoil()
         run_simulation(config, out, is_resuming=True)
         assert files_of(out) == files_of(tmp_path / "whole")
+
+
+def test_a_sweep_begins_a_run_again_that_another_machine_had_begun(config, tmp_path, caplog):
+    """It has no --resume to leave out."""
+    run_simulation(config, tmp_path / "whole")
+    out = tmp_path / "out"
+    stopped(config, out, 2)
+    for path in found(out):
+        save_state(load_state(path) | {"arithmetic": "cuda in bf16"}, path)
+    _simulate(config, out, lambda done, total: None)
+    assert "run on cuda in bf16" in caplog.text
+    assert files_of(out) == files_of(tmp_path / "whole")
 
 
 def test_a_checkpoint_of_something_else_is_refused_with_the_reason(config, tiny_toml, tmp_path):

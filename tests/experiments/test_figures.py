@@ -501,6 +501,13 @@ def test_differences_that_there_are_not_are_refused():
     cells = paired().assign(bits_to_95=[np.nan, *[1.0] * 17])
     with pytest.raises(ValueError, match="bits_to_95 is empty for 1 of 18 runs, .* another metric"):
         differences.differences_figure(cells, metric="bits_to_95")
+    apart = paired()
+    least, *_, most = sorted(set(apart["channel.snr_db"]))
+    apart = apart[apart["channel.snr_db"] == np.where(apart["label"] == "uniform", least, most)]
+    with pytest.raises(
+        ValueError, match="at one SNR each, and not at the same: there are no pairs"
+    ):
+        differences.differences_figure(apart)
 
 
 def test_the_reference_of_a_figure_is_a_label_and_used(folder):

@@ -79,6 +79,17 @@ def test_a_stopped_sweep_leaves_what_is_finished_and_goes_on(sweep, tmp_path):
     assert fresh == NAMES
 
 
+def test_what_is_run_again_is_not_finished_until_it_is(sweep, tmp_path):
+    """Old and new runs must not stand beside each other in one results.csv."""
+    run_sweep(sweep, tmp_path, run=fake([]))
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(sweep, tmp_path, run=fake([], stop_on=NAMES[1]), is_fresh=True)
+    assert len(read_results(tmp_path)) == 1
+    calls = []
+    run_sweep(sweep, tmp_path, run=fake(calls))
+    assert calls == NAMES[1:]
+
+
 def test_another_configuration_is_not_taken_for_the_same(sweep, tiny_toml, tmp_path):
     run_sweep(sweep, tmp_path, run=fake([]))
     calls = []
@@ -257,7 +268,7 @@ def test_with_one_policy_the_lines_are_the_methods(tiny_toml):
         ({"channel.snr_db": ["a"]}, r"sweep.channel.snr_db\[0\] must be a number, got 'a'"),
         ({"channel.snr_db": []}, "sweep.channel.snr_db must not be empty"),
         ({"channel.snr_db": [1, 1.0]}, "sweep.channel.snr_db must not repeat a value"),
-        ({"rounds": [1, 0]}, "rounds must be >= 1, got 0"),
+        ({"rounds": [1, 0]}, "rounds must be from 1 to 1000000, got 0"),
         ({"seed": 0}, "sweep.seed must be a number of seeds >= 1, or a list, got 0"),
         ({"seed": [0, -1]}, "seed must be >= 0 and below 2.63, got -1"),
         ({"policy.name": ["unifrom"]}, "did you mean 'uniform'"),

@@ -105,3 +105,10 @@ def test_a_missing_run_takes_one_pair_away_and_not_its_seeds_others(cells_of):
     is_gone = cells["label"].eq("b") & cells["seed"].eq(2) & cells["channel.snr_db"].eq(10.0)
     table = tables.comparison_table(cells[~is_gone], "accuracy", "a")
     assert table["seeds"].tolist() == [6, 5]
+
+
+def test_a_label_that_is_ahead_takes_the_others_with_it(cells_of):
+    cells = pd.concat([cells_of({"a": 0.1, "b": 0.0}, seeds=4), cells_of({"far": 0.2}, seeds=10)])
+    found = tables.aggregate_table(cells, "accuracy")
+    assert list(found.index) == ["a", "b", "far"]
+    assert found["seeds"].eq(4).all()
