@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 import numpy as np
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
 from airllm.report import DeviceReport
@@ -17,6 +16,7 @@ from channel.cell import Cell
 from channel.delivery import Delivery, Direction
 from channel.energy import transmit_energy_j
 from channel.units import db_to_linear
+from cloud.grid_around import GridAround
 from cloud.participation import Dropout
 from cloud.service import LinkReport
 
@@ -28,7 +28,7 @@ _DAY_S = 86_400.0
 _FOREIGN = "an AirGrid carries AirLLM's own messages: give other apps a ChannelGrid"
 
 
-class AirGrid(Grid):
+class AirGrid(GridAround):
     """Decorates a Grid of AirLLM's own apps: updates cross the cell, reports come back with the
     link on them. For apps and strategies of anyone else there is `cloud.channel_grid.ChannelGrid`.
 
@@ -54,7 +54,8 @@ class AirGrid(Grid):
         are waited for). With ``air_threshold_db`` updates come up all at once, as analog symbols,
         from those whose SNR is above it. With ``is_timed`` False the caller times transfers, and
         all passes."""
-        self._grid, self.cell, self.round_deadline_s = grid, cell, round_deadline_s
+        super().__init__(grid)
+        self.cell, self.round_deadline_s = cell, round_deadline_s
         self._air_threshold_db, self._is_timed = air_threshold_db, is_timed
         self.device_of: dict[int, int] = {}
         """device index of each node, once its first report has come"""
@@ -98,26 +99,6 @@ class AirGrid(Grid):
         if self.round_deadline_s is not None:
             longest = min(longest, self.round_deadline_s)
         return longest
-
-    def set_run(self, run: Run) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         fates = self._through_air(list(messages))
