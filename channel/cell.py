@@ -209,15 +209,15 @@ class Cell:
         deadline_s = begin_s + window_s
         size = np.zeros(self.num_devices)
         size[list(bits)] = list(bits.values())
+        ready_s = np.full(self.num_devices, begin_s)  # of who sends nothing, nobody asks
+        ready_s[list(offsets)] += list(offsets.values())
         is_bad = self._in_burst()
         is_shared = config.sharing == "shared" and worst_of is None
         is_simple = self._process.is_constant and not self._presence
         if is_simple and (config.scheduler == "equal" or not is_shared):
-            after_s = np.zeros(self.num_devices)
-            after_s[list(offsets)] = list(offsets.values())
             rates, hazard = self._goodput(
                 self._process.snr_db(self._round, begin_s, direction, self._start_s),
-                direction, worst_of, after_s=after_s + begin_s - self._start_s,
+                direction, worst_of, after_s=ready_s - self._start_s,
             )  # fmt: skip
             rates = np.where(is_bad, 0.0, rates)
             end_s, sent = self._run_band(size, bits, offsets, rates, deadline_s, is_shared)
@@ -225,12 +225,10 @@ class Cell:
                 air_s = np.where(rates > 0, sent / rates, 0.0)
                 hazard = np.where(sent > 0, sent * hazard, 0.0)
         else:
-            start = np.full(self.num_devices, np.inf)
-            start[list(offsets)] = begin_s + np.array(list(offsets.values()))
             result = run_slots(
                 self._env, size,
-                lambda time_s: self._slots(start, time_s, direction, is_bad, worst_of),
-                start_s=start, slot_s=config.coherence_s, deadline_s=deadline_s,
+                lambda time_s: self._slots(ready_s, time_s, direction, is_bad, worst_of),
+                start_s=ready_s, slot_s=config.coherence_s, deadline_s=deadline_s,
                 scheduler=config.scheduler, is_shared=is_shared,
             )  # fmt: skip
             sent, end_s, air_s = result.sent_bits, result.end_s, result.air_s
