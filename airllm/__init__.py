@@ -1,0 +1,1 @@
+"""What cloud and devices share: models, LoRA adapters, text, learners, rank policies."""

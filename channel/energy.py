@@ -1,4 +1,4 @@
-"""What communication costs a device; what computing does is its hardware's (`edge.profile`)."""
+"""What communication costs a device; what computing does is its hardware's (`edge.hardware`)."""
 
 from __future__ import annotations
 

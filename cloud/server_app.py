@@ -12,11 +12,11 @@ from flwr.serverapp import Grid, ServerApp
 from airllm.report import DeviceReport
 from channel.cell import Cell
 from channel.open_cell import OpenCell
-from cloud.air_grid import AirGrid
-from cloud.buffered import BufferedRun
-from cloud.federated import FederatedService
-from cloud.roster import Roster
-from cloud.rounds import Round, RoundResult, Service
+from cloud.clients.manager import Roster
+from cloud.grids.air_grid import AirGrid
+from cloud.planning.uplink import FederatedService
+from cloud.rounds.asynchronous import BufferedRun
+from cloud.rounds.synchronous import Round, RoundResult, Service
 
 
 @dataclass(slots=True)

@@ -1,0 +1,1 @@
+"""A simulated edge device and its Flower ClientApp."""

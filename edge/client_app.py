@@ -18,15 +18,15 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from numpy.typing import NDArray
 
-from airllm.lora import Adapter
-from airllm.models import BaseModel
-from airllm.policy import Importance
-from airllm.ranks import ProjectionSpec
-from airllm.tuning import Head, Metrics
+from airllm.lora.adapter import Adapter
+from airllm.lora.evaluation import Head, Metrics
+from airllm.lora.sensitivity import Importance
+from airllm.models.base import BaseModel
+from airllm.models.projections import ProjectionSpec
 from airllm.worth import pack_worth
 from edge.device import Device, DeviceProfile, DeviceState
 from edge.group import measure, train_all
-from edge.training import LocalTask, Trained
+from edge.local_update import LocalTask, Trained
 
 # Devices in the same passes: more would fill them no better, and each has factors and, where it
 # trains, an optimiser of its own in memory. Fewer where what a device may hold is large.

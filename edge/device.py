@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from airllm.lora import Adapter
-from airllm.models import BaseModel
-from airllm.payload import PayloadError, decode, encode
-from airllm.policy import Importance
+from airllm.lora.adapter import Adapter
+from airllm.lora.evaluation import Batch, Examples, Head, Metrics, evaluate
+from airllm.lora.payload import PayloadError, decode, encode
+from airllm.lora.sensitivity import Importance
+from airllm.models.base import BaseModel
 from airllm.report import DeviceReport
-from airllm.tuning import Batch, Examples, Head, Metrics, evaluate
-from edge.training import LocalTask, LocalWork, Trained
+from edge.local_update import LocalTask, LocalWork, Trained
 
 logger = logging.getLogger(__name__)
 

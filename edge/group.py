@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from airllm.fleet import Fleet, Member
-from airllm.lora import Adapter
-from airllm.tuning import Metrics
+from airllm.lora.adapter import Adapter
+from airllm.lora.evaluation import Metrics
+from airllm.lora.multi_lora import Fleet, Member
 from edge.device import Device
-from edge.training import LocalTask, Trained, train, train_together
+from edge.local_update import LocalTask, Trained, train, train_together
 
 
 def measure(devices: Sequence[Device]) -> None:

@@ -1,0 +1,1 @@
+"""From a configuration to runs, sweeps, figures and reports."""

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from experiments import cli
+from experiments.cli import main as cli
 
 ROWS = [(f"{a} {b} number {i}", int(a == b)) for i in range(30) for a in "ab" for b in "ab"]
 SMALL = (

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from experiments.figures import style
-from experiments.results import KEY_COLUMNS, RESULT_COLUMNS, ROUND_COLUMNS
-from experiments.sweep import load_sweep
+from experiments.results.folder import KEY_COLUMNS, RESULT_COLUMNS, ROUND_COLUMNS
+from experiments.sweep.sweep import load_sweep
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -5,8 +5,8 @@ airllm run quick --set mode=federated --set "federated.aggregator=my_aggregator:
 
 import numpy as np
 
-from airllm.lora import Adapter
-from cloud.aggregate import exact
+from airllm.lora.adapter import Adapter
+from cloud.aggregation.aggregate import exact
 
 
 class Clipped:

@@ -4,7 +4,7 @@
         --set 'federated.hardware=["phone", "my_device:watch(throttled=0.5)"]'
 """
 
-from edge.profile import Hardware
+from edge.hardware import Hardware
 
 
 def watch(throttled=1.0):

@@ -7,8 +7,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from channel import Cell, ChannelConfig
-from cloud.channel_grid import ChannelGrid
-from cloud.local_grid import LocalGrid
+from cloud.grids.channel_grid import ChannelGrid
+from cloud.grids.local_grid import LocalGrid
 
 app = ClientApp()
 

@@ -5,7 +5,7 @@ airllm run quick --set "policy.name=my_policy:BestLinks(share=0.25)"
 
 import numpy as np
 
-from airllm.ranks import fit_budget
+from airllm.policies.knapsack import fit_budget
 
 
 class BestLinks:

@@ -17,8 +17,8 @@ import time
 
 import torch
 
-from airllm.lora import Adapter
-from cloud.aggregate import AGGREGATORS
+from airllm.lora.adapter import Adapter
+from cloud.aggregation.aggregate import AGGREGATORS
 
 WAYS = ("exact", "rank-partition", "stacking", "dense")
 

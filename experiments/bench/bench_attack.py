@@ -25,15 +25,16 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from airllm.lora import Adapter
-from airllm.payload import decode, encode
+from airllm.lora.adapter import Adapter
+from airllm.lora.payload import decode, encode
 from channel.streams import rng_for
-from cloud.local_grid import LocalGrid
-from experiments.build import workbench_for
-from experiments.config import ExperimentConfig, load_experiment
-from experiments.config_loader import dump_config
-from experiments.flower_apps import client_app
-from experiments.run import run_rounds
+from cloud.grids.local_grid import LocalGrid
+from experiments.assembly.parts import device_profile
+from experiments.assembly.workbench import workbench_for
+from experiments.config.loader import dump_config
+from experiments.config.schema import ExperimentConfig, load_experiment
+from experiments.run.rounds import run_rounds
+from experiments.runtimes.flower_apps import client_app
 
 _MALICIOUS = 0
 _STREAM = 95
@@ -77,7 +78,7 @@ def attacked(config: ExperimentConfig, attack: Attack) -> Callable[[Message, Con
         device = int(context.node_config["partition-id"])
         if device != _MALICIOUS or message.metadata.message_type != "train.send":
             return reply
-        work = bench.device(device, config).work
+        work = device_profile(bench, device, config).work
         shared = None if work is None else work.shared_down
         record = reply.content.config_records["update"]
         sent = decode(cast(bytes, record["payload"]), specs, shared_down=shared)

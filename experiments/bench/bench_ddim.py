@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from airllm.ddim import PREDICTIONS, DdimConfig, make_scheduler, noised_target, sample
-from airllm.denoiser import Denoiser
+from airllm.rl.ddim import PREDICTIONS, DdimConfig, make_scheduler, noised_target, sample
+from airllm.rl.denoiser import Denoiser
 
 CHANNELS, POWER = 100, 10.0
 _BATCH, _UPDATES, _RATE = 256, 1200, 2e-3

@@ -17,10 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from airllm.airllm_policy import AirLlmPolicy
-from airllm.ddim import DdimConfig
-from airllm.observation import RoundObservation
-from airllm.ppo import PpoConfig
+from airllm.policies.airllm import AirLlmPolicy
+from airllm.policies.observation import RoundObservation
+from airllm.rl.ddim import DdimConfig
+from airllm.rl.ppo import PpoConfig
 
 MINILM = (6, (768, 768, 768, 768, 1920, 1920))  # layers, parameters of one rank by kind
 OPT_1_3B = (24, (4096, 4096, 4096, 4096, 10240, 10240))

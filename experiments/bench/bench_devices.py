@@ -12,8 +12,8 @@ import time
 
 import torch
 
-from experiments.config import load_experiment
-from experiments.run import run_simulation
+from experiments.config.schema import load_experiment
+from experiments.runtimes.local import run_simulation
 
 
 def main() -> None:

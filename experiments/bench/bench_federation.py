@@ -3,9 +3,10 @@
 python -m experiments.bench.bench_federation [--steps 3 --batch 8 --tokens 16] [--rounds 5]
 
 Sixteen devices train LoRA of rank 8 on all projections of MiniLM, on the same texts in the same
-batches, by AdamW in fp32, and their updates are averaged. Ours is `experiments.run.run_simulation`
-on a channel wide enough for whole updates, by the same algorithm as the peer's (fedit: factors are
-averaged), also with all devices in the same passes (runtime.stacked), and by the project's own
+batches, by AdamW in fp32, and their updates are averaged. Ours is
+`experiments.runtimes.local.run_simulation` on a channel wide enough for whole updates, by the same
+algorithm as the peer's (fedit: factors are averaged),
+also with all devices in the same passes (runtime.stacked), and by the project's own
 (airllm: changes are merged exactly). Ours does more: it
 simulates the channel, and each device measures its adapter on 16 texts in each round. The peer is
 `flower_peer`: as Flower's example of LoRA has it, which loads the model at each message, and with
@@ -39,7 +40,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import psutil
 
-from experiments.config import ExperimentConfig, load_experiment
+from experiments.config.schema import ExperimentConfig, load_experiment
 
 _DEVICES, _RANK, _MEASURED = 16, 8, 16
 _NAMES = {
@@ -69,10 +70,10 @@ def config_of(
 
 def write_work(arguments: argparse.Namespace, folder: str) -> Path:
     """The peer's share: our texts, in our batches."""
-    from airllm.models import load_base, minilm_source
-    from airllm.tuning import BatchSampler
-    from edge.training import _BATCH_STREAM
-    from experiments.build import workbench_for
+    from airllm.lora.evaluation import BatchSampler
+    from airllm.models.base import load_base, minilm_source
+    from edge.local_update import _BATCH_STREAM
+    from experiments.assembly.workbench import workbench_for
 
     path, config = Path(folder) / "work.json", config_of(arguments, "fedit")
     bench, federated = workbench_for(config), config.federated
@@ -118,7 +119,7 @@ def contend(kind: str, arguments: argparse.Namespace, work: Path, to: Connection
         run(work, is_cached=how == "keeps", num_workers=1, gate=gate)
         return
     from experiments.bench.stages import Stages
-    from experiments.run import run_simulation
+    from experiments.runtimes.local import run_simulation
 
     stages = watched(Stages())
     spent: defaultdict[str, float] = defaultdict(float)
@@ -134,18 +135,18 @@ def contend(kind: str, arguments: argparse.Namespace, work: Path, to: Connection
 
 def watched(stages: Any) -> Any:
     """Ours by stages; what they are called there has nothing to do with what the peer does."""
-    import airllm.lora
-    import airllm.tuning
+    import airllm.lora.adapter
+    import airllm.lora.evaluation
     import edge.group
-    import edge.training
-    from cloud.federated import FederatedService
+    import edge.local_update
+    from cloud.planning.uplink import FederatedService
     from experiments.bench.stages import watch_transport
 
-    stages.watch(edge.training, "train_local", "train")
-    stages.watch(edge.training, "train_local_together", "train")
+    stages.watch(edge.local_update, "train_local", "train")
+    stages.watch(edge.local_update, "train_local_together", "train")
     stages.watch(edge.group, "measure", "measure")
-    stages.watch(airllm.tuning, "evaluate", "measure")
-    stages.watch(airllm.lora, "svd_form", "decompose")
+    stages.watch(airllm.lora.evaluation, "evaluate", "measure")
+    stages.watch(airllm.lora.adapter, "svd_form", "decompose")
     stages.watch(FederatedService, "merge", "merge")
     watch_transport(stages)
     return stages

@@ -31,12 +31,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from airllm.fleet import Fleet, Member
-from airllm.lora import Adapter
-from airllm.models import BaseModel, ModelConfig, load_base
-from airllm.tiny import byte_tokenizer
-from airllm.tuning import Examples, Head, tokenize
-from experiments.threads import use_determinism
+from airllm.lora.adapter import Adapter
+from airllm.lora.evaluation import Examples, Head, tokenize
+from airllm.lora.multi_lora import Fleet, Member
+from airllm.models.base import BaseModel, ModelConfig, load_base
+from airllm.models.tiny import byte_tokenizer
+from experiments.assembly.threads import use_determinism
 
 # A rate at which losses on random weights do not fall to zero, where nothing can be compared.
 _DEVICES, _BATCH, _MAX_RANK, _CLASSES, _RATE = 16, 4, 16, 6, 1e-4
@@ -47,7 +47,7 @@ def texts_of(model: str, rng: np.random.Generator) -> list[list[int]]:
     count = _DEVICES * _BATCH
     if model == "opt-1.3b":
         return [rng.integers(4, 50000, n).tolist() for n in rng.integers(16, 129, count)]
-    from airllm.data import DataConfig, load_splits
+    from airllm.data.datasets import DataConfig, load_splits
 
     texts = load_splits(DataConfig(), seed=0).train.texts
     pick = rng.permutation(len(texts))[:count]

@@ -18,9 +18,9 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from cloud.environment import RankEnvironment
-from experiments.config import ExperimentConfig, load_experiment
-from experiments.learn import Learner, make_environments
+from cloud.environment.env import RankEnvironment
+from experiments.config.schema import ExperimentConfig, load_experiment
+from experiments.learning.learn import Learner, make_environments
 
 VARIANTS: dict[str, list[str]] = {
     "ppo-ddim": [],

@@ -23,10 +23,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import psutil
 
-from experiments.config import ExperimentConfig, load_experiment
-from experiments.federation import Federation, running
-from experiments.results import read_rounds
-from experiments.run import run_simulation
+from experiments.config.schema import ExperimentConfig, load_experiment
+from experiments.results.folder import read_rounds
+from experiments.runtimes.federation import Federation, running
+from experiments.runtimes.local import run_simulation
 
 _SIZES = {"local": (2000, 20), "simulation": (200, 5), "deployment": (8, 30)}
 _KILL_EVERY = 3
@@ -130,11 +130,11 @@ def main() -> None:
         if runtime == "local":
             run_simulation(config, out, on_round=on_round)
         elif runtime == "simulation":
-            from experiments.simulation import run_ray_simulation
+            from experiments.runtimes.simulation import run_ray_simulation
 
             run_ray_simulation(config, out, on_round=on_round)
         else:
-            from experiments.deployment import run_deployment
+            from experiments.runtimes.deployment import run_deployment
 
             run_deployment(config, out, superlink=str(folder / "federation"), on_round=on_round)
         rows = read_rounds(out)

@@ -21,8 +21,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from airllm.ppo import Ppo, PpoConfig
-from airllm.rollout import ReturnScale, Rollout
+from airllm.rl.ppo import Ppo, PpoConfig
+from airllm.rl.rollout import ReturnScale, Rollout
 
 _EPISODES = 20
 
@@ -63,7 +63,7 @@ TASKS = (
 
 
 def ours(task: Task, seed: int) -> float:
-    """Learn with `airllm.ppo` and score."""
+    """Learn with `airllm.rl.ppo` and score."""
     envs = gym.vector.SyncVectorEnv(
         [task.make] * task.num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP
     )

@@ -6,7 +6,8 @@ One step is a decision, PPO's 16 numbers refined by 50 DDIM steps of two network
 batch of 32 trained under the ranks decided: P diag(E) Q with dropout and the orthogonality penalty,
 on q, k, v, out, fc1 and fc2 of every block, by AdamW in fp32. The model has OPT-125M's shape (72
 projections) and random weights, on which speed does not depend; texts are 8 to 40 random tokens.
-Ours is policy `paper` and `cloud.masked.MaskedTrainer` with the settings of `configs/paper.toml`.
+Ours is policy `paper` and `cloud.training.masked.MaskedTrainer` with the settings of
+`configs/paper.toml`.
 
 The plain one is written here: a module around each linear layer, x Q^T at r_max times the mask
 times P^T; shuffled batches padded to their longest text; transformers' default attention. All of
@@ -35,16 +36,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from airllm.models import BaseModel, ModelConfig
-from airllm.observation import RoundObservation
-from airllm.paper_policy import PaperPolicy
-from airllm.policies import PolicyConfig, make_policy
-from airllm.tiny import byte_tokenizer
-from airllm.tuning import Examples, Head, losses
-from cloud.masked import MaskedTrainer
-from cloud.trainer import TrainingConfig
+from airllm.lora.evaluation import Examples, Head, losses
+from airllm.models.base import BaseModel, ModelConfig
+from airllm.models.tiny import byte_tokenizer
+from airllm.policies.observation import RoundObservation
+from airllm.policies.paper import PaperPolicy
+from airllm.policies.registry import PolicyConfig, make_policy
+from cloud.training.lora import TrainingConfig
+from cloud.training.masked import MaskedTrainer
 from experiments.bench.bench_decide import observation
-from experiments.config import load_experiment
+from experiments.config.schema import load_experiment
 
 _BATCHES, _CLASSES = 4, 2  # batches of a pass over the data
 _DECISIONS, _REPEATS = 10, 7

@@ -31,21 +31,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import airllm.lora
-import airllm.models
-import airllm.probe
-import airllm.tuning
-import cloud.trainer
-import experiments.build
-from airllm.airllm_policy import AirLlmPolicy
-from airllm.lora import AdapterBank
-from airllm.models import BaseModel
-from cloud.trainer import TrainingConfig
+import airllm.lora.adapter
+import airllm.lora.evaluation
+import airllm.lora.sensitivity
+import airllm.models.base
+import cloud.training.lora
+import experiments.assembly.workbench
+from airllm.models.adapter_bank import AdapterBank
+from airllm.models.base import BaseModel
+from airllm.policies.airllm import AirLlmPolicy
+from cloud.training.lora import TrainingConfig
+from experiments.assembly.workbench import Workbench, workbench_for
 from experiments.bench.bench_fleet import matrix_rate
 from experiments.bench.stages import Stages, watch_transport
-from experiments.build import Workbench, workbench_for
-from experiments.config import load_experiment
-from experiments.run import Recorder, run_simulation
+from experiments.config.schema import load_experiment
+from experiments.run.recorder import Recorder
+from experiments.runtimes.local import run_simulation
 
 _SETUP = ("load data", "load model", "tokenise", "train head", "make policy")
 _PROFILED_STEPS = 4
@@ -128,23 +129,23 @@ def watched() -> tuple[Stages, Passes]:
     """All that a run of remote mode does, by stage."""
     stages = Stages()
     passes = Passes(stages)
-    stages.watch(experiments.build, "load_splits", "load data")
-    stages.watch(airllm.models, "load_base", "load model")
-    stages.watch(airllm.tuning, "tokenize", "tokenise")
-    stages.watch(airllm.tuning, "train_head", "train head")
-    stages.watch(cloud.trainer, "train_lora", "train master")
-    stages.watch(airllm.probe, "probe", "probe gains")
-    stages.watch(airllm.tuning, "evaluate", "measure on devices")
+    stages.watch(experiments.assembly.workbench, "load_splits", "load data")
+    stages.watch(airllm.models.base, "load_base", "load model")
+    stages.watch(airllm.lora.evaluation, "tokenize", "tokenise")
+    stages.watch(airllm.lora.evaluation, "train_head", "train head")
+    stages.watch(cloud.training.lora, "train_lora", "train master")
+    stages.watch(airllm.lora.sensitivity, "probe", "probe gains")
+    stages.watch(airllm.lora.evaluation, "evaluate", "measure on devices")
     stages.watch(Workbench, "whole", "measure the whole master")
-    stages.watch(airllm.lora, "svd_form", "decompose (QR, SVD)")
-    stages.watch(airllm.lora, "accumulate", "add up what is held")
+    stages.watch(airllm.lora.adapter, "svd_form", "decompose (QR, SVD)")
+    stages.watch(airllm.lora.adapter, "accumulate", "add up what is held")
     stages.watch(Workbench, "policy", "make policy")  # and import diffusers
     stages.watch(AirLlmPolicy, "decide", "policy")
     stages.watch(Recorder, "record", "record")
     watch_transport(stages)
     stages.watch(Tensor, "backward", "backward", is_detail=True)
     stages.watch(torch.optim.AdamW, "step", "optimiser", is_detail=True)
-    stages.watch(airllm.tuning, "collate", "collate", is_detail=True)
+    stages.watch(airllm.lora.evaluation, "collate", "collate", is_detail=True)
     stages.watch(AdapterBank, "load", "load factors", is_detail=True)
     return stages, passes
 
@@ -157,9 +158,9 @@ def operators(workbench: Workbench, config: TrainingConfig) -> None:
 
     part = replace(config, steps_per_round=_PROFILED_STEPS)
     arguments = (workbench.base, workbench.head, workbench.training_set, part)
-    cloud.trainer.train_lora(*arguments, num_rounds=1, seed=1)
+    cloud.training.lora.train_lora(*arguments, num_rounds=1, seed=1)
     with profile(activities=[ProfilerActivity.CPU]) as found:
-        cloud.trainer.train_lora(*arguments, num_rounds=1, seed=1)
+        cloud.training.lora.train_lora(*arguments, num_rounds=1, seed=1)
     rows = sorted(found.key_averages(), key=lambda row: -row.self_cpu_time_total)
     total = sum(row.self_cpu_time_total for row in rows)
     print(f"{'operator, of a step of the master':38s} {'calls':>6s} {'ms':>7s} {'share':>6s}")

@@ -18,13 +18,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from airllm.candidates import candidates_of
-from airllm.lora import Adapter, accumulate
-from airllm.policy import Importance
-from airllm.ranks import fit_budget
-from airllm.tuning import bucket, evaluate, tokenize
-from experiments.build import workbench_for
-from experiments.config import load_experiment
+from airllm.lora.adapter import Adapter, accumulate
+from airllm.lora.evaluation import bucket, evaluate, tokenize
+from airllm.lora.residuals import candidates_of
+from airllm.lora.sensitivity import Importance
+from airllm.policies.knapsack import fit_budget
+from experiments.assembly.workbench import workbench_for
+from experiments.config.schema import load_experiment
 
 RULES: tuple[Importance, ...] = ("energy", "fisher", "gain", "second-order")
 PROMISING = ("gain", "second-order")

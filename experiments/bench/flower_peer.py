@@ -149,7 +149,7 @@ def run(
     """All rounds; after each one ``gate`` is given its clients' summed seconds, and awaited."""
     from peft import get_peft_model_state_dict
 
-    from experiments.flower_env import quieten
+    from experiments.runtimes.flower_env import quieten
 
     quieten()
     from flwr.simulation import run_simulation

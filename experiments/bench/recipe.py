@@ -12,10 +12,10 @@ import argparse
 import time
 from dataclasses import replace
 
-from airllm.lora import Adapter, svd_form
-from airllm.tuning import bucket, evaluate, tokenize
-from experiments.build import workbench_for
-from experiments.config import ExperimentConfig, load_experiment
+from airllm.lora.adapter import Adapter, svd_form
+from airllm.lora.evaluation import bucket, evaluate, tokenize
+from experiments.assembly.workbench import workbench_for
+from experiments.config.schema import ExperimentConfig, load_experiment
 
 _CONTROL_HEAD_STEPS = 600  # features are computed once, so that steps cost nothing
 

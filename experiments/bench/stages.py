@@ -73,12 +73,12 @@ class Stages:
 def watch_transport(stages: Stages) -> None:
     """What a round of either mode has beside the model: payloads, devices' states, the channel."""
     # Here, so that who only keeps stages need not load the project.
-    import airllm.payload
+    import airllm.lora.payload
     import edge.client_app
     from channel.cell import Cell
 
     for name in ("encode", "decode"):
-        stages.watch(airllm.payload, name, "payload")
+        stages.watch(airllm.lora.payload, name, "payload")
     for name in ("read_state", "write_state"):
         stages.watch(edge.client_app, name, "device state")
     for name in ("begin_round", "true_links", "reported_links", "transfer"):

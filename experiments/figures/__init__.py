@@ -19,10 +19,10 @@ from experiments.figures.differences import differences_figure
 from experiments.figures.over_time import learning_figure, time_figure
 from experiments.figures.ranks import ranks_figure
 from experiments.figures.run import plot_run
-from experiments.figures.snr import energy_figure, snr_figure
+from experiments.figures.snr import snr_figure
 from experiments.figures.style import save
-from experiments.figures.tradeoff import pareto_figure
-from experiments.results import load, read_cells
+from experiments.figures.tradeoff import energy_figure, pareto_figure
+from experiments.results.folder import load, read_cells
 
 
 class Source:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from experiments.figures.snr import check_cells, name_of
 from experiments.figures.style import PAGE_IN, Size, legend_above, lines_of, looks_of, style
-from experiments.stats import performance_profile
-from experiments.tables import aggregate_table, scores_of
+from experiments.results.stats import performance_profile
+from experiments.results.tables import aggregate_table, scores_of
 
 
 def aggregate(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") -> None:

@@ -18,7 +18,7 @@ def plot_channel(config: ChannelConfig, out: Path, *, seed: int = 0) -> list[Pat
     orthogonal, fading is Rayleigh a block and the rate Shannon's, the delay's closed form
     P(T <= t) = exp(-(2^(S / (B t)) - 1) / g) is drawn over what was simulated.
     """
-    from experiments.build import make_cell  # which imports torch
+    from experiments.assembly.workbench import make_cell  # which imports torch
 
     num_devices, num_rounds = 8, 200
     cell = make_cell(config, num_devices, seed=seed)

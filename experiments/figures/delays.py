@@ -21,7 +21,7 @@ from experiments.figures.style import (
     some,
     style,
 )
-from experiments.results import condition_keys, spoken
+from experiments.results.folder import condition_keys, spoken
 
 # Phases of a round in their order: the column with the duration, its name, its colour and hatch.
 PHASES = (

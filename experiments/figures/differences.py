@@ -17,8 +17,8 @@ from experiments.figures.snr import (
     points_against_snr,
 )
 from experiments.figures.style import Size, looks_of, seeds_note
-from experiments.results import condition_keys
-from experiments.tables import comparison_table
+from experiments.results.folder import condition_keys
+from experiments.results.tables import comparison_table
 
 
 def difference_against_snr(

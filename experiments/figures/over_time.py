@@ -22,8 +22,8 @@ from experiments.figures.style import (
     share_y,
     style,
 )
-from experiments.results import condition_keys
-from experiments.stats import mean_interval
+from experiments.results.folder import condition_keys
+from experiments.results.stats import mean_interval
 
 
 def accuracy_against_time(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from experiments.figures.snr import SNR, by_snr, left_out, panels_of
 from experiments.figures.style import HEAT, PAGE_IN, Size, some, style
-from experiments.results import PACKED_RANKS, read_ranks, run_folder
+from experiments.results.folder import PACKED_RANKS, read_ranks, run_folder
 
 # Long names of the types, as papers write them.
 _SHORT = {
@@ -104,7 +104,7 @@ def ranks_figure(
 
 
 def place_of(name: str) -> tuple[int, str]:
-    """Depth and type of a projection by its name, as airllm.models finds them."""
+    """Depth and type of a projection by its name, as airllm.models.base finds them."""
     parts = name.split(".")
     numbers = [i for i, part in enumerate(parts) if re.fullmatch(r"\d+", part)]
     if not numbers:

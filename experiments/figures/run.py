@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.figures.ranks import place_of
 from experiments.figures.style import COLOURS, HEAT, PAGE_IN, save, some, style
-from experiments.results import read_ranks, read_rounds, read_summary
+from experiments.results.folder import read_ranks, read_rounds, read_summary
 
 
 def plot_run(folder: Path | str) -> list[Path]:

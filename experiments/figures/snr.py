@@ -19,8 +19,8 @@ from experiments.figures.style import (
     some,
     style,
 )
-from experiments.results import NO_SNR, RESULT_COLUMNS, condition_keys, spoken
-from experiments.stats import mean_interval
+from experiments.results.folder import NO_SNR, RESULT_COLUMNS, condition_keys, spoken
+from experiments.results.stats import mean_interval
 
 SNR = "channel.snr_db"
 NAMES = {
@@ -181,17 +181,6 @@ def snr_figure(cells: pd.DataFrame, *, figsize: Size | None = None) -> Figure:
     is_causal = cells["perplexity"].notna().any()
     first = perplexity_against_snr if is_causal else accuracy_against_snr
     return panels(cells, (first, bits_against_snr), figsize=figsize)
-
-
-def energy_figure(cells: pd.DataFrame, *, figsize: Size | None = None) -> Figure:
-    """Energy against SNR, and what accuracy it bought."""
-    from experiments.figures.tradeoff import accuracy_against
-
-    return panels(
-        cells,
-        (energy_against_snr, lambda axes, c: accuracy_against(axes, c, "energy_j")),
-        figsize=figsize,
-    )
 
 
 def left_out(num_shown: int, cells: pd.DataFrame) -> str:

@@ -7,7 +7,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures.snr import SNR, bound_shares, check_part, name_of, parts_of, set_apart
+from experiments.figures.snr import (
+    SNR,
+    bound_shares,
+    check_part,
+    energy_against_snr,
+    name_of,
+    panels,
+    parts_of,
+    set_apart,
+)
 from experiments.figures.style import (
     PAGE_IN,
     Size,
@@ -18,8 +27,8 @@ from experiments.figures.style import (
     share_y,
     style,
 )
-from experiments.results import condition_keys
-from experiments.stats import mean_interval
+from experiments.results.folder import condition_keys
+from experiments.results.stats import mean_interval
 
 
 def accuracy_against(
@@ -85,3 +94,12 @@ def pareto_figure(cells: pd.DataFrame, *, figsize: Size | None = None) -> Figure
         counts = cells.groupby(["label", *condition_keys(cells)], dropna=False)["seed"].nunique()
         legend_above(figure, grid, f"a point per SNR, {seeds_note(counts)}")
         return figure
+
+
+def energy_figure(cells: pd.DataFrame, *, figsize: Size | None = None) -> Figure:
+    """Energy against SNR, and what accuracy it bought."""
+    return panels(
+        cells,
+        (energy_against_snr, lambda axes, c: accuracy_against(axes, c, "energy_j")),
+        figsize=figsize,
+    )

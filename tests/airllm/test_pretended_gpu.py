@@ -174,8 +174,8 @@ def insert_card() -> None:
 
 def simulate(settings: list[str], out: Path) -> dict[str, float]:
     """A run's summary; where it leaves checkpoints, it is stopped after a round and resumed."""
-    from experiments.config import load_experiment
-    from experiments.run import run_simulation
+    from experiments.config.schema import load_experiment
+    from experiments.runtimes.local import run_simulation
 
     config = load_experiment(sets=settings)
     is_resuming = config.runtime.checkpoint_s == 0
@@ -192,10 +192,10 @@ def simulate(settings: list[str], out: Path) -> dict[str, float]:
 
 def waits_of_a_step() -> int:
     """How often the host waits for the card in one step of a fleet, and in the next."""
-    from airllm.fleet import Fleet, Member
-    from airllm.local import initial_factors
-    from airllm.models import ModelConfig, load_base
-    from airllm.tuning import Examples
+    from airllm.lora.evaluation import Examples
+    from airllm.lora.local_update import initial_factors
+    from airllm.lora.multi_lora import Fleet, Member
+    from airllm.models.base import ModelConfig, load_base
 
     base = load_base(ModelConfig(name="tiny:opt", task="causal", precision="fp32"), seed=0)
     members = [Member(initial_factors(base.specs, 2, d), 1e-3) for d in range(3)]

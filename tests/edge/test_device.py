@@ -5,11 +5,11 @@ import pytest
 import torch
 from flwr.app import RecordDict
 
-from airllm.lora import Adapter
-from airllm.models import ModelConfig, load_base
-from airllm.payload import encode
+from airllm.lora.adapter import Adapter
+from airllm.lora.evaluation import Examples, Head, bucket, evaluate, tokenize
+from airllm.lora.payload import encode
+from airllm.models.base import ModelConfig, load_base
 from airllm.report import DeviceReport
-from airllm.tuning import Examples, Head, bucket, evaluate, tokenize
 from edge.client_app import read_state, write_state
 from edge.device import Device, DeviceProfile, DeviceState
 

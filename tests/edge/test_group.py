@@ -7,18 +7,18 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from airllm.fleet import Fleet
-from airllm.local import LocalTraining
-from airllm.lora import Adapter
-from airllm.models import ModelConfig, load_base
-from airllm.payload import decode
-from airllm.tuning import Examples, Head, bucket, evaluate, tokenize
+from airllm.lora.adapter import Adapter
+from airllm.lora.evaluation import Examples, Head, bucket, evaluate, tokenize
+from airllm.lora.local_update import LocalTraining
+from airllm.lora.multi_lora import Fleet
+from airllm.lora.payload import decode
+from airllm.models.base import ModelConfig, load_base
 from airllm.worth import unpack_worth
 from edge.client_app import answer, answer_together, write_state
 from edge.device import Device, DeviceProfile, DeviceState
 from edge.group import measure
-from edge.profile import load_hardware
-from edge.training import LocalWork
+from edge.hardware import load_hardware
+from edge.local_update import LocalWork
 
 
 def base_of(name):
@@ -153,7 +153,7 @@ def test_devices_asked_together_train_and_send_what_each_would_alone(monkeypatch
         sizes.append(len(members))
         return Fleet(base, head, members, **values)
 
-    monkeypatch.setattr("airllm.local.Fleet", fleet)
+    monkeypatch.setattr("airllm.lora.local_update.Fleet", fleet)
 
     def load(context):
         return base, profiles[int(context.node_config["partition-id"])]

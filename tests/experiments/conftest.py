@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.results import RESULT_COLUMNS
+from experiments.results.folder import RESULT_COLUMNS
 
 ROWS = [(f"{a} {b} number {i}", str(int(a == b))) for i in range(30) for a in "ab" for b in "ab"]
 

@@ -20,14 +20,14 @@ from pathlib import Path
 import safetensors.torch
 
 import airllm.checkpoint
-import experiments.results
+import experiments.results.folder
 from airllm.checkpoint import save_state, state_of
-from cloud.local_grid import LocalGrid
-from cloud.service import CloudService
-from experiments import build
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import load_config
-from experiments.run import run_simulation
+from cloud.grids.local_grid import LocalGrid
+from cloud.planning.downlink import CloudService
+from experiments.assembly import workbench as build
+from experiments.config.loader import load_config
+from experiments.config.schema import PRESETS, ExperimentConfig
+from experiments.runtimes.local import run_simulation
 
 FILES = ("config.toml", "rounds.csv", "ranks.npz", "summary.json")
 
@@ -73,7 +73,10 @@ class Events:
 
     def half_a_round(self) -> None:
         """Rows of which half are on the disk."""
-        writer, real = experiments.results.RoundsWriter, experiments.results.RoundsWriter._append
+        writer, real = (
+            experiments.results.folder.RoundsWriter,
+            experiments.results.folder.RoundsWriter._append,
+        )
 
         def append(own, rows):
             size = own._file.tell()

@@ -5,14 +5,15 @@ import pandas as pd
 import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
-from airllm.payload import decode
-from cloud.local_grid import LocalGrid
+from airllm.lora.payload import decode
+from cloud.grids.local_grid import LocalGrid
 from cloud.server_app import run_federation
-from experiments.build import make_cell, workbench_for
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import dump_config, load_config
-from experiments.flower_apps import client_app
-from experiments.run import Recorder
+from experiments.assembly.parts import cloud_service
+from experiments.assembly.workbench import make_cell, workbench_for
+from experiments.config.loader import dump_config, load_config
+from experiments.config.schema import PRESETS, ExperimentConfig
+from experiments.run.recorder import Recorder
+from experiments.runtimes.flower_apps import client_app
 
 LIAR = 3  # node of device 1
 
@@ -39,7 +40,7 @@ def run(tiny_toml, tmp_path):
         grid = Lying(client_app, config.num_devices, {"config": dump_config(config)}, lie=lie)
         bench = workbench_for(config)
         cell = make_cell(config.channel, config.num_devices, seed=config.seed)
-        service = bench.service(config)
+        service = cloud_service(bench, config)
         with Recorder(config, bench, tmp_path / "run") as recorder:
             run_federation(grid, cell, service, on_round=recorder.record, reply_timeout_s=0.05)
             summary = recorder.finish(service.final())

@@ -10,20 +10,21 @@ import torch
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
-from airllm.lora import Adapter
+from airllm.lora.adapter import Adapter
 from airllm.report import DeviceReport
 from channel.open_cell import OpenCell
-from cloud.air_grid import AirGrid
-from cloud.buffered import BufferedRun
-from cloud.local_grid import LocalGrid
-from cloud.roster import Roster
+from cloud.clients.manager import Roster
+from cloud.grids.air_grid import AirGrid
+from cloud.grids.local_grid import LocalGrid
+from cloud.rounds.asynchronous import BufferedRun
 from cloud.server_app import deployment_of
 from edge.client_app import read_state
-from experiments.build import make_cell, workbench_for
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import dump_config, load_config
-from experiments.flower_apps import client_app
-from experiments.run import run_simulation
+from experiments.assembly.parts import cloud_service
+from experiments.assembly.workbench import make_cell, workbench_for
+from experiments.config.loader import dump_config, load_config
+from experiments.config.schema import PRESETS, ExperimentConfig
+from experiments.runtimes.flower_apps import client_app
+from experiments.runtimes.local import run_simulation
 
 SETS = (
     "mode=federated", "channel.bandwidth_hz=1e6", "federated.buffer=2", "rounds=5",
@@ -77,7 +78,7 @@ def run_of(config, grid_type):
     grid = grid_type(client_app, config.num_devices, {"config": dump_config(config)})
     bench = workbench_for(config)
     cell = make_cell(config.channel, config.num_devices, seed=config.seed)
-    service = bench.service(config)
+    service = cloud_service(bench, config)
     air = AirGrid(grid, cell, is_timed=False)
     roster = Roster(air, config.num_devices, deployment_of(service), reply_timeout_s=5.0)
     known = roster.assemble(wait_s=1.0)
@@ -223,7 +224,7 @@ def test_stale_updates_move_less(tiny_toml):
         tuple(torch.randn(2, s.in_features, generator=generator) for s in bench.base.specs),
         tuple(torch.randn(s.out_features, 2, generator=generator) for s in bench.base.specs),
     )
-    fresh, stale = bench.service(config), bench.service(config)
+    fresh, stale = cloud_service(bench, config), cloud_service(bench, config)
     for service, discount in ((fresh, 1.0), (stale, 0.5)):
         service.welcome({0: DeviceReport(0, 0.5, 0.0, 8, 0.7, 0.5, 0)})
         service.merge([0], [update], [discount])

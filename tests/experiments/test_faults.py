@@ -11,13 +11,13 @@ import torch
 import airllm.checkpoint
 from airllm.checkpoint import load_state, save_state
 from edge.device import Device
-from experiments.checkpoints import Checkpoints, alone_in, can_resume, found
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import dump_config, load_config
-from experiments.pool import _simulate
-from experiments.results import RoundsWriter, prepare_out, read_ranks, read_rounds
-from experiments.run import run_simulation
-from experiments.sweep import finished_summary
+from experiments.config.loader import dump_config, load_config
+from experiments.config.schema import PRESETS, ExperimentConfig
+from experiments.results.folder import RoundsWriter, prepare_out, read_ranks, read_rounds
+from experiments.run.checkpoints import Checkpoints, alone_in, can_resume, found
+from experiments.runtimes.local import run_simulation
+from experiments.sweep.pool import _simulate
+from experiments.sweep.sweep import finished_summary
 
 FILES = ("rounds.csv", "ranks.npz", "summary.json", "config.toml")
 

@@ -4,14 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from airllm.fleet import Fleet
-from cloud import federated
-from cloud.air_grid import AirGrid
-from experiments import build
-from experiments.accounting import epsilon
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import load_config
-from experiments.run import run_simulation
+from airllm.lora.multi_lora import Fleet
+from cloud.grids.air_grid import AirGrid
+from cloud.planning import uplink as federated
+from experiments.assembly import workbench as build
+from experiments.config.loader import load_config
+from experiments.config.schema import PRESETS, ExperimentConfig
+from experiments.run.privacy_accounting import epsilon
+from experiments.runtimes.local import run_simulation
 
 METHODS = ("airllm", "fedit", "hetlora", "flora", "flexlora", "raflora", "ffa-lora")
 POLICIES = ("airllm", "paper", "random", "fixed:2", "greedy:energy", "greedy:gain", "knapsack:gain")
@@ -301,7 +301,7 @@ STACKED = [
 def test_stacked_devices_come_to_the_same_but_for_the_last_digits(
     sets, seed, tiny_toml, tmp_path, monkeypatch
 ):
-    together: dict[str, list[int]] = {"edge.group": [], "airllm.local": []}
+    together: dict[str, list[int]] = {"edge.group": [], "airllm.lora.local_update": []}
     for user, sizes in together.items():
 
         def fleet(base, head, members, sizes=sizes, **values):
@@ -318,7 +318,7 @@ def test_stacked_devices_come_to_the_same_but_for_the_last_digits(
     _, found = rounds_of(tiny_toml, tmp_path / "together", *sets, "runtime.stacked=true")
     # One that has not changed is not measured again, but at first all are; all train.
     assert max(together["edge.group"]) == 5
-    assert set(together["airllm.local"]) == ({5} if "mode=federated" in sets else set())
+    assert set(together["airllm.lora.local_update"]) == ({5} if "mode=federated" in sets else set())
     pd.testing.assert_frame_equal(found, expected, rtol=2e-3, atol=1e-4)
     run_simulation(config_of(tiny_toml, *sets, "runtime.stacked=true"), tmp_path / "again")
     for name in ("rounds.csv", "ranks.npz"):

@@ -6,14 +6,16 @@ import pytest
 from flwr.app import RecordDict
 
 from channel import Cell
-from cloud.local_grid import LocalGrid
+from cloud.grids.local_grid import LocalGrid
 from cloud.server_app import run_federation
 from edge.client_app import read_state
-from experiments.build import workbench_for
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import dump_config, load_config
-from experiments.flower_apps import client_app
-from experiments.run import Recorder, run_simulation
+from experiments.assembly.parts import cloud_service
+from experiments.assembly.workbench import workbench_for
+from experiments.config.loader import dump_config, load_config
+from experiments.config.schema import PRESETS, ExperimentConfig
+from experiments.run.recorder import Recorder
+from experiments.runtimes.flower_apps import client_app
+from experiments.runtimes.local import run_simulation
 
 
 class Hanging(LocalGrid):
@@ -49,7 +51,7 @@ def run(tiny_toml, tmp_path):
                 if forgets_before == result.round_index + 2:
                     grid._contexts[3].state = RecordDict()
 
-            service = bench.service(config)
+            service = cloud_service(bench, config)
             run_federation(grid, cell, service, on_round=on_round, reply_timeout_s=0.05)
             recorder.finish(service.master.final())
         frame = pd.read_csv(tmp_path / "run" / "rounds.csv")

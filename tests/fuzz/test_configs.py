@@ -1,8 +1,8 @@
 """Configurations: accepted whole, or refused in a sentence."""
 
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.config_loader import dump_config, load_config
-from experiments.paths import CONFIGS
+from experiments.config.loader import dump_config, load_config
+from experiments.config.paths import CONFIGS
+from experiments.config.schema import PRESETS, ExperimentConfig
 
 TEXTS = [path.read_bytes() for path in sorted(CONFIGS.glob("*.toml"))]
 WORDS = [

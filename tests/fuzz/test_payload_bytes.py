@@ -6,9 +6,9 @@ import zlib
 import pytest
 import torch
 
-from airllm.lora import Adapter
-from airllm.payload import CODINGS, FORMATS, PayloadError, decode, encode
-from airllm.ranks import ProjectionSpec
+from airllm.lora.adapter import Adapter
+from airllm.lora.payload import CODINGS, FORMATS, PayloadError, decode, encode
+from airllm.models.projections import ProjectionSpec
 
 SPECS = (
     ProjectionSpec("a", 12, 30, 0, "a"),

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.results import (
+from experiments.results.folder import (
     KEY_COLUMNS,
     RESULT_COLUMNS,
     ROUND_COLUMNS,

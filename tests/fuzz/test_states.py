@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from airllm.checkpoint import load_state, save_state
-from airllm.ddim import DdimConfig
-from airllm.policies import PolicyConfig, make_policy
-from airllm.policy_file import load_policy, save_policy
-from airllm.ppo import PpoConfig
+from airllm.policies.registry import PolicyConfig, make_policy
+from airllm.policies.store import load_policy, save_policy
+from airllm.rl.ddim import DdimConfig
+from airllm.rl.ppo import PpoConfig
 
 STATE = {
     "weights": [torch.arange(6.0).reshape(2, 3), {0: torch.ones(2, dtype=torch.int64)}],

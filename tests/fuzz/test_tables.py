@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from airllm.data_files import read_table
+from airllm.data.files import read_table
 from channel.traces import FORMATS, read_trace
 
 CSV = [

@@ -1,0 +1,1 @@
+"""Text: where it comes from, how devices share it, and how complex it is."""

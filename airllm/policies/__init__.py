@@ -1,0 +1,1 @@
+"""Which components of an update are sent: the observation, the reward, and every rank policy."""

@@ -1,0 +1,1 @@
+"""Proximal policy optimisation and denoising diffusion, and how they learn in turns."""

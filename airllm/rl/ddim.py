@@ -1,0 +1,142 @@
+"""A conditional DDIM (Song et al. 2021) over one value for each projection.
+
+Classifier-free guidance (Ho and Salimans 2022) as w in ``uncond + w (cond - uncond)``: 0 is
+unconditional, 1 conditional, above 1 more of the condition.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from airllm.checks import check, check_least, check_one_of
+from airllm.rl.actor_critic import MAX_WIDTH
+
+if typing.TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+PREDICTIONS = ("sample", "epsilon", "v_prediction")
+
+
+@dataclass(frozen=True, slots=True)
+class DdimConfig:
+    """The diffusion refiner's settings."""
+
+    hidden: int = 128
+    """width of the denoiser"""
+    num_blocks: int = 2
+    """residual blocks of the denoiser"""
+    prediction: str = "sample"
+    """what the denoiser predicts: 'sample' (x0), 'epsilon' or 'v_prediction'"""
+    train_steps: int = 1000
+    """diffusion steps of the forward process"""
+    sampling_steps: int = 10
+    """steps of the deterministic sampler"""
+    guidance: float = 1.5
+    """weight w of classifier-free guidance"""
+    condition_dropout: float = 0.1
+    """share of training rows whose condition is replaced by none"""
+    learning_rate: float = 3e-4
+    """of Adam"""
+    batch_size: int = 64
+    """rows of an update, from the replay"""
+    updates_per_turn: int = 8
+    """updates each time it is DDIM's turn"""
+    replay_size: int = 10_000
+    """rows that the replay holds"""
+
+    def __post_init__(self) -> None:
+        of = ("policy.ddim", self)
+        check_one_of(*of, "prediction", PREDICTIONS)
+        check_least(*of, "hidden num_blocks sampling_steps batch_size replay_size", 1)
+        check(*of, "hidden", lambda v: v <= MAX_WIDTH, f"<= {MAX_WIDTH}")
+        check(*of, "num_blocks", lambda v: v <= 64, "<= 64")
+        check(*of, "train_steps", lambda v: v <= 100_000, "<= 100000")
+        if self.train_steps < 2:
+            raise ValueError(
+                f"policy.ddim.train_steps must be >= 2, got {self.train_steps}: one step leaves "
+                f"signal where the sampler starts from noise"
+            )
+        if self.sampling_steps > self.train_steps:
+            raise ValueError(
+                f"policy.ddim.sampling_steps {self.sampling_steps} must not exceed train_steps "
+                f"{self.train_steps}"
+            )
+        check(*of, "condition_dropout", lambda v: 0.0 <= v < 1.0, "in [0, 1)")
+        if not (self.learning_rate > 0 and math.isfinite(self.guidance)):
+            raise ValueError("policy.ddim.learning_rate must be > 0 and guidance finite")
+
+
+class Predictor(Protocol):
+    """What a sampler asks at each step: x [rows, size] at step t, with or without condition."""
+
+    def __call__(self, x: Tensor, t: int, *, is_conditional: bool) -> Tensor: ...
+
+
+def make_scheduler(
+    config: DdimConfig, *, beta_schedule: str = "scaled_linear", clip: bool = False
+) -> DDIMScheduler:
+    """diffusers' DDIM with ``trailing`` steps, which start at pure noise.
+
+    Betas go from 1e-4 to 2e-2 over 1,000 steps (Ho et al. 2020); fewer steps take more each, so
+    that the last one leaves next to nothing of the signal.
+    """
+    # Its import takes seconds, in every process of a device too, which has no policy.
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    per_step = 1000 / config.train_steps
+    return DDIMScheduler(
+        num_train_timesteps=config.train_steps,
+        beta_start=1e-4 * per_step,
+        beta_end=min(2e-2 * per_step, 0.999),
+        beta_schedule=beta_schedule,
+        prediction_type=config.prediction,
+        timestep_spacing="trailing",
+        clip_sample=clip,
+        set_alpha_to_one=True,
+    )
+
+
+@torch.no_grad()
+def sample(
+    scheduler: DDIMScheduler, predict: Predictor, noise: Tensor, *, num_steps: int, guidance: float
+) -> Tensor:
+    """The deterministic sampler (eta 0) from ``noise`` [rows, size]."""
+    scheduler.set_timesteps(num_steps)
+    x = noise
+    for t in scheduler.timesteps.tolist():
+        if guidance == 1.0:
+            output = predict(x, t, is_conditional=True)
+        elif guidance == 0.0:
+            output = predict(x, t, is_conditional=False)
+        else:
+            unconditional = predict(x, t, is_conditional=False)
+            output = unconditional + guidance * (predict(x, t, is_conditional=True) - unconditional)
+        x = scheduler.step(output, t, x, eta=0.0, return_dict=False)[0]
+    return x
+
+
+def noised_target(
+    scheduler: DDIMScheduler, x0: Tensor, noise: Tensor, steps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x_t of the forward process, and what the denoiser should say about it."""
+    index = typing.cast(torch.IntTensor, steps)
+    x = scheduler.add_noise(x0, noise, index)
+    kind = scheduler.config["prediction_type"]
+    if kind == "sample":
+        return x, x0
+    if kind == "epsilon":
+        return x, noise
+    return x, scheduler.get_velocity(x0, noise, index)
+
+
+def weighted_loss(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean squared error [rows, size], rows weighted [rows]."""
+    each = F.mse_loss(output, target, reduction="none").mean(dim=1)
+    return (each * weight).sum() / weight.sum().clamp_min(1e-8)

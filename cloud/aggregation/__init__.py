@@ -1,0 +1,1 @@
+"""How devices' updates become one."""

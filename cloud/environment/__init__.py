@@ -1,0 +1,1 @@
+"""Scenarios, and the environment that a rank policy learns in."""

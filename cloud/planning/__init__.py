@@ -1,0 +1,1 @@
+"""What goes down to each device and what may come up."""

@@ -1,0 +1,380 @@
+"""The cloud's side of a round: what to send to whom, and what came of it. Knows no Flower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from airllm.checkpoint import restore, state_of
+from airllm.lora.adapter import Adapter
+from airllm.lora.evaluation import Batch, Head
+from airllm.lora.payload import PayloadConfig, bits_per_rank, decode, encode, overhead_bits
+from airllm.lora.residuals import Candidates, candidates_of
+from airllm.lora.sensitivity import Importance
+from airllm.models.base import BaseModel
+from airllm.policies.base import RankPolicy, RoundFeedback
+from airllm.policies.knapsack import Ranks
+from airllm.policies.observation import RoundObservation
+from airllm.policies.reward import RewardConfig, reward_of
+from airllm.report import DeviceReport
+from cloud.clients.participation import Dropout
+
+
+class Master(Protocol):
+    """Where the master adapter of a round comes from."""
+
+    def before(self, round_index: int) -> Adapter:
+        """What the policy may look at when it decides: the update that could be sent."""
+        ...
+
+    def after(self, round_index: int, ranks: Ranks) -> Adapter:
+        """What is sent, once the ranks are decided; training under them happens here."""
+        ...
+
+    def trained_ranks(self, round_index: int) -> NDArray[np.int64] | None:
+        """[projections] ranks the master trained under."""
+        ...
+
+    def final(self) -> Adapter:
+        """The whole master after the last round."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LinkReport:
+    """The link of one device as it was reported to the cloud."""
+
+    snr_db: float
+    bandwidth_hz: float
+    planned_rate_bps: float
+    """rate the plan may count on, alone on the band, the margin taken off"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one round sends."""
+
+    ranks: Ranks
+    """[devices, projections]"""
+    payloads: tuple[bytes, ...]
+    """[devices] empty where nothing is sent"""
+    work: Mapping[int, NDArray[np.int64]] = field(default_factory=dict)
+    """by device: the ranks [projections] at which it is to train (federated mode)"""
+    importance: Importance = "energy"
+    """by which devices are to order their own updates"""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A device's request to send an update of its own."""
+
+    report: DeviceReport
+    """measured after its download"""
+    worth: bytes
+    """of its update's components (`airllm.worth`)"""
+    link: LinkReport
+    """of the uplink, as it was reported"""
+    ready_s: float
+    """from the round's start"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one device's payload."""
+
+    report: DeviceReport | None
+    """its answer; None when nothing reached it"""
+    payload_bits: int
+    rate_bps: float
+    """true rate alone on the band"""
+    update: bytes | None = None
+    """of its own, as it came up; None: none did"""
+    update_bits: int = 0
+    """of it as it was sent"""
+    update_rate_bps: float = 0.0
+    """true rate of the uplink"""
+    update_snr_db: float = -np.inf
+    """true SNR of the uplink"""
+
+
+class CloudService:
+    """Plans every round's updates and keeps the books on what each device holds.
+
+    By itself it is the cloud of remote mode; `cloud.planning.uplink.FederatedService` has one for
+    its downlink.
+    """
+
+    is_federated = False
+    merged: Collection[int] = ()
+    round_deadline_s: float | None = None
+    air_threshold_db: float | None = None
+
+    def __init__(
+        self,
+        base: BaseModel,
+        head: Head | None,
+        master: Master,
+        policy: RankPolicy,
+        *,
+        num_devices: int,
+        num_rounds: int,
+        r_max: int,
+        deadline_s: float,
+        is_shared_band: bool,
+        payload: PayloadConfig,
+        reward: RewardConfig,
+        probe_texts: Callable[[int, int, int], Sequence[Batch]],
+        importance: Importance | None = None,
+        shared_down: Sequence[Tensor] | None = None,
+        limit: Callable[[Sequence[int], Ranks], Ranks] = lambda devices, ranks: ranks,
+    ) -> None:
+        """``probe_texts`` gives the cloud's texts, in parts, for a round, so many devices, and so
+        many different adapters that they hold; ``importance`` overrides the policy's, ``limit`` its
+        ranks [devices, projections]; ``shared_down`` are frozen factors that all have, so that they
+        need not be sent."""
+        if policy.importance not in get_args(Importance):
+            raise ValueError(
+                f"policy {policy.name} has the importance {policy.importance!r}; it must be one of "
+                f"{', '.join(get_args(Importance))}"
+            )
+        self.base, self.head, self.master, self.policy = base, head, master, policy
+        self.num_devices, self.num_rounds, self.r_max = num_devices, num_rounds, r_max
+        self.deadline_s, self.is_shared_band = deadline_s, is_shared_band
+        self.payload, self.reward = payload, reward
+        self._probe_texts = probe_texts
+        self._importance = importance or policy.importance
+        self._shared_down, self._limit = shared_down, limit
+        self._bits_per_rank = bits_per_rank(
+            base.specs, payload.number_format, is_half=shared_down is not None
+        )
+        self._held = [Adapter.zero(base.specs) for _ in range(num_devices)]
+        self._held_number = [0] * num_devices
+        self._sent = [b""] * num_devices
+        self._ranks = np.zeros((num_devices, len(base.specs)), dtype=np.int64)
+        self._devices: list[int] = []
+        self._reports: dict[int, DeviceReport] = {}
+        self._plan: Plan | None = None
+        self._awaited: NDArray[np.float64] | None = None
+        self._first_loss = np.full(num_devices, np.nan)
+
+    def welcome(self, reports: Mapping[int, DeviceReport]) -> None:
+        """Take note of the devices: their first losses."""
+        for d, report in reports.items():
+            self._first_loss[d] = report.loss
+
+    def participants(self, round_index: int) -> list[int]:
+        """The devices that are asked in a round."""
+        return list(range(self.num_devices))
+
+    def dropouts(self, round_index: int) -> dict[int, Dropout]:
+        """Who falls silent in the middle of a round: nobody, in this mode."""
+        return {}
+
+    def grant(self, round_index: int, requests: Mapping[int, Request]) -> dict[int, bytes]:
+        """The devices that may send an update of their own: none, in this mode."""
+        return {}
+
+    def symbols(self, grants: Mapping[int, bytes]) -> dict[int, int]:
+        """Real numbers that granted updates have: none, where none is granted."""
+        return {}
+
+    def final(self) -> Adapter:
+        """The whole of what there was to send after the last round."""
+        return self.master.final()
+
+    def plan(
+        self,
+        round_index: int,
+        reports: Mapping[int, DeviceReport],
+        links: Mapping[int, LinkReport],
+        *,
+        number: int | None = None,
+    ) -> Plan:
+        """Decide the ranks of one round and write its payloads, for the devices reported on.
+
+        ``number`` is theirs, which no earlier payload to these devices may have; None: the round's.
+        """
+        self._devices = devices = sorted(reports)
+        for i, report in reports.items():
+            if report.update_number != self._held_number[i]:
+                self._settle(i, report.update_number)
+        self._reports |= reports
+        master = self.master.before(round_index)
+        found = candidates_of(
+            self.base,
+            self.head,
+            master,
+            [self._held[d] for d in devices],
+            importance=self._importance,
+            is_residual=self.payload.coding == "residual",
+            r_max=self.r_max,
+            texts=partial(self._probe_texts, round_index, len(devices)),
+        )
+        observation = self._observe(round_index, [links[d] for d in devices], found)
+        if self._awaited is not None:
+            rewards, self._awaited = self._awaited, None
+            self.policy.learn(RoundFeedback(rewards, False, observation))
+        decided = checked(self.policy.decide(observation), observation, self.policy.name)
+        ranks = self._limit(devices, decided)
+        sent_master, candidates = self.master.after(round_index, ranks), found.adapters
+        if sent_master is not master:
+            candidates = [sent_master] * len(devices)
+        self._ranks = np.zeros_like(self._ranks)
+        payloads = [b""] * self.num_devices
+        for d, candidate, of_device in zip(devices, candidates, ranks, strict=True):
+            # A rank beyond what a candidate has (a rank-deficient update) sends what there is.
+            update, fresh = candidate.truncate(of_device), self._held_number[d] < 0
+            self._ranks[d] = update.ranks
+            if not update.ranks.any() and not fresh:
+                continue  # rank 0 everywhere: the device keeps what it has
+            payloads[d] = encode(
+                update,
+                number=round_index + 1 if number is None else number,
+                number_format=self.payload.number_format,
+                coding="absolute" if fresh else self.payload.coding,
+                is_half=self._shared_down is not None,
+            )
+            self._sent[d] = payloads[d]
+        self._plan = Plan(self._ranks, tuple(payloads))
+        return self._plan
+
+    def conclude(self, round_index: int, outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
+        """Book what reached whom; the rewards [devices] of the round."""
+        if self._plan is None:
+            raise RuntimeError("conclude() needs a plan() of the same round before it")
+        rewards = np.zeros(self.num_devices)
+        share_s = self.deadline_s / (len(self._devices) if self.is_shared_band else 1)
+        for i in self._devices:
+            outcome, after = outcomes[i], self._reports[i]
+            if outcome.report is not None:
+                after = outcome.report
+                self.confirm(i, outcome.report, self._plan.payloads[i])
+            rewards[i] = reward_of(
+                self.reward,
+                loss_before=self._reports[i].loss,
+                loss_after=after.loss,
+                bits=outcome.payload_bits,
+                rate_bps=outcome.rate_bps,
+                budget_s=share_s,
+            )
+        of_planned = rewards[self._devices]
+        if round_index + 1 < self.num_rounds:
+            # The policy learns once the next observation is there, which bootstrapping needs.
+            self._awaited = of_planned
+        else:
+            self.policy.learn(RoundFeedback(of_planned, True, None))
+        return rewards
+
+    def held(self, device: int) -> Adapter:
+        """What the cloud knows a device to hold."""
+        return self._held[device]
+
+    def report(self, device: int) -> DeviceReport:
+        """What a device said of itself before this round's plan."""
+        return self._reports[device]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next round depends on, between two rounds."""
+        return {
+            "held": [adapter.state_dict() for adapter in self._held],
+            "held_number": list(self._held_number),
+            "sent": list(self._sent),
+            "ranks": self._ranks,
+            "awaited": self._awaited,
+            "first_loss": self._first_loss,
+            "reports": [report.to_metrics() for report in self._reports.values()],
+            "policy": state_of(self.policy),
+            "master": state_of(self.master),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._held = [Adapter.of_state(held) for held in state["held"]]
+        self._held_number, self._sent = list(state["held_number"]), list(state["sent"])
+        self._ranks, self._awaited = state["ranks"], state["awaited"]
+        self._first_loss = state["first_loss"]
+        reports = [DeviceReport.from_metrics(metrics) for metrics in state["reports"]]
+        self._reports = {report.device: report for report in reports}
+        restore(self.policy, state["policy"])
+        restore(self.master, state["master"])
+
+    def confirm(self, device: int, report: DeviceReport, data: bytes) -> None:
+        """Book a payload that a device says it has installed."""
+        if report.is_installed:
+            self._book(device, data)
+
+    def _settle(self, device: int, number: int) -> None:
+        """A device is not where the books have it: it has installed what was sent last, and its
+        answer was lost; or it has lost its state, and is started afresh."""
+        if self._sent[device]:
+            sent = decode(self._sent[device], self.base.specs, shared_down=self._shared_down)
+            if sent.number == number:
+                self._book(device, self._sent[device])
+                return
+        self._held[device], self._held_number[device] = Adapter.zero(self.base.specs), -1
+
+    def _book(self, device: int, data: bytes) -> None:
+        update = decode(data, self.base.specs, shared_down=self._shared_down)
+        self._held[device] = update.onto(self._held[device], self.payload.hold_rank)
+        self._held_number[device] = update.number
+
+    def _observe(
+        self,
+        round_index: int,
+        links: Sequence[LinkReport],
+        found: Candidates,
+    ) -> RoundObservation:
+        reports = [self._reports[d] for d in self._devices]
+        loss = np.array([r.loss for r in reports])
+        first_loss = self._first_loss[self._devices]
+        stake = np.zeros(len(reports))
+        if self.payload.coding == "absolute":
+            stake = np.maximum(np.nan_to_num(first_loss - loss), 0.0)
+        return RoundObservation(
+            round_index=round_index,
+            num_rounds=self.num_rounds,
+            snr_db=np.array([link.snr_db for link in links]),
+            bandwidth_hz=np.array([link.bandwidth_hz for link in links]),
+            planned_rate_bps=np.array([link.planned_rate_bps for link in links]),
+            deadline_s=self.deadline_s,
+            is_shared_band=self.is_shared_band,
+            entropy=np.array([r.entropy for r in reports]),
+            oov_rate=np.array([r.oov_rate for r in reports]),
+            loss=loss,
+            first_loss=first_loss,
+            stake=stake,
+            previous_ranks=self._ranks[self._devices],
+            bits_per_rank=self._bits_per_rank,
+            overhead_bits=float(overhead_bits(len(self.base.specs))),
+            r_max=self.r_max,
+            energy=found.energy,
+            worth=found.worth,
+            trained_ranks=self.master.trained_ranks(round_index),
+            updates=found.adapters,
+            starts=[self._held[d] for d in self._devices]
+            if self.payload.coding == "residual"
+            else [Adapter.zero(self.base.specs)] * len(self._devices),
+        )
+
+
+def checked(ranks: Ranks, observation: RoundObservation, name: str) -> Ranks:
+    """What a policy of anybody's has decided, if it is what a policy may decide."""
+    ranks = np.asarray(ranks)
+    shape = (observation.num_devices, observation.num_projections)
+    if ranks.shape != shape or not np.issubdtype(ranks.dtype, np.integer):
+        raise ValueError(
+            f"policy {name} must decide whole numbers [devices, projections] of shape {shape}, "
+            f"got {ranks.dtype} of shape {ranks.shape}"
+        )
+    if ranks.size and not (ranks.min() >= 0 and ranks.max() <= observation.r_max):
+        raise ValueError(
+            f"policy {name} must decide ranks in 0..{observation.r_max} (training.r_max), "
+            f"got {ranks.min()}..{ranks.max()}"
+        )
+    return ranks.astype(np.int64)

@@ -1,0 +1,388 @@
+"""The cloud's side of a federated round: updates down, grants, updates up, merged. No Flower."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airllm.checkpoint import restore, state_of
+from airllm.lora.adapter import Adapter, accumulate
+from airllm.lora.evaluation import Batch, Examples, Head, evaluate
+from airllm.lora.local_update import LocalJob, LocalTraining, train_local
+from airllm.lora.payload import PayloadConfig, bits_per_rank, overhead_bits
+from airllm.models.base import BaseModel
+from airllm.policies.base import RankPolicy, RoundFeedback
+from airllm.policies.observation import RoundObservation
+from airllm.policies.reward import paired_reward
+from airllm.report import DeviceReport
+from airllm.worth import unpack_worth
+from channel.aircomp import align
+from channel.streams import rng_for
+from cloud.aggregation.aggregate import AGGREGATORS, Aggregator, air_aggregator
+from cloud.aggregation.methods import FederatedConfig
+from cloud.aggregation.robust import ROBUST
+from cloud.clients.inspection import Inspector
+from cloud.clients.participation import Dropout, Participation
+from cloud.planning.downlink import CloudService, LinkReport, Outcome, Plan, Request, checked
+from cloud.training.adapter_source import GlobalMaster
+
+logger = logging.getLogger(__name__)
+
+_AIR_STREAM = 93
+_MOST_EXAMPLES = 10.0  # times the median over devices: more counts as this
+_CLOUD_KEY = 1_000_000  # takes a device's place in the keys of the cloud's own training
+
+
+@dataclass(frozen=True, slots=True)
+class CloudText:
+    """The cloud's own text, for training that goes on from the merged adapter."""
+
+    examples_of: Callable[[int], Examples]
+    """those of a step"""
+    steps: int
+    """a round; 0: none"""
+
+
+class FederatedService:
+    """Has a `CloudService` for the downlink, and a policy of its own for the uplink."""
+
+    is_federated = True
+
+    def __init__(
+        self,
+        down: CloudService,
+        up_policy: RankPolicy,
+        master: GlobalMaster,
+        config: FederatedConfig,
+        training: LocalTraining,
+        participation: Participation,
+        *,
+        capacity: NDArray[np.int64],
+        r_max: int,
+        up_payload: PayloadConfig,
+        hold_rank: int,
+        cloud_text: CloudText,
+        cost_weight: float,
+        probes: Sequence[Batch],
+        aggregator: Aggregator | None = None,
+    ) -> None:
+        """``capacity`` [devices] is the largest rank of each device, ``r_max`` that of an update on
+        its way up, ``hold_rank`` that of the global adapter; ``probes`` are texts on which a
+        learning policy's merges are judged; ``aggregator`` takes the place of the named one."""
+        self._aggregator = aggregator
+        self.down, self.up_policy, self.master = down, up_policy, master
+        self.config, self.training, self.participation = config, training, participation
+        self.capacity, self.hold_rank, self.cloud_text = capacity, hold_rank, cloud_text
+        self.r_max = r_max
+        self.base: BaseModel = down.base
+        self.head: Head | None = down.head
+        self.num_devices, self.num_rounds = down.num_devices, down.num_rounds
+        self.is_shared_band = down.is_shared_band
+        shared = master.adapter.down if config.shares_a else None
+        self.inspector = Inspector(
+            self.base.specs, number_format=up_payload.number_format,
+            coding="absolute" if config.is_absolute else "residual",
+            max_norm=config.max_norm, shared_down=shared,
+        )  # fmt: skip
+        self._bits = bits_per_rank(
+            self.base.specs, up_payload.number_format, is_half=shared is not None
+        )
+        self._cost_weight, self._probes = cost_weight, probes
+        self._work: dict[int, NDArray[np.int64]] = {}
+        self._granted: dict[int, NDArray[np.int64]] = {}
+        self._examples: dict[int, int] = {}
+        self._first_loss: dict[int, float] = {}
+        self._previous = np.zeros((self.num_devices, len(self.base.specs)), dtype=np.int64)
+        self._asked: list[int] = []
+        self._has_decided = False
+        self._awaited: NDArray[np.float64] | None = None
+        self.merged: Collection[int] = ()
+        self.round_deadline_s = config.deadline_s or None
+        is_analog = config.aggregator == "aircomp"
+        self.air_threshold_db = config.air_threshold_db if is_analog else None
+
+    def welcome(self, reports: Mapping[int, DeviceReport]) -> None:
+        """Take note of the devices: who could change its weight later could take over the mean."""
+        self.down.welcome(reports)
+        self._examples = {d: max(r.num_examples, 0) for d, r in reports.items()}
+        self._first_loss = {d: r.loss for d, r in reports.items()}
+
+    def participants(self, round_index: int) -> list[int]:
+        """The devices sampled for a round."""
+        return self.participation.chosen(round_index)
+
+    def dropouts(self, round_index: int) -> dict[int, Dropout]:
+        """Which of them fall silent, and when."""
+        return self.participation.dropouts(round_index)
+
+    def final(self) -> Adapter:
+        """The global adapter."""
+        return self.master.final()
+
+    def plan(
+        self,
+        round_index: int,
+        reports: Mapping[int, DeviceReport],
+        links: Mapping[int, LinkReport],
+        *,
+        number: int | None = None,
+    ) -> Plan:
+        """The global adapter's way down, and the ranks at which devices are to train; ``number`` is
+        that of the payloads (`CloudService.plan`)."""
+        plan = self.down.plan(round_index, reports, links, number=number)
+        self._asked, self._granted = sorted(reports), {}
+        self._has_decided = False  # where nobody asks to send, there is nothing to decide
+        for d in reports:
+            self._work[d] = self._ranks_to_train(d, plan)
+        return Plan(plan.ranks, plan.payloads, dict(self._work), self.up_policy.importance)
+
+    def grant(
+        self,
+        round_index: int,
+        requests: Mapping[int, Request],
+        *,
+        asked: Sequence[int] | None = None,
+    ) -> dict[int, bytes]:
+        """By device, the ranks (a byte each) of the update that it may send; who may not is left
+        out. ``asked`` share the band: those of the last plan, unless given."""
+        self._asked = list(asked) if asked is not None else self._asked
+        worth = np.zeros((len(self._asked), len(self.base.specs), self.r_max))
+        for i, d in enumerate(self._asked):
+            if d in requests:
+                worth[i] = self._worth_of(d, requests[d])
+        observation = self._observe(round_index, requests, worth)
+        if self._awaited is not None:
+            rewards, self._awaited = self._awaited, None
+            self.up_policy.learn(RoundFeedback(rewards, False, observation))
+        ranks = checked(self.up_policy.decide(observation), observation, self.up_policy.name)
+        self._has_decided = True
+        for i, d in enumerate(self._asked):
+            # Nothing is sent that training did not leave.
+            limit = self._work[d] if self.config.is_absolute else (worth[i] != 0).sum(axis=1)
+            ranks[i] = np.minimum(ranks[i], limit) if d in requests else 0
+        sending = ranks.any(axis=1)
+        if self.config.needs_equal_ranks and sending.any():
+            ranks[sending] = ranks[sending].min(axis=0)
+        self._granted = {d: ranks[i] for i, d in enumerate(self._asked) if ranks[i].any()}
+        self._previous[self._asked] = ranks
+        return {d: bytes(r.astype(np.uint8)) for d, r in self._granted.items()}
+
+    def conclude(self, round_index: int, outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
+        """Book what arrived below, merge what arrived above; the rewards [devices] of both."""
+        rewards = self.down.conclude(round_index, outcomes)
+        updates: dict[int, Adapter] = {}
+        for d, ranks in self._granted.items():
+            data = outcomes[d].update
+            if data is None:
+                continue
+            update = self.inspector.open(d, data, granted=ranks, number=round_index + 1)
+            if update is not None:
+                updates[d] = update
+        before, self.merged = self.master.adapter, frozenset(updates)
+        aggregator = None
+        if updates and self.config.aggregator == "aircomp":
+            snr_db = [outcomes[d].update_snr_db for d in updates]
+            aggregator = self._air_aggregator(round_index, snr_db)
+        self.merge(list(updates), list(updates.values()), aggregator=aggregator)
+        self.refine(round_index)
+        return rewards + self._reward_uplink(round_index, outcomes, before)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next round depends on, between two rounds."""
+        return {
+            "down": self.down.state_dict(),  # and the global adapter with it
+            "up_policy": state_of(self.up_policy),
+            "previous": self._previous,
+            "work": dict(self._work),
+            "examples": dict(self._examples),
+            "first_loss": dict(self._first_loss),
+            "awaited": self._awaited,
+            "refused": dict(self.inspector.refused),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.down.load_state_dict(state["down"])
+        restore(self.up_policy, state["up_policy"])
+        self._previous, self._awaited = state["previous"], state["awaited"]
+        self._work = dict(state["work"])
+        self._examples, self._first_loss = dict(state["examples"]), dict(state["first_loss"])
+        self.inspector.refused = Counter(state["refused"])
+
+    def merge(
+        self,
+        devices: Sequence[int],
+        updates: Sequence[Adapter],
+        discounts: Sequence[float] = (),
+        aggregator: Aggregator | None = None,
+    ) -> None:
+        """Take devices' updates into the global adapter by the configured aggregator, or the one
+        given.
+
+        ``discounts`` [updates] multiply their weights, and the step as a whole by their mean: a
+        buffer of stale changes moves less (FedBuff, Nguyen et al. 2022).
+        """
+        if not updates:
+            return
+        weights = self._weights(devices, updates)
+        step = 1.0
+        if discounts:
+            step = float(weights @ np.array(discounts) / weights.sum())
+            weights = weights * np.array(discounts)
+        aggregator = aggregator or self._aggregator
+        aggregator = aggregator or (AGGREGATORS | ROBUST)[self.config.aggregator]
+        merged = aggregator(updates, list(weights), self.hold_rank)
+        if self._aggregator is not None:
+            self.inspector.check_merged(
+                merged,
+                max_rank=self.hold_rank,
+                num_updates=len(updates),
+                name=self.config.aggregator,
+            )
+        if self.config.is_factored:
+            self.master.replace(merged.completed(self.master.adapter))
+        elif self.config.is_absolute:
+            self.master.replace(merged)
+        else:
+            rate = self.config.server_learning_rate * step
+            change = merged.scaled(rate)
+            self.master.replace(accumulate(self.master.adapter, change, self.hold_rank))
+
+    def symbols(self, grants: Mapping[int, bytes]) -> dict[int, int]:
+        """Real numbers that granted updates have."""
+        size = np.array(
+            [s.out_features if self.config.shares_a else s.params_per_rank for s in self.base.specs]
+        )
+        return {d: int(np.frombuffer(ranks, np.uint8) @ size) for d, ranks in grants.items()}
+
+    def _air_aggregator(self, round_index: int, snr_db: Sequence[float]) -> Aggregator:
+        """The channel's own sum, at unit noise power: |h|^2 is then the SNR."""
+        threshold = float(10.0 ** (self.config.air_threshold_db / 10.0))
+        amplitude = 10.0 ** (np.array(snr_db) / 20.0)
+        alignment = align(amplitude, max_power=1.0, inversion="truncated", threshold=threshold)
+        rng = rng_for(self.participation.seed, _AIR_STREAM, round_index)
+        return air_aggregator(alignment, noise_power=1.0, rng=rng)
+
+    def _weights(self, devices: Sequence[int], updates: Sequence[Adapter]) -> NDArray[np.float64]:
+        if self.config.weights == "uniform":
+            return np.ones(len(devices))
+        if self.config.weights == "norm":
+            return np.array([u.norm() for u in updates]) + 1e-12
+        # What a device says of itself must not make the mean its own.
+        usual = float(np.quantile(list(self._examples.values()), 0.5, method="lower"))
+        most = _MOST_EXAMPLES * max(usual, 1.0)
+        return np.array([min(max(self._examples[d], 1), most) for d in devices], dtype=float)
+
+    def _ranks_to_train(self, device: int, plan: Plan) -> NDArray[np.int64]:
+        """What a device holds of each projection once its download is in, as far as it can."""
+        everything = np.full(len(self.base.specs), self.capacity[device])
+        if not self.config.is_absolute or not self.master.num_merges:
+            return everything
+        has_new = bool(plan.payloads[device])
+        held = plan.ranks[device] if has_new else self.down.held(device).ranks
+        if not held.any():  # no download came through yet: it starts where all started
+            return everything
+        # So does a projection in which nothing has been learned yet.
+        is_empty = ~self.master.adapter.energy(self.r_max).any(axis=1)
+        return np.where(is_empty, everything, np.minimum(held, everything))
+
+    def _worth_of(self, device: int, request: Request) -> NDArray[np.float64]:
+        """[projections, r_max]; nothing for a device that sends no proper table."""
+        shape = (len(self.base.specs), self.r_max)
+        try:
+            found = unpack_worth(request.worth, shape[0])
+        except ValueError as error:
+            self.inspector.refused["request"] += 1
+            logger.warning("request of device %d refused: %s", device, error)
+            return np.zeros(shape)
+        worth = np.zeros(shape)
+        width = min(found.shape[1], shape[1])
+        worth[:, :width] = found[:, :width]
+        return worth
+
+    def _observe(
+        self, round_index: int, requests: Mapping[int, Request], worth: NDArray[np.float64]
+    ) -> RoundObservation:
+        asked, deadline_s = self._asked, self.down.deadline_s
+        silent = LinkReport(-np.inf, 1.0, 0.0)
+        links = [requests[d].link if d in requests else silent for d in asked]
+        loss = np.array(
+            [requests[d].report.loss if d in requests else self._first_loss[d] for d in asked]
+        )
+        rate_bps = np.array([link.planned_rate_bps for link in links])
+        if self.config.deadline_s:
+            # Who is ready late has less time left: as if its link were slower.
+            left_s = np.array(
+                [self.config.deadline_s - requests[d].ready_s if d in requests else 0.0
+                 for d in asked]
+            )  # fmt: skip
+            rate_bps = rate_bps * np.clip(left_s / deadline_s, 0.0, 1.0)
+        return RoundObservation(
+            round_index=round_index,
+            num_rounds=self.num_rounds,
+            snr_db=np.array([link.snr_db for link in links]),
+            bandwidth_hz=np.array([link.bandwidth_hz for link in links]),
+            planned_rate_bps=rate_bps,
+            deadline_s=deadline_s,
+            is_shared_band=self.is_shared_band,
+            entropy=np.array([self.down.report(d).entropy for d in asked]),
+            oov_rate=np.array([self.down.report(d).oov_rate for d in asked]),
+            loss=loss,
+            first_loss=np.array([self._first_loss[d] for d in asked]),
+            stake=np.zeros(len(asked)),
+            previous_ranks=self._previous[asked],
+            bits_per_rank=self._bits,
+            overhead_bits=float(overhead_bits(len(self.base.specs))),
+            r_max=self.r_max,
+            energy=np.abs(worth),
+            worth=worth,
+        )
+
+    def refine(self, round_index: int) -> None:
+        """Go on from the merged adapter on the cloud's own text, where it is asked to."""
+        if not self.cloud_text.steps:
+            return
+        ranks = np.full(len(self.base.specs), int(self.capacity.max()))
+        first = round_index * self.cloud_text.steps
+        job = LocalJob(
+            self.master.adapter,
+            ranks,
+            lambda step: self.cloud_text.examples_of(first + step),
+            (_CLOUD_KEY, round_index),
+        )
+        result = train_local(self.base, self.head, job, self.training)
+        if self.config.is_factored:
+            self.master.replace(result.after.completed(self.master.adapter))
+        else:
+            changed = accumulate(self.master.adapter, result.change, self.hold_rank)
+            self.master.replace(changed)
+
+    def _reward_uplink(
+        self, round_index: int, outcomes: Sequence[Outcome], before: Adapter
+    ) -> NDArray[np.float64]:
+        """A policy that learns is paid, for every device alike, by what merging did to the loss on
+        the cloud's texts, less the device's own air time."""
+        rewards = np.zeros(self.num_devices)
+        if not (getattr(self.up_policy, "is_exploring", False) and self._has_decided):
+            return rewards
+        losses = [
+            evaluate(self.base, self.head, adapter, list(self._probes)).loss
+            for adapter in (before, self.master.adapter)
+        ]
+        share_s = self.down.deadline_s / (len(self._asked) if self.is_shared_band else 1)
+        for d in self._asked:
+            bits, rate_bps = outcomes[d].update_bits, outcomes[d].update_rate_bps
+            cost = min(bits / max(rate_bps * share_s, 1e-9), 1.0) if bits else 0.0
+            rewards[d] = paired_reward(*losses, cost=cost, cost_weight=self._cost_weight)
+        of_asked = rewards[self._asked]
+        if round_index + 1 < self.num_rounds:
+            self._awaited = of_asked
+        else:
+            self.up_policy.learn(RoundFeedback(of_asked, True, None))
+        return rewards

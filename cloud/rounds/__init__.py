@@ -1,0 +1,1 @@
+"""A round of the federation, synchronous or asynchronous."""

@@ -1,0 +1,237 @@
+"""The cloud's fine-tuning of the master adapter, and what its other ways (`cloud.training.adalora`,
+`cloud.training.masked`) share with it.
+
+In remote mode the training of LoRA and AdaLoRA does not depend on what the air does, so a
+trajectory (the adapter after every round) is computed once and serves every policy and SNR of a
+sweep. The published scheme trains under the ranks decided for the round.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from airllm.checks import check, check_least, check_positive
+from airllm.lora.adapter import Adapter
+from airllm.lora.evaluation import Batch, BatchSampler, Examples, Head, generator_for, losses
+from airllm.models.base import BaseModel
+
+logger = logging.getLogger(__name__)
+
+# Keys of the independent random streams of the cloud; stream 0 is the head's.
+_BATCH_STREAM, INIT_STREAM, _GAIN_STREAM, _DROPOUT_STREAM = 1, 2, 3, 4
+_GAIN_PART = 16  # texts at most that are probed at once, with what one device holds
+_ENOUGH = 128  # texts on which to probe, where it could be more
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """How the cloud fine-tunes the head and the master adapter."""
+
+    r_max: int = 8
+    """largest rank of a projection, the rank the master trains at"""
+    lora_alpha: float = 16.0
+    """updates are scaled by lora_alpha / r_max, whatever rank is sent"""
+    dropout: float = 0.0
+    """probability of dropping an input feature of an update while training"""
+    steps_per_round: int = 30
+    """optimiser steps between two rounds"""
+    batch_size: int = 32
+    """examples a step"""
+    learning_rate: float = 3e-3
+    """of the adapter; AdamW"""
+    schedule: str = "linear"
+    """'linear': falls to 0 over the run; 'constant'"""
+    weight_decay: float = 0.0
+    """of the adapter"""
+    head_examples: int = 200
+    """labelled texts there were when the head was trained and deployed; 0: all"""
+    head_steps: int = 100
+    """steps of the classification head on the frozen base, before round 1"""
+    head_learning_rate: float = 1e-2
+    """of the head"""
+    head_weight_decay: float = 0.0
+    """of the head"""
+    head_batch_size: int = 64
+    """examples a step of the head"""
+    orthogonality: float = 0.1
+    """weight of the penalty |P^T P - I|^2 + |Q Q^T - I|^2 (adalora and paper alone)"""
+    adalora_budget: float = 0.5
+    """share of the full rank that AdaLoRA prunes down to"""
+    gain_examples: int = 64
+    """texts of the cloud on which the components of an update are probed, each device's its own"""
+
+    def __post_init__(self) -> None:
+        of = ("training", self)
+        check_least(*of, "r_max steps_per_round batch_size head_batch_size gain_examples", 1)
+        check(*of, "r_max", lambda v: v <= 255, "<= 255 (one byte)")
+        check_positive(*of, "learning_rate head_learning_rate lora_alpha")
+        check_least(*of, "weight_decay head_weight_decay orthogonality head_examples head_steps", 0)
+        check(*of, "dropout", lambda v: 0.0 <= v < 1.0, "in [0, 1)")
+        check(*of, "adalora_budget", lambda v: 0.0 < v <= 1.0, "in (0, 1]")
+        check(*of, "schedule", lambda v: v in ("linear", "constant"), "'linear' or 'constant'")
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """The master after each round of training: entry r is what the cloud has in round r."""
+
+    adapters: tuple[Adapter, ...]
+    """[rounds]"""
+    ranks: NDArray[np.int64]
+    """[rounds, projections] under which it trained; r_max everywhere but for AdaLoRA"""
+    losses: NDArray[np.float64]
+    """[rounds] mean training loss"""
+
+
+def probe_texts(
+    base: BaseModel,
+    data: Examples,
+    config: TrainingConfig,
+    *,
+    seed: int,
+    round_index: int,
+    num_devices: int,
+    num_held: int,
+) -> list[Batch]:
+    """The texts on which updates are probed in one round, the same for every policy, in parts.
+
+    Each of ``num_held`` different adapters has ``gain_examples`` to itself. Where devices hold the
+    same, which takes few passes, there are more, as far as all devices' shares go.
+    """
+    count = max(num_held * config.gain_examples, min(num_devices * config.gain_examples, _ENOUGH))
+    sampler = BatchSampler(len(data.ids), count, seed, _GAIN_STREAM)
+    index = sampler.indices(round_index)
+    # As many parts for each adapter, so that all have their share.
+    number = num_held * -(-len(index) // (num_held * _GAIN_PART))
+    parts = np.array_split(index, min(number, len(index)))
+    return [data.take(part).batch(base) for part in parts]
+
+
+class Stepper:
+    """The optimiser loop that all ways of training share."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        head: Head | None,
+        data: Examples,
+        config: TrainingConfig,
+        parameters: Sequence[Tensor],
+        *,
+        num_rounds: int,
+        seed: int,
+    ) -> None:
+        self.base, self.head, self.data, self.config = base, head, data, config
+        self.total_steps = num_rounds * config.steps_per_round
+        self.step_index = 0
+        lengths = tuple(len(ids) for ids in data.ids)
+        self.sampler = BatchSampler(
+            len(data.ids), config.batch_size, seed, _BATCH_STREAM, lengths=lengths
+        )
+        self.optimiser = torch.optim.AdamW(
+            parameters,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=base.device.type == "cuda" or None,
+        )
+        base.bank.generator = generator_for(seed, _DROPOUT_STREAM, device=base.device)
+
+    def run_round(
+        self,
+        *,
+        before_step: Callable[[], None] | None = None,
+        penalty: Callable[[], Tensor] | None = None,
+        after_step: Callable[[int], None] | None = None,
+    ) -> float:
+        """``steps_per_round`` steps; returns the mean loss without the penalty.
+
+        ``after_step`` still finds the gradients in place.
+        """
+        config, total = self.config, torch.zeros((), device=self.base.device)
+        for _ in range(config.steps_per_round):
+            if config.schedule == "linear":
+                share = 1.0 - self.step_index / self.total_steps
+                self.optimiser.param_groups[0]["lr"] = config.learning_rate * share
+            if before_step is not None:
+                before_step()
+            batch = self.data.take(self.sampler.indices(self.step_index)).batch(self.base)
+            loss = losses(self.base, self.head, batch)[0].mean()
+            total += loss.detach()  # summed on the device: no synchronisation inside a step
+            if penalty is not None:
+                loss = loss + penalty()
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimiser.step()
+            if after_step is not None:
+                after_step(self.step_index)
+            self.step_index += 1
+        mean = float(total) / config.steps_per_round
+        if not np.isfinite(mean):
+            raise ValueError(
+                f"training diverged (loss {mean}) with training.learning_rate "
+                f"{config.learning_rate}; lower it"
+            )
+        return mean
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser, random stream and position; what is trained belongs to the caller."""
+        generator = self.base.bank.generator
+        return {
+            "optimiser": self.optimiser.state_dict(),
+            "generator": None if generator is None else generator.get_state(),
+            "step_index": self.step_index,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.base.bank.generator is not None:
+            self.base.bank.generator.set_state(state["generator"])
+        self.step_index = int(state["step_index"])
+
+
+def train_lora(
+    base: BaseModel,
+    head: Head | None,
+    data: Examples,
+    config: TrainingConfig,
+    *,
+    num_rounds: int,
+    seed: int,
+) -> Trajectory:
+    """Plain LoRA (Hu et al. 2021): W + (alpha / r_max) B A, with A Gaussian and B zero at first."""
+    generator = generator_for(seed, INIT_STREAM)
+    scale = config.lora_alpha / config.r_max
+    down, up = [], []
+    for spec in base.specs:
+        a = torch.randn(1, config.r_max, spec.in_features, generator=generator)
+        down.append((a * spec.in_features**-0.5).to(base.device).requires_grad_())
+        up.append(
+            torch.zeros(1, spec.out_features, config.r_max, device=base.device).requires_grad_()
+        )
+    stepper = Stepper(base, head, data, config, [*down, *up], num_rounds=num_rounds, seed=seed)
+    adapters, mean_losses = [], []
+    for round_index in range(num_rounds):
+        base.bank.load(down, up, scale)
+        base.bank.dropout = config.dropout
+        try:
+            mean_losses.append(stepper.run_round())
+        finally:
+            base.bank.clear()
+        adapters.append(
+            Adapter(
+                tuple(d.detach()[0].cpu().clone() for d in down),
+                tuple((u.detach()[0] * scale).cpu() for u in up),
+            )
+        )
+        logger.info("master round %d: training loss %.4f", round_index + 1, mean_losses[-1])
+    ranks = np.full((num_rounds, len(base.specs)), config.r_max)
+    return Trajectory(tuple(adapters), ranks, np.array(mean_losses))

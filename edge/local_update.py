@@ -1,0 +1,129 @@
+"""What a device of federated mode does between its download and its upload."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from airllm.lora.adapter import Adapter, svd_form
+from airllm.lora.evaluation import Batch, BatchSampler, Examples, Head, bucket
+from airllm.lora.local_update import (
+    LocalJob,
+    LocalResult,
+    LocalTraining,
+    train_local,
+    train_local_together,
+)
+from airllm.lora.privacy import Privacy
+from airllm.lora.residuals import ordered
+from airllm.lora.sensitivity import Importance
+from airllm.models.base import BaseModel
+from edge.hardware import Hardware
+
+# Key of the random stream of a device's batches; the device's index follows.
+_BATCH_STREAM = 82
+_PROBED = 64  # texts on which a device measures what parts of its update are worth
+_PROBE_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class LocalWork:
+    """A device's own text and how it trains on it."""
+
+    examples: Examples
+    batch_size: int
+    training: LocalTraining
+    sends: str
+    """'change' (what training added), 'adapter' (the trained components whole) or 'factors'"""
+    number_format: str
+    r_max: int
+    """components of an update that may be sent"""
+    initial: Adapter
+    """held from the deployment on: zero, or the factors that the seed gives"""
+    shared_down: Sequence[Tensor] | None
+    """the frozen A, where only B travels"""
+    hardware: Hardware
+    privacy: Privacy | None = None
+    """what is done to a change of B before anything of it is told"""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A finished update that waits for its ranks."""
+
+    adapter: Adapter
+    """components in the order in which they would be sent"""
+    worth: NDArray[np.float64]
+    """[projections, r_max] of each component, by the importance that was asked for"""
+    loss: float
+    flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTask:
+    """What a device is asked to train in a round."""
+
+    work: LocalWork
+    held: Adapter
+    """what it holds, and trains on from"""
+    ranks: NDArray[np.int64]
+    """[projections] to train at"""
+    importance: Importance
+    """by which components of what comes of it are ordered"""
+    device: int
+    round_index: int
+
+    @property
+    def job(self) -> LocalJob:
+        """The training itself."""
+        work = self.work
+        # Factors that nobody has trained yet are as the seed gives them.
+        held = self.held.completed(work.initial) if work.training.is_factored else self.held
+        return LocalJob(held, self.ranks, self.examples_of, (self.device, self.round_index))
+
+    def examples_of(self, step: int) -> Examples:
+        """The device's own texts of a step of the round."""
+        work, stream = self.work, _BATCH_STREAM + 1000 * self.device
+        count = len(work.examples.ids)
+        sampler = BatchSampler(count, work.batch_size, work.training.seed, stream)
+        index = sampler.indices(self.round_index * work.training.steps + step)
+        return work.examples.take(index)
+
+    def finish(self, base: BaseModel, head: Head | None, result: LocalResult) -> Trained:
+        """The update that training left, its components in the order in which they are sent."""
+        work = self.work
+        if work.sends == "factors":
+            # A component's place is its meaning: nothing is reordered.
+            after = result.after
+            if work.privacy is not None:
+                key = (self.device, self.round_index)
+                after = work.privacy.privatise(result.before, after, key)
+            return Trained(after, after.energy(work.r_max), result.loss, result.flops)
+        update = result.after if work.sends == "adapter" else result.change
+        # A whole adapter takes the place of what is held; a change comes on top of it.
+        at = Adapter.zero(base.specs) if work.sends == "adapter" else self.held
+        probed: list[Batch] = []
+        if self.importance not in ("first", "energy"):
+            own = self.examples_of(0)
+            probed = bucket(base, own.ids[:_PROBED], own.labels[:_PROBED], _PROBE_BATCH)
+        found = ordered(
+            base, head, [svd_form(update, work.r_max)], [at],
+            importance=self.importance, r_max=work.r_max, batches=probed,
+        )  # fmt: skip
+        return Trained(found.adapters[0], found.worth[0], result.loss, result.flops)
+
+
+def train(base: BaseModel, head: Head | None, task: LocalTask) -> Trained:
+    """Train one device's update."""
+    return task.finish(base, head, train_local(base, head, task.job, task.work.training))
+
+
+def train_together(base: BaseModel, head: Head | None, tasks: Sequence[LocalTask]) -> list[Trained]:
+    """Train many devices' updates in the same passes; all by the same `LocalTraining`."""
+    jobs = [task.job for task in tasks]
+    results = train_local_together(base, head, jobs, tasks[0].work.training)
+    return [task.finish(base, head, r) for task, r in zip(tasks, results, strict=True)]

@@ -1,0 +1,55 @@
+"""The parts of one run, of either mode: a device, and the cloud."""
+
+from __future__ import annotations
+
+from cloud.planning.downlink import CloudService, Master
+from cloud.rounds.synchronous import Service
+from cloud.training.adapter_source import TrajectoryMaster
+from cloud.training.masked import MaskedTrainer
+from edge.device import DeviceProfile
+from experiments.assembly.federated import federated_profile, federated_service
+from experiments.assembly.workbench import Workbench
+from experiments.config.schema import ExperimentConfig
+
+
+def device_profile(bench: Workbench, device: int, config: ExperimentConfig) -> DeviceProfile:
+    """One device of a run."""
+    if config.mode == "federated":
+        return federated_profile(bench, device, config)
+    return bench.profile(device, config.payload.hold_rank)
+
+
+def cloud_service(bench: Workbench, config: ExperimentConfig) -> Service:
+    """The cloud of a run."""
+    if config.mode == "federated":
+        return federated_service(bench, config)
+    return _remote_service(bench, config)
+
+
+def _remote_service(bench: Workbench, config: ExperimentConfig) -> CloudService:
+    base, name = bench.base, config.policy.name
+    policy = bench.policy(config, seed=config.seed)
+    master: Master
+    if name == "paper":
+        master = MaskedTrainer(
+            base, bench.head, bench.training_set, config.training,
+            num_rounds=config.rounds, seed=config.seed,
+        )  # fmt: skip
+    elif name in ("adalora", "adalora:blind"):
+        master = TrajectoryMaster(bench.adalora_trajectory)
+    else:
+        master = TrajectoryMaster(bench.lora_trajectory)
+    return CloudService(
+        base,
+        bench.head,
+        master,
+        policy,
+        num_devices=config.num_devices,
+        num_rounds=config.rounds,
+        r_max=config.training.r_max,
+        deadline_s=config.channel.deadline_s,
+        is_shared_band=config.channel.sharing == "shared",
+        payload=config.payload,
+        reward=config.reward,
+        probe_texts=bench.probe_texts,
+    )

@@ -1,0 +1,115 @@
+"""The simulation runtime: Flower's own engine, with Ray's worker processes, for one run."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid
+
+from cloud.server_app import make_server_app
+from edge.client_app import make_client_app
+from experiments.assembly.threads import num_processes
+from experiments.config.schema import ExperimentConfig
+from experiments.run.rounds import run_rounds
+from experiments.runtimes.flower_apps import device_of
+from experiments.runtimes.flower_env import quieten
+
+
+def run_ray_simulation(
+    config: ExperimentConfig,
+    out: Path | str | None = None,
+    *,
+    on_round: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Run one simulation with its devices in ``runtime.workers`` processes; returns the summary.
+
+    The same apps, the same numbers and the same files as `run.run_simulation`; nothing is left
+    running. Raises ValueError where Ray is missing, and what the cloud's app raised.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError(
+            "the simulation runtime needs ray, which is not installed; pip install "
+            "'flwr[simulation]', or take --runtime local"
+        )
+    quieten()
+    from flwr.simulation import run_simulation
+
+    stop, ended = threading.Event(), threading.Event()
+    summary: dict[str, Any] = {}
+
+    def serve(grid: Grid, context: Context) -> None:
+        try:
+            summary.update(run_rounds(grid, config, out, on_round=on_round, is_stopped=stop.is_set))
+        finally:
+            ended.set()
+
+    runtime = config.runtime
+    workers = num_processes(min(runtime.workers, config.num_devices), runtime.threads)
+    with _own_ray(workers, stop, ended):
+        run_simulation(
+            make_server_app(serve),
+            make_client_app(partial(device_of, config)),
+            config.num_devices,
+            # As many actors as the cores have room for; Ray's own CPUs only count them.
+            # One without a share of the GPU would not see it, and compute on the CPU instead.
+            backend_config={
+                "client_resources": {"num_cpus": 1, "num_gpus": _uses_gpu(config) / workers}
+            },
+        )
+    return summary
+
+
+def _uses_gpu(config: ExperimentConfig) -> bool:
+    from airllm.models.base import resolve_device
+
+    return resolve_device(config.model.device).type == "cuda"
+
+
+@contextmanager
+def _own_ray(workers: int, stop: threading.Event, ended: threading.Event) -> Iterator[None]:
+    """Whatever happens inside, Ray's processes and the cloud's thread end with it."""
+    import ray
+
+    is_verbose = logging.getLogger().isEnabledFor(logging.INFO)
+    flower = logging.getLogger("flwr")
+    level, on_sigterm = flower.level, signal.getsignal(signal.SIGTERM)
+    # What an app raises is raised here again; Flower would print its traceback as well.
+    if not is_verbose:
+        flower.setLevel(logging.CRITICAL)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            logging_level=logging.WARNING if is_verbose else logging.ERROR,
+            log_to_driver=is_verbose,
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
+        )
+        # Ray puts a handler of its own there, which aborts and leaves its processes behind.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
+        yield
+    except RuntimeError as error:
+        # Flower's "An error was encountered" around "crashed" around what it was.
+        cause: BaseException = error
+        while isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__
+        if cause is error:
+            raise
+        raise RuntimeError(f"the simulation runtime failed: {cause}") from error
+    finally:
+        stop.set()
+        ray.shutdown()
+        ended.wait(10.0)
+        flower.setLevel(level)

