@@ -6,17 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import ArrayRecord, Context, RecordDict
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from airllm.report import DeviceReport
+from airllm.protocol import Deployment, DeviceReport
 from channel.cell import Cell
 from channel.open_cell import OpenCell
-from cloud.clients.manager import Roster
-from cloud.grids.air_grid import AirGrid
-from cloud.planning.uplink import FederatedService
-from cloud.rounds.asynchronous import BufferedRun
-from cloud.rounds.synchronous import Round, RoundResult, Service
+from cloud.clients.manager import ClientManager
+from cloud.planning.downlink import Downlink
+from cloud.planning.uplink import Uplink
+from cloud.rounds.air_interface import AirInterface
+from cloud.rounds.asynchronous import AsynchronousRounds
+from cloud.rounds.ledger import RoundResult
+from cloud.rounds.synchronous import Round
 
 
 @dataclass(slots=True)
@@ -56,7 +58,8 @@ class Standing:
 def run_federation(
     grid: Grid,
     cell: Cell,
-    service: Service,
+    downlink: Downlink,
+    uplink: Uplink | None = None,
     *,
     on_round: Callable[[RoundResult], None],
     reply_timeout_s: float = 3600.0,
@@ -66,57 +69,54 @@ def run_federation(
 ) -> None:
     """Deploy the head, then let every round happen; results go to ``on_round`` one by one.
 
-    Rounds of remote mode start by the cell's period, federated ones when the one before is over. A
-    node that does not answer within ``reply_timeout_s`` of wall-clock time counts as having
-    missed its deadline. ``standing`` is kept up to date before every call of ``on_round``; given
-    that of a run which was stopped, with the states of its other parts restored, this goes on with
-    the round after it. Raises ValueError when devices are missing at the deployment,
-    `AppFailed` when an app failed on a node, and `Stopped` when ``is_stopped`` says so while
-    answers are awaited.
+    Without ``uplink`` the mode is remote: devices only download. Its rounds start by the cell's
+    period, those of federated mode when the one before is over. A node that does not answer within
+    ``reply_timeout_s`` of wall-clock time counts as having missed its deadline. ``standing`` is
+    kept up to date before every call of ``on_round``; given that of a run which was stopped, with
+    the states of its other parts restored, this goes on with the round after it. Raises ValueError
+    when devices are missing at the deployment, `AppFailed` when an app failed on a node, and
+    `Stopped` when ``is_stopped`` says so while answers are awaited.
     """
-    buffered = service if isinstance(service, FederatedService) and service.config.buffer else None
-    air = AirGrid(
+    clients = ClientManager(
         grid,
-        cell,
-        round_deadline_s=service.round_deadline_s,
-        air_threshold_db=service.air_threshold_db,
-        is_timed=buffered is None,
-    )
-    roster = Roster(
-        air,
-        service.num_devices,
-        deployment_of(service),
+        downlink.num_devices,
+        Deployment(downlink.head),
         reply_timeout_s=reply_timeout_s,
         is_stopped=is_stopped,
     )
     standing = standing or Standing()
     if standing.num_done:
-        air.device_of = standing.device_of
+        clients.device_of = standing.device_of
     else:
-        standing.known = roster.assemble(wait_s=connect_timeout_s)
-        service.welcome(standing.known)
-    if buffered is not None:
+        standing.known = clients.assemble(wait_s=connect_timeout_s)
+        downlink.welcome(standing.known)
+        if uplink is not None:
+            uplink.welcome(standing.known)
+    if uplink is not None and uplink.config.buffer:
 
         def on_merge(result: RoundResult) -> None:
             # Where several merges were of one moment, it is that after the last of them.
-            standing.num_done, standing.device_of = run.version, air.device_of
-            standing.under_way = run.state_dict()
+            standing.num_done, standing.device_of = rounds.version, clients.device_of
+            standing.under_way = rounds.state_dict()
             on_round(result)
 
-        run = BufferedRun(
-            roster, buffered, OpenCell(cell), standing.known, on_merge, state=standing.under_way
-        )
-        run.run()
+        rounds = AsynchronousRounds(
+            clients, downlink, uplink, OpenCell(cell), standing.known, on_merge,
+            state=standing.under_way,
+        )  # fmt: skip
+        rounds.run()
         return
-    for round_index in range(standing.num_done, service.num_rounds):
-        air.begin_round(
-            round_index,
-            start_s=standing.start_s if service.is_federated else None,
-            dropouts=service.dropouts(round_index),
+    for round_index in range(standing.num_done, downlink.num_rounds):
+        cell.begin_round(round_index, None if uplink is None else standing.start_s)
+        air = AirInterface(
+            cell,
+            dropouts=uplink.participation.dropouts(round_index) if uplink else {},
+            round_deadline_s=uplink.round_deadline_s if uplink else None,
+            superposition_threshold_db=uplink.superposition_threshold_db if uplink else None,
         )
-        result = Round(air, roster, service, round_index, standing.known).run()
-        standing.num_done, standing.device_of = round_index + 1, air.device_of
-        standing.start_s = air.start_s + air.round_s()
+        result = Round(air, clients, downlink, uplink, round_index, standing.known).run()
+        standing.num_done, standing.device_of = round_index + 1, clients.device_of
+        standing.start_s = air.start_s + result.round_s
         on_round(result)
 
 
@@ -129,11 +129,3 @@ def make_server_app(serve: Callable[[Grid, Context], None]) -> ServerApp:
         serve(grid, context)
 
     return app
-
-
-def deployment_of(service: Service) -> RecordDict:
-    """What a device is given out of band, before its first round."""
-    if service.head is None:
-        return RecordDict()
-    head = [service.head.weight.cpu().numpy(), service.head.bias.cpu().numpy()]
-    return RecordDict({"head": ArrayRecord(head)})

@@ -1,32 +1,31 @@
 """A Flower ClientApp around a Device: messages in, reports out, state in Flower's Context.
 
-Messages: ``query.deploy`` brings the head (out of band, before round 1), ``query`` asks for the
-report, ``train`` brings an update's bytes, or the ranks to train at, or both, and ``train.send``
-the ranks at which the device's own update is to go up. The device's state lives in
-``context.state``, so that any worker process can answer for any device.
+`airllm.protocol` has the messages. The device's state lives in ``context.state``, so that any
+worker process can answer for any device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
-import numpy as np
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
-from numpy.typing import NDArray
 
-from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Head, Metrics
-from airllm.lora.sensitivity import Importance
 from airllm.models.base import BaseModel
-from airllm.models.projections import ProjectionSpec
-from airllm.worth import pack_worth
-from edge.device import Device, DeviceProfile, DeviceState
+from airllm.protocol import (
+    Deployment,
+    Download,
+    Grant,
+    Reply,
+    TrainingReport,
+    pack_utility,
+    request_of,
+)
+from edge.device import Device, DeviceProfile
 from edge.group import measure, train_all
 from edge.local_update import LocalTask, Trained
+from edge.state import is_deployed, read_state, write_state
 
 # Devices in the same passes: more would fill them no better, and each has factors and, where it
 # trains, an optimiser of its own in memory. Fewer where what a device may hold is large.
@@ -43,6 +42,7 @@ def make_client_app(load: Load, *, mods: list[Mod] | None = None) -> ClientApp:
     def one(message: Message, context: Context) -> Message:
         return answer(load, [(message, context)])[0]
 
+    # The kinds of `airllm.protocol`: query.deploy, query, train, train.send.
     app.query("deploy")(one)
     app.query()(one)
     app.train()(one)
@@ -81,7 +81,7 @@ def answer(load: Load, asked: Sequence[tuple[Message, Context]]) -> list[Message
         i: _Call(load, message, context)
         for i, (message, context) in enumerate(asked)
         # A node that has come back with nothing asks, without a report, to be deployed to.
-        if "held" in context.state or message.metadata.message_type == "query.deploy"
+        if is_deployed(context.state) or message.metadata.message_type == Deployment.kind
     }
     for call in calls.values():
         call.receive()
@@ -101,129 +101,39 @@ class _Call:
 
     def __init__(self, load: Load, message: Message, context: Context) -> None:
         base, profile = load(context)
-        self._context, self._kind = context, message.metadata.message_type
-        self._content = message.content
+        self._context = context
+        self._request = request_of(message.metadata.message_type, message.content)
         self.device = Device(base, profile, read_state(context.state, base))
         self.trained: Trained | None = None
         self._is_installed = False
 
     def receive(self) -> None:
         """Take in what came with it."""
-        if self._kind == "query.deploy":
-            arrays = self._content.array_records.get("head")
-            head = None
-            if arrays is not None:
-                weight, bias = (torch.from_numpy(a.copy()) for a in arrays.to_numpy_ndarrays())
-                head = Head(weight, bias).to(self.device.base.device)
-            self.device.deploy(head)
-        elif self._kind == "train" and "update" in self._content.config_records:
-            data = _bytes(self._content.config_records["update"], "payload")
-            self._is_installed = self.device.install(data)
+        match self._request:
+            case Deployment(head):
+                self.device.deploy(None if head is None else head.to(self.device.base.device))
+            case Download(payload) if payload:
+                self._is_installed = self.device.install(payload)
 
     def task(self) -> LocalTask | None:
         """What it asks to train, if it asks."""
-        if self._kind != "train" or "work" not in self._content.config_records:
-            return None
-        asked = self._content.config_records["work"]
-        return self.device.task(
-            _ranks(asked),
-            cast(Importance, asked["importance"]),
-            int(asked["round"]),  # type: ignore[arg-type]
-        )
+        match self._request:
+            case Download(order=order) if order is not None:
+                return self.device.task(order.ranks, order.importance, order.round_index)
+        return None
 
     def reply(self) -> RecordDict:
         """The answer's records; the device's state goes back to Flower's."""
-        device, content = self.device, RecordDict()
+        device, training, payload = self.device, None, None
         report = device.report(is_installed=self._is_installed)
-        content["report"] = MetricRecord(dict(report.to_metrics()))
         if self.trained is not None:
             hardware, flops = device.work.hardware, self.trained.flops
-            content["work"] = ConfigRecord(
-                {
-                    "worth": pack_worth(self.trained.worth),
-                    "loss": self.trained.loss,
-                    "compute_s": hardware.compute_s(flops),
-                    "compute_j": hardware.compute_j(flops),
-                }
+            training = TrainingReport(
+                pack_utility(self.trained.worth),
+                hardware.compute_s(flops),
+                hardware.compute_j(flops),
             )
-        if self._kind == "train.send":
-            grant = self._content.config_records["grant"]
-            payload = device.send(_ranks(grant), int(grant["number"]))  # type: ignore[arg-type]
-            content["update"] = ConfigRecord({"payload": payload})
+        if isinstance(self._request, Grant):
+            payload = device.send(self._request.ranks, self._request.number)
         write_state(self._context.state, device.state)
-        return content
-
-
-def _ranks(record: ConfigRecord) -> NDArray[np.int64]:
-    return np.frombuffer(_bytes(record, "ranks"), np.uint8).astype(np.int64)
-
-
-def _bytes(record: ConfigRecord, key: str) -> bytes:
-    data = record[key]
-    if not isinstance(data, bytes):
-        raise TypeError(f"{key} of a message must be bytes, got {type(data).__name__}")
-    return data
-
-
-def write_state(store: RecordDict, state: DeviceState) -> None:
-    """Put a device's state into the records that Flower keeps between messages."""
-    store["held"] = _pack(state.held)
-    numbers: dict[str, int | float] = {"update_number": state.update_number}
-    if state.metrics is not None:
-        numbers |= {
-            "loss": state.metrics.loss,
-            "accuracy": state.metrics.accuracy,
-            "count": state.metrics.count,
-        }
-    store["numbers"] = ConfigRecord(dict(numbers))
-    if state.head is not None:
-        head = [state.head.weight.cpu().numpy(), state.head.bias.cpu().numpy()]
-        store["head"] = ArrayRecord(head)
-    store.pop("trained", None)
-    if state.trained is not None:
-        store["trained"] = _pack(state.trained)
-
-
-def _pack(adapter: Adapter) -> ArrayRecord:
-    """Ranks, and all factors end to end: many small arrays would cost more than the numbers."""
-    factors = [f.reshape(-1) for pair in zip(adapter.down, adapter.up, strict=True) for f in pair]
-    return ArrayRecord([adapter.ranks, torch.cat(factors).numpy()])
-
-
-def _unpack(record: ArrayRecord, specs: Sequence[ProjectionSpec]) -> Adapter:
-    ranks, numbers = record.to_numpy_ndarrays()
-    shapes = [
-        shape
-        for spec, r in zip(specs, ranks.tolist(), strict=True)
-        for shape in ((r, spec.in_features), (spec.out_features, r))
-    ]
-    pieces = torch.from_numpy(np.array(numbers)).split([rows * columns for rows, columns in shapes])
-    factors = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-    return Adapter(tuple(factors[0::2]), tuple(factors[1::2]))
-
-
-def read_state(store: RecordDict, base: BaseModel) -> DeviceState:
-    """The inverse of `write_state`; a device that has no state yet holds nothing."""
-    if "held" not in store:
-        return DeviceState(Adapter.zero(base.specs))
-    numbers = store.config_records["numbers"]
-    metrics = None
-    if "loss" in numbers:
-        metrics = Metrics(
-            float(numbers["loss"]),  # type: ignore[arg-type]
-            float(numbers["accuracy"]),  # type: ignore[arg-type]
-            int(numbers["count"]),  # type: ignore[arg-type]
-        )
-    head = None
-    if "head" in store:
-        weight, bias = (
-            torch.from_numpy(np.array(a)) for a in store.array_records["head"].to_numpy_ndarrays()
-        )
-        head = Head(weight, bias).to(base.device)
-    return DeviceState(
-        _unpack(store.array_records["held"], base.specs),
-        int(numbers["update_number"]),  # type: ignore[arg-type]
-        metrics,
-        head,
-        _unpack(store.array_records["trained"], base.specs) if "trained" in store else None,
-    )
+        return Reply(report, training, payload).to_records()

@@ -14,7 +14,7 @@ from airllm.lora.evaluation import Batch, Examples, Head, Metrics, evaluate
 from airllm.lora.payload import PayloadError, decode, encode
 from airllm.lora.sensitivity import Importance
 from airllm.models.base import BaseModel
-from airllm.report import DeviceReport
+from airllm.protocol import DeviceReport
 from edge.local_update import LocalTask, LocalWork, Trained
 
 logger = logging.getLogger(__name__)

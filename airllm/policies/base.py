@@ -43,3 +43,21 @@ class RankPolicy(Protocol):
     def learn(self, feedback: RoundFeedback) -> dict[str, float]:
         """Take in the outcome of the last decision; returns training scalars, empty if none."""
         ...
+
+
+def decide(policy: RankPolicy, observation: RoundObservation) -> Ranks:
+    """Ranks [devices, projections] of anybody's policy; raises ValueError unless they are whole
+    numbers in 0..r_max of that shape."""
+    ranks = np.asarray(policy.decide(observation))
+    shape = (observation.num_devices, observation.num_projections)
+    if ranks.shape != shape or not np.issubdtype(ranks.dtype, np.integer):
+        raise ValueError(
+            f"policy {policy.name} must decide whole numbers [devices, projections] of shape "
+            f"{shape}, got {ranks.dtype} of shape {ranks.shape}"
+        )
+    if ranks.size and not (ranks.min() >= 0 and ranks.max() <= observation.r_max):
+        raise ValueError(
+            f"policy {policy.name} must decide ranks in 0..{observation.r_max} (training.r_max), "
+            f"got {ranks.min()}..{ranks.max()}"
+        )
+    return ranks.astype(np.int64)

@@ -13,16 +13,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
 
-from airllm.report import DeviceReport
-from cloud.grids.air_grid import AirGrid
+from airllm.protocol import Deployment, DeviceReport, Download, Grant, Query, Reply, Request
 
 logger = logging.getLogger(__name__)
 
-# Flower's codes for an app that did not load, raised or crashed; its other codes, and the air's,
-# say that a node was not reached.
+# Flower's codes for an app that did not load, raised or crashed; its other codes say that a node
+# was not reached.
 _FAILED_APP = (
     ErrorCode.UNKNOWN,
     ErrorCode.LOAD_CLIENT_APP_EXCEPTION,
@@ -45,29 +45,31 @@ class AppFailed(RuntimeError):
 class _Heard(NamedTuple):
     """What came of messages to nodes."""
 
-    answers: dict[int, Message]
-    """with a report, by device"""
+    answers: dict[int, Reply]
+    """by device"""
     blank: list[int]
-    """nodes that answered without a report"""
+    """nodes that answered without a proper report"""
     lost: dict[int, str]
-    """nodes that Flower, or the air, did not reach, with the reason"""
+    """nodes that Flower did not reach, with the reason"""
     silent: list[int]
     """nodes that had not answered at the deadline"""
 
 
-class Roster:
+class ClientManager:
     """Speaks to devices; ``deployment`` is what each is given before its first round."""
 
     def __init__(
         self,
-        air: AirGrid,
+        grid: Grid,
         num_devices: int,
-        deployment: RecordDict,
+        deployment: Deployment,
         *,
         reply_timeout_s: float,
         is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.air, self.num_devices = air, num_devices
+        self.grid, self.num_devices = grid, num_devices
+        self.device_of: dict[int, int] = {}
+        """device of each node, once its first report has come"""
         self._deployment, self._reply_timeout_s = deployment, reply_timeout_s
         self._is_stopped = is_stopped
         self._heard: dict[int, int] = {}
@@ -80,7 +82,7 @@ class Roster:
         """
         deadline = time.monotonic() + wait_s
         # Nodes of a deployment come up one by one; those of a simulation are there at once.
-        while len(nodes := sorted(self.air.get_node_ids())) < self.num_devices:
+        while len(nodes := sorted(self.grid.get_node_ids())) < self.num_devices:
             if time.monotonic() > deadline:
                 break
             self._pause(0.5)
@@ -94,11 +96,11 @@ class Roster:
         self._heard = self._present()
         if missing := sorted(set(range(self.num_devices)) - set(heard.answers)):
             raise ValueError(f"devices {missing} are missing: {self._why(nodes, heard)}")
-        return {device: report_of(reply) for device, reply in heard.answers.items()}
+        return {device: reply.report for device, reply in heard.answers.items()}
 
     def _why(self, nodes: list[int], heard: _Heard) -> str:
         """What went wrong with which node of a deployment, and the remedy."""
-        claims = {node: self.air.device_of[node] for node in nodes if node in self.air.device_of}
+        claims = {node: self.device_of[node] for node in nodes if node in self.device_of}
         count, proper = Counter(claims.values()), range(self.num_devices)
         wrong = {n: d for n, d in claims.items() if count[d] > 1 or d not in proper}
         said = []
@@ -122,87 +124,84 @@ class Roster:
             )
         return "; ".join(said)
 
-    def ask(
-        self, message_type: str, contents: Mapping[int, RecordDict], round_index: int
-    ) -> dict[int, Message]:
-        """Answers by device, to one message each; the silent ones are left out.
+    def ask(self, requests: Mapping[int, Request], round_index: int) -> dict[int, Reply]:
+        """Answers by device, to one request each, all of a kind; the silent ones are left out.
 
         A device that has come back without its state, or on another node, is deployed to anew: it
         answers a query then, and stays silent to an update before that, which was meant for the
         state it has lost. Raises `AppFailed`.
         """
-        is_query = message_type == "query"
+        if not requests:
+            return {}
+        is_query = all(isinstance(request, Query) for request in requests.values())
         if is_query:
             self._welcome(round_index)
         node_of = self._present()
-        messages = {
-            node: content
-            for device, content in contents.items()
+        asked = {
+            node: request
+            for device, request in requests.items()
             if (node := node_of.get(device)) is not None
             and (is_query or self._heard.get(device, node) == node)
         }
-        heard = self._exchange(message_type, messages, round_index)
+        heard = self._exchange(asked, round_index)
         answers = heard.answers
         if heard.blank and is_query:
             self._deploy(heard.blank, round_index)
-            again = {node: messages[node] for node in heard.blank}
-            answers |= self._exchange(message_type, again, round_index).answers
+            again = {node: asked[node] for node in heard.blank}
+            answers |= self._exchange(again, round_index).answers
         self._heard |= {device: node for device, node in node_of.items() if device in answers}
-        for device in sorted(set(contents) - set(answers)):
-            logger.info("device %d did not answer %s", device, message_type)
+        for device in sorted(set(requests) - set(answers)):
+            logger.info("device %d did not answer %s", device, requests[device].kind)
         return answers
 
     def _welcome(self, round_index: int) -> None:
         """Deploy to nodes that have joined, where they may stand for a device that has left."""
-        nodes, known = set(self.air.get_node_ids()), set(self.air.device_of)
+        nodes, known = set(self.grid.get_node_ids()), set(self.device_of)
         if (newcomers := sorted(nodes - known)) and len(nodes & known) < self.num_devices:
             self._deploy(newcomers, round_index)
 
     def _present(self) -> dict[int, int]:
         """Node of each device that is there; of two nodes for one device, the earlier to arrive:
         nobody can take a device while its node is connected."""
-        nodes, found = set(self.air.get_node_ids()), dict[int, int]()
-        for node, device in self.air.device_of.items():
+        nodes, found = set(self.grid.get_node_ids()), dict[int, int]()
+        for node, device in self.device_of.items():
             if node in nodes:
                 found.setdefault(device, node)
         return found
 
     def _deploy(self, nodes: list[int], round_index: int) -> _Heard:
-        contents = dict.fromkeys(nodes, self._deployment)
-        return self._exchange("query.deploy", contents, round_index)
+        return self._exchange(dict.fromkeys(nodes, self._deployment), round_index)
 
-    def _exchange(
-        self, message_type: str, contents: Mapping[int, RecordDict], round_index: int
-    ) -> _Heard:
-        """Send a message to each of the nodes, and wait for the answers; raises `AppFailed`."""
+    def _exchange(self, requests: Mapping[int, Request], round_index: int) -> _Heard:
+        """Send a request to each of the nodes, and wait for the answers; raises `AppFailed`."""
         messages = [
             Message(
-                content,
+                request.to_records(),
                 dst_node_id=node,
-                message_type=message_type,
+                message_type=request.kind,
                 # What comes too late for its round must not be acted on after it.
                 ttl=self._reply_timeout_s,
                 group_id=str(round_index + 1),
             )
-            for node, content in contents.items()
+            for node, request in requests.items()
         ]
-        waiting = {key for key in self.air.push_messages(messages) if key}
+        waiting = {key for key in self.grid.push_messages(messages) if key}
         # An Error of the SuperLink comes from no node: it says only which message it is about.
         node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
-        answers: dict[int, Message] = {}
+        answers: dict[int, Reply] = {}
         blank: list[int] = []
         lost: dict[int, str] = {}
-        silent = set(contents)
+        silent = set(requests)
         deadline, pause_s = time.monotonic() + self._reply_timeout_s, _POLL_S[0]
         while waiting:
-            for reply in self.air.pull_messages(waiting):
-                waiting.discard(key := reply.metadata.reply_to_message_id)
-                node = node_of.get(key, reply.metadata.src_node_id)
+            for message in self.grid.pull_messages(waiting):
+                waiting.discard(key := message.metadata.reply_to_message_id)
+                node = node_of.get(key, message.metadata.src_node_id)
                 silent.discard(node)
-                if not reply.has_content():
-                    lost[node] = self._reason(node, reply.error)
-                elif "report" in reply.content:
-                    answers[report_of(reply).device] = reply
+                if not message.has_content():
+                    lost[node] = self._reason(node, message.error)
+                elif (reply := self._opened(message, requests[node])) is not None:
+                    answers[reply.report.device] = reply
                 else:
                     blank.append(node)
             if not waiting or time.monotonic() > deadline:
@@ -211,10 +210,30 @@ class Roster:
             pause_s = min(2 * pause_s, _POLL_S[1])
         return _Heard(answers, blank, lost, sorted(silent))
 
+    def _opened(self, message: Message, request: Request) -> Reply | None:
+        """A proper answer to a request, of the device that the node has always been."""
+        node = message.metadata.src_node_id
+        try:
+            reply = Reply.of_records(message.content)
+            if reply is not None:
+                _check(reply, request)
+        except ValueError as error:
+            logger.warning("answer of node %d left out: %s", node, error)
+            return None
+        if reply is None:
+            return None
+        known = self.device_of.setdefault(node, reply.report.device)
+        if reply.report.device != known:
+            logger.warning(
+                "node of device %d says it is device %d: left out", known, reply.report.device
+            )
+            return None
+        return reply
+
     def _reason(self, node: int, error: Error) -> str:
         """Why a node was not reached; raises `AppFailed` where it was, and its app failed."""
         said = f"{error.reason or 'no reason given'} (code {error.code})"
-        device = self.air.device_of.get(node, "unknown")
+        device = self.device_of.get(node, "unknown")
         if error.code in _FAILED_APP:
             raise AppFailed(f"the app of node {node} (device {device}) failed: {said}")
         logger.info("node %d (device %s): %s", node, device, said)
@@ -226,6 +245,10 @@ class Roster:
         time.sleep(seconds)
 
 
-def report_of(reply: Message) -> DeviceReport:
-    """The report that every answer of a device carries."""
-    return DeviceReport.from_metrics(dict(reply.content.metric_records["report"]))
+def _check(reply: Reply, request: Request) -> None:
+    """Raise ValueError for an answer with what was not asked for."""
+    is_order = isinstance(request, Download) and request.order is not None
+    if reply.training is not None and not is_order:
+        raise ValueError("training was not asked for")
+    if reply.payload is not None and not isinstance(request, Grant):
+        raise ValueError("an update was not asked for")

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.run import Run
 
 from channel.cell import Cell
 from channel.delivery import Delivery, Direction
-from cloud.grids.air_grid import MISSED_DEADLINE
-from cloud.grids.grid_around import GridAround
+
+# Flower's own error codes are below 100.
+MISSED_DEADLINE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Crossing:
     is_delivered: bool
 
 
-class ChannelGrid(GridAround):
+class ChannelGrid(Grid):
     """Decorates any Grid: what messages and replies carry crosses the cell.
 
     ``grid = ChannelGrid(grid, cell)`` in a ServerApp is all it takes: ``strategy.start(grid, ...)``
@@ -58,14 +60,33 @@ class ChannelGrid(GridAround):
     ) -> None:
         """``compute_s`` of a reply, to train or to evaluate, is the virtual time that its device
         took for it, such as ``lambda reply: reply.content["metrics"].get("train_time", 0.0)``."""
-        super().__init__(grid)
-        self.cell = cell
+        self._grid, self.cell = grid, cell
         self._compute_s, self._bits_of = compute_s, bits_of or array_bits
         self._device_of: dict[int, int] = {}
         self._exchange = 0
         self._end_s = 0.0
         self.crossings: list[Crossing] = []
         """all of them, in the order of exchanges, downlink first: rows for ``pandas.DataFrame``"""
+
+    def set_run(self, run: Run) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         raise NotImplementedError("a ChannelGrid times whole exchanges; use send_and_receive")

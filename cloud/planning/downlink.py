@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, get_args
 
@@ -18,12 +17,12 @@ from airllm.lora.payload import PayloadConfig, bits_per_rank, decode, encode, ov
 from airllm.lora.residuals import Candidates, candidates_of
 from airllm.lora.sensitivity import Importance
 from airllm.models.base import BaseModel
-from airllm.policies.base import RankPolicy, RoundFeedback
+from airllm.policies.base import RankPolicy, RoundFeedback, decide
 from airllm.policies.knapsack import Ranks
 from airllm.policies.observation import RoundObservation
 from airllm.policies.reward import RewardConfig, reward_of
-from airllm.report import DeviceReport
-from cloud.clients.participation import Dropout
+from airllm.protocol import DeviceReport
+from cloud.planning.plan import LinkReport, Outcome, Plan
 
 
 class Master(Protocol):
@@ -46,74 +45,8 @@ class Master(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class LinkReport:
-    """The link of one device as it was reported to the cloud."""
-
-    snr_db: float
-    bandwidth_hz: float
-    planned_rate_bps: float
-    """rate the plan may count on, alone on the band, the margin taken off"""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What one round sends."""
-
-    ranks: Ranks
-    """[devices, projections]"""
-    payloads: tuple[bytes, ...]
-    """[devices] empty where nothing is sent"""
-    work: Mapping[int, NDArray[np.int64]] = field(default_factory=dict)
-    """by device: the ranks [projections] at which it is to train (federated mode)"""
-    importance: Importance = "energy"
-    """by which devices are to order their own updates"""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A device's request to send an update of its own."""
-
-    report: DeviceReport
-    """measured after its download"""
-    worth: bytes
-    """of its update's components (`airllm.worth`)"""
-    link: LinkReport
-    """of the uplink, as it was reported"""
-    ready_s: float
-    """from the round's start"""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of one device's payload."""
-
-    report: DeviceReport | None
-    """its answer; None when nothing reached it"""
-    payload_bits: int
-    rate_bps: float
-    """true rate alone on the band"""
-    update: bytes | None = None
-    """of its own, as it came up; None: none did"""
-    update_bits: int = 0
-    """of it as it was sent"""
-    update_rate_bps: float = 0.0
-    """true rate of the uplink"""
-    update_snr_db: float = -np.inf
-    """true SNR of the uplink"""
-
-
-class CloudService:
-    """Plans every round's updates and keeps the books on what each device holds.
-
-    By itself it is the cloud of remote mode; `cloud.planning.uplink.FederatedService` has one for
-    its downlink.
-    """
-
-    is_federated = False
-    merged: Collection[int] = ()
-    round_deadline_s: float | None = None
-    air_threshold_db: float | None = None
+class Downlink:
+    """Plans what goes down in every round, and keeps account of what each device holds."""
 
     def __init__(
         self,
@@ -168,22 +101,6 @@ class CloudService:
         for d, report in reports.items():
             self._first_loss[d] = report.loss
 
-    def participants(self, round_index: int) -> list[int]:
-        """The devices that are asked in a round."""
-        return list(range(self.num_devices))
-
-    def dropouts(self, round_index: int) -> dict[int, Dropout]:
-        """Who falls silent in the middle of a round: nobody, in this mode."""
-        return {}
-
-    def grant(self, round_index: int, requests: Mapping[int, Request]) -> dict[int, bytes]:
-        """The devices that may send an update of their own: none, in this mode."""
-        return {}
-
-    def symbols(self, grants: Mapping[int, bytes]) -> dict[int, int]:
-        """Real numbers that granted updates have: none, where none is granted."""
-        return {}
-
     def final(self) -> Adapter:
         """The whole of what there was to send after the last round."""
         return self.master.final()
@@ -220,8 +137,7 @@ class CloudService:
         if self._awaited is not None:
             rewards, self._awaited = self._awaited, None
             self.policy.learn(RoundFeedback(rewards, False, observation))
-        decided = checked(self.policy.decide(observation), observation, self.policy.name)
-        ranks = self._limit(devices, decided)
+        ranks = self._limit(devices, decide(self.policy, observation))
         sent_master, candidates = self.master.after(round_index, ranks), found.adapters
         if sent_master is not master:
             candidates = [sent_master] * len(devices)
@@ -361,20 +277,3 @@ class CloudService:
             if self.payload.coding == "residual"
             else [Adapter.zero(self.base.specs)] * len(self._devices),
         )
-
-
-def checked(ranks: Ranks, observation: RoundObservation, name: str) -> Ranks:
-    """What a policy of anybody's has decided, if it is what a policy may decide."""
-    ranks = np.asarray(ranks)
-    shape = (observation.num_devices, observation.num_projections)
-    if ranks.shape != shape or not np.issubdtype(ranks.dtype, np.integer):
-        raise ValueError(
-            f"policy {name} must decide whole numbers [devices, projections] of shape {shape}, "
-            f"got {ranks.dtype} of shape {ranks.shape}"
-        )
-    if ranks.size and not (ranks.min() >= 0 and ranks.max() <= observation.r_max):
-        raise ValueError(
-            f"policy {name} must decide ranks in 0..{observation.r_max} (training.r_max), "
-            f"got {ranks.min()}..{ranks.max()}"
-        )
-    return ranks.astype(np.int64)

@@ -1,4 +1,4 @@
-"""The cloud's side of a federated round: updates down, grants, updates up, merged. No Flower."""
+"""What devices train and may send up, and how it is merged (federated mode). Knows no Flower."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from airllm.lora.evaluation import Batch, Examples, Head, evaluate
 from airllm.lora.local_update import LocalJob, LocalTraining, train_local
 from airllm.lora.payload import PayloadConfig, bits_per_rank, overhead_bits
 from airllm.models.base import BaseModel
-from airllm.policies.base import RankPolicy, RoundFeedback
+from airllm.policies.base import RankPolicy, RoundFeedback, decide
 from airllm.policies.observation import RoundObservation
 from airllm.policies.reward import paired_reward
-from airllm.report import DeviceReport
-from airllm.worth import unpack_worth
+from airllm.protocol import DeviceReport, TrainingOrder, unpack_utility
 from channel.aircomp import align
 from channel.streams import rng_for
 from cloud.aggregation.aggregate import AGGREGATORS, Aggregator, air_aggregator
 from cloud.aggregation.methods import FederatedConfig
 from cloud.aggregation.robust import ROBUST
 from cloud.clients.inspection import Inspector
-from cloud.clients.participation import Dropout, Participation
-from cloud.planning.downlink import CloudService, LinkReport, Outcome, Plan, Request, checked
+from cloud.clients.participation import Participation
+from cloud.planning.downlink import Downlink
+from cloud.planning.plan import LinkReport, Plan, UplinkRequest, Upload
 from cloud.training.adapter_source import GlobalMaster
 
 logger = logging.getLogger(__name__)
@@ -49,15 +49,16 @@ class CloudText:
     """a round; 0: none"""
 
 
-class FederatedService:
-    """Has a `CloudService` for the downlink, and a policy of its own for the uplink."""
+class Uplink:
+    """Federated mode: what devices train and may send, and how the cloud merges what comes up.
 
-    is_federated = True
+    Beside the `Downlink`, which sends the global adapter, with a policy of its own.
+    """
 
     def __init__(
         self,
-        down: CloudService,
-        up_policy: RankPolicy,
+        downlink: Downlink,
+        policy: RankPolicy,
         master: GlobalMaster,
         config: FederatedConfig,
         training: LocalTraining,
@@ -65,7 +66,7 @@ class FederatedService:
         *,
         capacity: NDArray[np.int64],
         r_max: int,
-        up_payload: PayloadConfig,
+        payload: PayloadConfig,
         hold_rank: int,
         cloud_text: CloudText,
         cost_weight: float,
@@ -76,25 +77,25 @@ class FederatedService:
         its way up, ``hold_rank`` that of the global adapter; ``probes`` are texts on which a
         learning policy's merges are judged; ``aggregator`` takes the place of the named one."""
         self._aggregator = aggregator
-        self.down, self.up_policy, self.master = down, up_policy, master
+        self.downlink, self.policy, self.master = downlink, policy, master
         self.config, self.training, self.participation = config, training, participation
         self.capacity, self.hold_rank, self.cloud_text = capacity, hold_rank, cloud_text
         self.r_max = r_max
-        self.base: BaseModel = down.base
-        self.head: Head | None = down.head
-        self.num_devices, self.num_rounds = down.num_devices, down.num_rounds
-        self.is_shared_band = down.is_shared_band
+        self.base: BaseModel = downlink.base
+        self.head: Head | None = downlink.head
+        self.num_devices, self.num_rounds = downlink.num_devices, downlink.num_rounds
+        self.is_shared_band = downlink.is_shared_band
         shared = master.adapter.down if config.shares_a else None
         self.inspector = Inspector(
-            self.base.specs, number_format=up_payload.number_format,
+            self.base.specs, number_format=payload.number_format,
             coding="absolute" if config.is_absolute else "residual",
             max_norm=config.max_norm, shared_down=shared,
         )  # fmt: skip
         self._bits = bits_per_rank(
-            self.base.specs, up_payload.number_format, is_half=shared is not None
+            self.base.specs, payload.number_format, is_half=shared is not None
         )
         self._cost_weight, self._probes = cost_weight, probes
-        self._work: dict[int, NDArray[np.int64]] = {}
+        self._training_ranks: dict[int, NDArray[np.int64]] = {}
         self._granted: dict[int, NDArray[np.int64]] = {}
         self._examples: dict[int, int] = {}
         self._first_loss: dict[int, float] = {}
@@ -103,82 +104,68 @@ class FederatedService:
         self._has_decided = False
         self._awaited: NDArray[np.float64] | None = None
         self.merged: Collection[int] = ()
+        """devices whose update was merged in the round that was concluded last"""
         self.round_deadline_s = config.deadline_s or None
+        """of virtual time, from a round's start until updates are in; None: all are waited for"""
         is_analog = config.aggregator == "aircomp"
-        self.air_threshold_db = config.air_threshold_db if is_analog else None
+        self.superposition_threshold_db = config.air_threshold_db if is_analog else None
+        """SNR from which on updates are sent at once, as analog symbols; None: as bits"""
 
     def welcome(self, reports: Mapping[int, DeviceReport]) -> None:
         """Take note of the devices: who could change its weight later could take over the mean."""
-        self.down.welcome(reports)
         self._examples = {d: max(r.num_examples, 0) for d, r in reports.items()}
         self._first_loss = {d: r.loss for d, r in reports.items()}
 
-    def participants(self, round_index: int) -> list[int]:
-        """The devices sampled for a round."""
-        return self.participation.chosen(round_index)
-
-    def dropouts(self, round_index: int) -> dict[int, Dropout]:
-        """Which of them fall silent, and when."""
-        return self.participation.dropouts(round_index)
-
-    def final(self) -> Adapter:
-        """The global adapter."""
-        return self.master.final()
-
-    def plan(
-        self,
-        round_index: int,
-        reports: Mapping[int, DeviceReport],
-        links: Mapping[int, LinkReport],
-        *,
-        number: int | None = None,
-    ) -> Plan:
-        """The global adapter's way down, and the ranks at which devices are to train; ``number`` is
-        that of the payloads (`CloudService.plan`)."""
-        plan = self.down.plan(round_index, reports, links, number=number)
-        self._asked, self._granted = sorted(reports), {}
+    def orders(
+        self, round_index: int, plan: Plan, asked: Sequence[int]
+    ) -> dict[int, TrainingOrder]:
+        """What each of the devices that are asked is to train, given the plan of its download."""
+        self._asked, self._granted = sorted(asked), {}
         self._has_decided = False  # where nobody asks to send, there is nothing to decide
-        for d in reports:
-            self._work[d] = self._ranks_to_train(d, plan)
-        return Plan(plan.ranks, plan.payloads, dict(self._work), self.up_policy.importance)
+        for d in self._asked:
+            self._training_ranks[d] = self._ranks_to_train(d, plan)
+        return {
+            d: TrainingOrder(self._training_ranks[d], self.policy.importance, round_index)
+            for d in self._asked
+        }
 
     def grant(
         self,
         round_index: int,
-        requests: Mapping[int, Request],
+        requests: Mapping[int, UplinkRequest],
         *,
         asked: Sequence[int] | None = None,
-    ) -> dict[int, bytes]:
-        """By device, the ranks (a byte each) of the update that it may send; who may not is left
-        out. ``asked`` share the band: those of the last plan, unless given."""
+    ) -> dict[int, NDArray[np.int64]]:
+        """By device, the ranks [projections] of the update that it may send; who may not is left
+        out. ``asked`` share the band: those of the last orders, unless given."""
         self._asked = list(asked) if asked is not None else self._asked
-        worth = np.zeros((len(self._asked), len(self.base.specs), self.r_max))
+        utility = np.zeros((len(self._asked), len(self.base.specs), self.r_max))
         for i, d in enumerate(self._asked):
             if d in requests:
-                worth[i] = self._worth_of(d, requests[d])
-        observation = self._observe(round_index, requests, worth)
+                utility[i] = self._utility_of(d, requests[d])
+        observation = self._observe(round_index, requests, utility)
         if self._awaited is not None:
             rewards, self._awaited = self._awaited, None
-            self.up_policy.learn(RoundFeedback(rewards, False, observation))
-        ranks = checked(self.up_policy.decide(observation), observation, self.up_policy.name)
+            self.policy.learn(RoundFeedback(rewards, False, observation))
+        ranks = decide(self.policy, observation)
         self._has_decided = True
         for i, d in enumerate(self._asked):
             # Nothing is sent that training did not leave.
-            limit = self._work[d] if self.config.is_absolute else (worth[i] != 0).sum(axis=1)
+            is_absolute = self.config.is_absolute
+            limit = self._training_ranks[d] if is_absolute else (utility[i] != 0).sum(axis=1)
             ranks[i] = np.minimum(ranks[i], limit) if d in requests else 0
         sending = ranks.any(axis=1)
         if self.config.needs_equal_ranks and sending.any():
             ranks[sending] = ranks[sending].min(axis=0)
         self._granted = {d: ranks[i] for i, d in enumerate(self._asked) if ranks[i].any()}
         self._previous[self._asked] = ranks
-        return {d: bytes(r.astype(np.uint8)) for d, r in self._granted.items()}
+        return dict(self._granted)
 
-    def conclude(self, round_index: int, outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
-        """Book what arrived below, merge what arrived above; the rewards [devices] of both."""
-        rewards = self.down.conclude(round_index, outcomes)
+    def conclude(self, round_index: int, uploads: Mapping[int, Upload]) -> NDArray[np.float64]:
+        """Merge what arrived; the rewards [devices] of the uplink's policy."""
         updates: dict[int, Adapter] = {}
         for d, ranks in self._granted.items():
-            data = outcomes[d].update
+            data = uploads[d].data if d in uploads else None
             if data is None:
                 continue
             update = self.inspector.open(d, data, granted=ranks, number=round_index + 1)
@@ -187,19 +174,18 @@ class FederatedService:
         before, self.merged = self.master.adapter, frozenset(updates)
         aggregator = None
         if updates and self.config.aggregator == "aircomp":
-            snr_db = [outcomes[d].update_snr_db for d in updates]
-            aggregator = self._air_aggregator(round_index, snr_db)
+            aggregator = self._air_aggregator(round_index, [uploads[d].snr_db for d in updates])
         self.merge(list(updates), list(updates.values()), aggregator=aggregator)
         self.refine(round_index)
-        return rewards + self._reward_uplink(round_index, outcomes, before)
+        return self._rewards(round_index, uploads, before)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next round depends on, between two rounds."""
+        """All that the next round depends on, between two rounds; the global adapter is in the
+        downlink's."""
         return {
-            "down": self.down.state_dict(),  # and the global adapter with it
-            "up_policy": state_of(self.up_policy),
+            "policy": state_of(self.policy),
             "previous": self._previous,
-            "work": dict(self._work),
+            "training_ranks": dict(self._training_ranks),
             "examples": dict(self._examples),
             "first_loss": dict(self._first_loss),
             "awaited": self._awaited,
@@ -208,10 +194,9 @@ class FederatedService:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self.down.load_state_dict(state["down"])
-        restore(self.up_policy, state["up_policy"])
+        restore(self.policy, state["policy"])
         self._previous, self._awaited = state["previous"], state["awaited"]
-        self._work = dict(state["work"])
+        self._training_ranks = dict(state["training_ranks"])
         self._examples, self._first_loss = dict(state["examples"]), dict(state["first_loss"])
         self.inspector.refused = Counter(state["refused"])
 
@@ -254,12 +239,12 @@ class FederatedService:
             change = merged.scaled(rate)
             self.master.replace(accumulate(self.master.adapter, change, self.hold_rank))
 
-    def symbols(self, grants: Mapping[int, bytes]) -> dict[int, int]:
-        """Real numbers that granted updates have."""
+    def symbols(self, grants: Mapping[int, NDArray[np.int64]]) -> dict[int, int]:
+        """Real numbers that granted updates have: what is sent of them as analog symbols."""
         size = np.array(
             [s.out_features if self.config.shares_a else s.params_per_rank for s in self.base.specs]
         )
-        return {d: int(np.frombuffer(ranks, np.uint8) @ size) for d, ranks in grants.items()}
+        return {d: int(ranks @ size) for d, ranks in grants.items()}
 
     def _air_aggregator(self, round_index: int, snr_db: Sequence[float]) -> Aggregator:
         """The channel's own sum, at unit noise power: |h|^2 is then the SNR."""
@@ -285,31 +270,31 @@ class FederatedService:
         if not self.config.is_absolute or not self.master.num_merges:
             return everything
         has_new = bool(plan.payloads[device])
-        held = plan.ranks[device] if has_new else self.down.held(device).ranks
+        held = plan.ranks[device] if has_new else self.downlink.held(device).ranks
         if not held.any():  # no download came through yet: it starts where all started
             return everything
         # So does a projection in which nothing has been learned yet.
         is_empty = ~self.master.adapter.energy(self.r_max).any(axis=1)
         return np.where(is_empty, everything, np.minimum(held, everything))
 
-    def _worth_of(self, device: int, request: Request) -> NDArray[np.float64]:
+    def _utility_of(self, device: int, request: UplinkRequest) -> NDArray[np.float64]:
         """[projections, r_max]; nothing for a device that sends no proper table."""
         shape = (len(self.base.specs), self.r_max)
         try:
-            found = unpack_worth(request.worth, shape[0])
+            found = unpack_utility(request.utility, shape[0])
         except ValueError as error:
             self.inspector.refused["request"] += 1
             logger.warning("request of device %d refused: %s", device, error)
             return np.zeros(shape)
-        worth = np.zeros(shape)
+        utility = np.zeros(shape)
         width = min(found.shape[1], shape[1])
-        worth[:, :width] = found[:, :width]
-        return worth
+        utility[:, :width] = found[:, :width]
+        return utility
 
     def _observe(
-        self, round_index: int, requests: Mapping[int, Request], worth: NDArray[np.float64]
+        self, round_index: int, requests: Mapping[int, UplinkRequest], utility: NDArray[np.float64]
     ) -> RoundObservation:
-        asked, deadline_s = self._asked, self.down.deadline_s
+        asked, deadline_s = self._asked, self.downlink.deadline_s
         silent = LinkReport(-np.inf, 1.0, 0.0)
         links = [requests[d].link if d in requests else silent for d in asked]
         loss = np.array(
@@ -331,8 +316,8 @@ class FederatedService:
             planned_rate_bps=rate_bps,
             deadline_s=deadline_s,
             is_shared_band=self.is_shared_band,
-            entropy=np.array([self.down.report(d).entropy for d in asked]),
-            oov_rate=np.array([self.down.report(d).oov_rate for d in asked]),
+            entropy=np.array([self.downlink.report(d).entropy for d in asked]),
+            oov_rate=np.array([self.downlink.report(d).oov_rate for d in asked]),
             loss=loss,
             first_loss=np.array([self._first_loss[d] for d in asked]),
             stake=np.zeros(len(asked)),
@@ -340,8 +325,8 @@ class FederatedService:
             bits_per_rank=self._bits,
             overhead_bits=float(overhead_bits(len(self.base.specs))),
             r_max=self.r_max,
-            energy=np.abs(worth),
-            worth=worth,
+            energy=np.abs(utility),
+            worth=utility,
         )
 
     def refine(self, round_index: int) -> None:
@@ -363,26 +348,27 @@ class FederatedService:
             changed = accumulate(self.master.adapter, result.change, self.hold_rank)
             self.master.replace(changed)
 
-    def _reward_uplink(
-        self, round_index: int, outcomes: Sequence[Outcome], before: Adapter
+    def _rewards(
+        self, round_index: int, uploads: Mapping[int, Upload], before: Adapter
     ) -> NDArray[np.float64]:
         """A policy that learns is paid, for every device alike, by what merging did to the loss on
         the cloud's texts, less the device's own air time."""
         rewards = np.zeros(self.num_devices)
-        if not (getattr(self.up_policy, "is_exploring", False) and self._has_decided):
+        if not (getattr(self.policy, "is_exploring", False) and self._has_decided):
             return rewards
         losses = [
             evaluate(self.base, self.head, adapter, list(self._probes)).loss
             for adapter in (before, self.master.adapter)
         ]
-        share_s = self.down.deadline_s / (len(self._asked) if self.is_shared_band else 1)
+        share_s = self.downlink.deadline_s / (len(self._asked) if self.is_shared_band else 1)
         for d in self._asked:
-            bits, rate_bps = outcomes[d].update_bits, outcomes[d].update_rate_bps
-            cost = min(bits / max(rate_bps * share_s, 1e-9), 1.0) if bits else 0.0
+            cost = 0.0
+            if d in uploads and uploads[d].bits:
+                cost = min(uploads[d].bits / max(uploads[d].rate_bps * share_s, 1e-9), 1.0)
             rewards[d] = paired_reward(*losses, cost=cost, cost_weight=self._cost_weight)
         of_asked = rewards[self._asked]
         if round_index + 1 < self.num_rounds:
             self._awaited = of_asked
         else:
-            self.up_policy.learn(RoundFeedback(of_asked, True, None))
+            self.policy.learn(RoundFeedback(of_asked, True, None))
         return rewards

@@ -1,123 +1,24 @@
-"""One round over Flower's messages: questions, updates down, grants, updates up, and the books."""
+"""One synchronous round: questions, updates down, grants, updates up, and what came of it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+import logging
+from collections.abc import Collection, Mapping
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Head
-from airllm.policies.knapsack import Ranks
-from airllm.report import DeviceReport
-from channel.delivery import Delivery
+from airllm.protocol import DeviceReport, Download, Grant, Query, Reply, Request, TrainingOrder
 from channel.energy import idle_energy_j
 from channel.link import Links
-from cloud.clients.manager import Roster, report_of
-from cloud.clients.participation import Dropout
-from cloud.grids.air_grid import AirGrid, bytes_of, number_of
-from cloud.planning.downlink import LinkReport, Outcome, Plan, Request
+from cloud.clients.manager import ClientManager
+from cloud.planning.downlink import Downlink
+from cloud.planning.plan import LinkReport, Outcome, Plan, UplinkRequest, Upload
+from cloud.planning.uplink import Uplink
+from cloud.rounds.air_interface import AirInterface
+from cloud.rounds.ledger import Ledger, RoundResult
 
-
-class Service(Protocol):
-    """The cloud of either mode: `CloudService` or `FederatedService`."""
-
-    head: Head | None
-    num_devices: int
-    num_rounds: int
-    is_shared_band: bool
-    is_federated: bool
-    round_deadline_s: float | None
-    """of virtual time, from a round's start until updates of devices are in; None: all are waited
-    for"""
-    air_threshold_db: float | None
-    """of the SNR from which on updates are sent at once, as analog symbols; None: they are sent as
-    bits"""
-    merged: Collection[int]
-    """devices whose own update the round before has merged"""
-
-    def welcome(self, reports: Mapping[int, DeviceReport]) -> None:
-        """Take note of the devices, before the first round."""
-        ...
-
-    def participants(self, round_index: int) -> list[int]:
-        """The devices that are asked in a round."""
-        ...
-
-    def dropouts(self, round_index: int) -> Mapping[int, Dropout]:
-        """Who falls silent in the middle of it."""
-        ...
-
-    def plan(
-        self,
-        round_index: int,
-        reports: Mapping[int, DeviceReport],
-        links: Mapping[int, LinkReport],
-    ) -> Plan:
-        """What goes down."""
-        ...
-
-    def grant(self, round_index: int, requests: Mapping[int, Request]) -> Mapping[int, bytes]:
-        """What may come up: ranks, a byte for each projection."""
-        ...
-
-    def symbols(self, grants: Mapping[int, bytes]) -> Mapping[int, int]:
-        """Real numbers that granted updates have: what is sent of them as analog symbols."""
-        ...
-
-    def conclude(self, round_index: int, outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
-        """Take in what came of it; rewards [devices]."""
-        ...
-
-    def final(self) -> Adapter:
-        """The whole of what there was to send after the last round."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Transfers:
-    """What one direction of a round was; arrays are [devices]."""
-
-    ranks: Ranks
-    """[devices, projections]"""
-    planned_bits: NDArray[np.float64]
-    """what the plan allows each device: planned rate times its share of the deadline"""
-    payload_bits: NDArray[np.int64]
-    sent_bits: NDArray[np.float64]
-    delivered_bits: NDArray[np.int64]
-    delay_s: NDArray[np.float64]
-    is_delivered: NDArray[np.bool_]
-    """arrived in time, intact, and in use; False too where nothing was sent"""
-
-
-@dataclass(frozen=True, slots=True)
-class RoundResult:
-    """What one round was, for the books; lists and arrays are [devices]."""
-
-    round_index: int
-    links: Links
-    """as they truly were"""
-    requests: list[DeviceReport]
-    """what the devices reported before the update"""
-    reports: list[DeviceReport]
-    """their state after it"""
-    down: Transfers
-    up: Transfers
-    """the devices' own updates (federated mode)"""
-    overhead_bits: NDArray[np.int64]
-    """of the uplink: reports, requests and acknowledgements"""
-    energy_j: NDArray[np.float64]
-    compute_s: NDArray[np.float64]
-    """virtual time that a device's training takes"""
-    round_s: float
-    """virtual time until the round was over"""
-    is_answered: NDArray[np.bool_]
-    """its node answered in wall-clock time to all that reached it; False only in a deployment"""
-    reward: NDArray[np.float64]
+logger = logging.getLogger(__name__)
 
 
 class Round:
@@ -125,203 +26,163 @@ class Round:
 
     def __init__(
         self,
-        air: AirGrid,
-        roster: Roster,
-        service: Service,
+        air: AirInterface,
+        clients: ClientManager,
+        downlink: Downlink,
+        uplink: Uplink | None,
         round_index: int,
         known: dict[int, DeviceReport],
     ) -> None:
-        """``known`` [by device] are the newest reports; they are kept up to date in place."""
-        self.air, self.roster, self.service = air, roster, service
+        """``uplink`` is None in remote mode. ``known`` [by device] are the newest reports; they are
+        kept up to date in place."""
+        self.air, self.clients, self.downlink, self.uplink = air, clients, downlink, uplink
         self.round_index, self.known = round_index, known
-        self._compute: dict[int, tuple[float, float]] = {}
-        self._silent: set[int] = set()
+        devices = range(downlink.num_devices)
+        self.asked = uplink.participation.chosen(round_index) if uplink else list(devices)
+        self.ledger = Ledger.begin(
+            air.start_s, [known[d] for d in devices], len(downlink.base.specs)
+        )
 
     def run(self) -> RoundResult:
         """From the question to what came of it."""
-        service, cell = self.service, self.air.cell
-        asked, devices = service.participants(self.round_index), range(service.num_devices)
-        links = {
-            d: _link_of(reply.content.metric_records["link"])
-            for d, reply in self._ask("query", {d: RecordDict() for d in asked}).items()
-        }
+        air, devices = self.air, range(self.downlink.num_devices)
+        links = self._query()
         # Who does not answer has no link that a plan could count on, and is sent nothing.
-        silent = LinkReport(-np.inf, cell.config.bandwidth_hz, 0.0)
-        before = [self.known[d] for d in devices]
-        plan = service.plan(
+        silent = LinkReport(-np.inf, air.cell.config.bandwidth_hz, 0.0)
+        plan = self.downlink.plan(
             self.round_index,
-            {d: self.known[d] for d in asked},
-            {d: links.get(d, silent) for d in asked},
+            {d: self.known[d] for d in self.asked},
+            {d: links.get(d, silent) for d in self.asked},
         )
-        true_links = cell.true_links()
-        installed, requests = self._update(plan, links)
-        true_up = cell.true_links("up")
-        grants = service.grant(self.round_index, requests) if requests else {}
-        updates = self._collect(grants)
-        up_snr_db = self.air.superposed_snr_db
-        up_snr_db = true_up.snr_db if up_snr_db is None else up_snr_db
-        rewards = service.conclude(
+        true_down = air.cell.true_links()
+        payloads = {d: plan.payloads[d] for d in links if plan.payloads[d]}
+        for d in devices:
+            self.ledger.down.plan(d, plan.ranks[d], self._planned_bits(links.get(d, silent)))
+        replies = self._download(payloads, self._orders(plan, links))
+        true_up = air.cell.true_links("up")
+        uploads = self._upload(replies, true_up)
+        rewards = self.downlink.conclude(
             self.round_index,
             [
                 Outcome(
-                    installed.get(d), self.air.deliveries[d].bits, float(true_links.rate_bps[d]),
-                    updates.get(d), self.air.uplinks[d].bits if d in self.air.uplinks else 0,
-                    float(true_up.rate_bps[d]), float(up_snr_db[d]),
+                    self.known[d] if d in replies and d in payloads else None,
+                    air.downloads[d].bits,
+                    float(true_down.rate_bps[d]),
                 )
                 for d in devices
             ],
-        )  # fmt: skip
-        return self._result(plan, true_links, before, links, installed, requests, grants, rewards)
+        )
+        if self.uplink is not None:
+            rewards = rewards + self.uplink.conclude(self.round_index, uploads)
+            self.ledger.up.is_delivered[list(self.uplink.merged)] = True
+        return self._result(true_down, rewards)
 
-    def _update(
-        self, plan: Plan, links: Mapping[int, LinkReport]
-    ) -> tuple[dict[int, DeviceReport], dict[int, Request]]:
-        """Send updates and work; who has installed what came, and who asks to send in return."""
-        contents: dict[int, RecordDict] = {}
-        for d in links:
-            content = RecordDict()
-            if plan.payloads[d]:
-                content["update"] = ConfigRecord({"payload": plan.payloads[d]})
-            if d in plan.work:
-                content["work"] = ConfigRecord(
-                    {
-                        "ranks": bytes(plan.work[d].astype(np.uint8)),
-                        "importance": plan.importance,
-                        "round": self.round_index,
-                    }
-                )
-            if content:
-                contents[d] = content
-        installed: dict[int, DeviceReport] = {}
-        requests: dict[int, Request] = {}
-        for d, reply in self._ask("train", contents).items():
-            if plan.payloads[d]:
-                installed[d] = self.known[d]
-            if "work" in reply.content:
-                work = reply.content.config_records["work"]
-                self._compute[d] = (number_of(work, "compute_s"), number_of(work, "compute_j"))
-                requests[d] = Request(
-                    self.known[d],
-                    bytes_of(work, "worth"),
-                    _link_of(reply.content.metric_records["link"]),
-                    self.air.ready_s[d],
-                )
-        return installed, requests
+    def _query(self) -> dict[int, LinkReport]:
+        """The links of the devices that are there, as they are reported."""
+        asked = [d for d in self.asked if self.air.stage(d) != "before"]
+        heard = self._ask({d: Query() for d in asked})
+        self.ledger.overhead_bits[list(heard)] += self.air.cell.config.report_bits
+        return self.air.reported_links("down", heard)
 
-    def _collect(self, grants: Mapping[int, bytes]) -> dict[int, bytes]:
-        """Ask for updates; those that came up."""
-        contents = {
-            d: RecordDict({"grant": ConfigRecord({"ranks": ranks, "number": self.round_index + 1})})
-            for d, ranks in grants.items()
-        }
-        return self.air.carry_up(self._ask("train.send", contents), self.service.symbols(grants))
-
-    def _ask(self, message_type: str, contents: Mapping[int, RecordDict]) -> dict[int, Message]:
-        if not contents:
+    def _orders(self, plan: Plan, present: Collection[int]) -> dict[int, TrainingOrder]:
+        """What the devices that are there are to train."""
+        if self.uplink is None:
             return {}
-        answers = self.roster.ask(message_type, contents, self.round_index)
-        for d, reply in answers.items():
-            self.known[d] = report_of(reply)
-        # Not heard of, though the message reached it: the node itself was silent.
-        self._silent |= set(contents) - set(answers) - self.air.unreached
+        orders = self.uplink.orders(self.round_index, plan, self.asked)
+        return {d: order for d, order in orders.items() if d in present}
+
+    def _download(
+        self, payloads: Mapping[int, bytes], orders: Mapping[int, TrainingOrder]
+    ) -> dict[int, Reply]:
+        """Send updates and orders to train; the answers of those that they reached."""
+        air, ledger = self.air, self.ledger
+        arrived = air.carry_down(payloads)
+        waiting = [d for d in orders if d not in payloads and air.stage(d) != "download"]
+        replies = self._ask(
+            {d: Download(arrived.get(d, b""), orders.get(d)) for d in sorted([*arrived, *waiting])}
+        )
+        for d, reply in replies.items():
+            if d in payloads:
+                ledger.overhead_bits[d] += air.cell.config.ack_bits
+                ledger.down.is_delivered[d] = reply.report.is_installed
+            if reply.training is not None:
+                air.computed(d, reply.training.compute_s)
+                ledger.compute_s[d] = reply.training.compute_s
+                ledger.compute_j[d] = reply.training.compute_j
+        return replies
+
+    def _upload(self, replies: Mapping[int, Reply], true_links: Links) -> dict[int, Upload]:
+        """Grant devices what they may send of their own updates; what came up."""
+        air, ledger, uplink = self.air, self.ledger, self.uplink
+        trained = {d: reply.training for d, reply in replies.items() if reply.training is not None}
+        if uplink is None or not trained:
+            return {}
+        links = air.reported_links("up", trained)
+        requests = {
+            d: UplinkRequest(self.known[d], training.utility, links[d], air.ready_s[d])
+            for d, training in trained.items()
+        }
+        grants = uplink.grant(self.round_index, requests)
+        nothing = np.zeros(len(uplink.base.specs), dtype=np.int64)
+        for d, request in requests.items():
+            ledger.overhead_bits[d] += 8 * len(request.utility)
+            ledger.up.plan(d, grants.get(d, nothing), self._planned_bits(request.link))
+        granted = self._ask({d: Grant(r, self.round_index + 1) for d, r in grants.items()})
+        payloads = {d: reply.payload for d, reply in granted.items() if reply.payload is not None}
+        arrived = air.carry_up(payloads, uplink.symbols(grants))
+        for delivery in air.uploads.values():
+            ledger.up.add(delivery)
+        snr_db = true_links.snr_db if air.superposed_snr_db is None else air.superposed_snr_db
+        return {
+            d: Upload(
+                arrived.get(d), delivery.bits, float(true_links.rate_bps[d]), float(snr_db[d])
+            )
+            for d, delivery in air.uploads.items()
+        }
+
+    def _ask(self, requests: Mapping[int, Request]) -> dict[int, Reply]:
+        """Answers by device, of which those are known that drop out only later."""
+        answers = self.clients.ask(requests, self.round_index)
+        self.ledger.is_answered[[d for d in requests if d not in answers]] = False
+        for d in [d for d in answers if self.air.stage(d) == "training"]:
+            if not isinstance(requests[d], Query):
+                logger.info("device %d fell silent after its download", d)
+                del answers[d]
+        self.known |= {d: reply.report for d, reply in answers.items()}
         return answers
 
-    def _result(
-        self,
-        plan: Plan,
-        links: Links,
-        before: list[DeviceReport],
-        reported: Mapping[int, LinkReport],
-        installed: Mapping[int, DeviceReport],
-        requests: Mapping[int, Request],
-        grants: Mapping[int, bytes],
-        reward: NDArray[np.float64],
-    ) -> RoundResult:
-        air, config = self.air, self.air.cell.config
-        devices = range(self.service.num_devices)
-        asked = self.service.participants(self.round_index)
-        acked = np.array([d in installed for d in devices])
-        reports = np.array([d in reported for d in devices]) * config.report_bits
-        overhead = reports + acked * config.ack_bits
-        overhead += np.array([8 * len(requests[d].worth) if d in requests else 0 for d in devices])
-        lost = np.array([d in self._silent for d in devices])
-        down_ok = [d in installed and installed[d].is_installed for d in devices]
-        up_ranks = np.zeros_like(plan.ranks)
-        for d, ranks in grants.items():
-            up_ranks[d] = np.frombuffer(ranks, np.uint8)
-        compute = np.array([self._compute.get(d, (0.0, 0.0)) for d in devices])
-        up_links = {d: request.link for d, request in requests.items()}
+    def _planned_bits(self, link: LinkReport) -> float:
+        """What a link as reported carries in its share of the deadline."""
+        share = len(self.asked) if self.downlink.is_shared_band else 1
+        return link.planned_rate_bps * (self.air.cell.config.deadline_s / share)
+
+    def _result(self, true_links: Links, reward: NDArray[np.float64]) -> RoundResult:
+        for d, delivery in self.air.downloads.items():
+            self.ledger.down.add(delivery)
+            if not self.ledger.is_answered[d]:
+                self.ledger.down.unconfirmed(delivery)
         return RoundResult(
             round_index=self.round_index,
-            links=links,
-            requests=before,
-            reports=[self.known[d] for d in devices],
-            down=_transfers(
-                {d: replace(of, delivered_bits=0) if lost[d] else of
-                 for d, of in air.deliveries.items()},
-                plan.ranks, down_ok, self._planned(reported, len(asked))
-            ),
-            up=_transfers(
-                air.uplinks, up_ranks, [d in self.service.merged for d in devices],
-                self._planned(up_links, len(asked)),
-            ),
-            overhead_bits=overhead,
-            energy_j=self._energy_j(compute[:, 1]),
-            compute_s=compute[:, 0],
-            round_s=air.round_s(),
+            links=true_links,
+            ledger=self.ledger,
+            after=[self.known[d] for d in range(self.downlink.num_devices)],
+            energy_j=self._energy_j(),
+            round_s=self.air.round_s(),
             reward=reward,
-            is_answered=~lost,
-        )  # fmt: skip
+        )
 
-    def _planned(self, links: Mapping[int, LinkReport], sharers: int) -> NDArray[np.float64]:
-        deadline_s = self.air.cell.config.deadline_s
-        share_s = deadline_s / (sharers if self.service.is_shared_band else 1)
-        rates = [
-            links[d].planned_rate_bps if d in links else 0.0
-            for d in range(self.service.num_devices)
-        ]
-        return np.array(rates) * share_s
-
-    def _energy_j(self, compute_j: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _energy_j(self) -> NDArray[np.float64]:
         """[devices] drawn over the round."""
-        air, config = self.air, self.air.cell.config
-        is_federated = self.service.is_federated
-        period_s = air.round_s() if is_federated else config.round_period_s
-        found = compute_j.copy()
-        for d in range(len(compute_j)):
-            if air.round_deadline_s is not None and d in self._compute and self._compute[d][0] > 0:
+        air, ledger, config = self.air, self.ledger, self.air.cell.config
+        period_s = config.round_period_s if self.uplink is None else air.round_s()
+        energy_j = ledger.compute_j.copy()
+        for d, down in air.downloads.items():
+            if air.round_deadline_s is not None and ledger.compute_s[d] > 0:
                 # Who is not ready by the deadline gives up there.
-                left_s = max(air.round_deadline_s - air.deliveries[d].delay_s, 0.0)
-                found[d] *= min(left_s / self._compute[d][0], 1.0)
-            down, up = air.deliveries[d], air.uplinks.get(d)
-            found[d] += down.energy_j + (up.energy_j if up else 0.0)
+                left_s = max(air.round_deadline_s - down.delay_s, 0.0)
+                energy_j[d] *= min(left_s / ledger.compute_s[d], 1.0)
+            up = air.uploads.get(d)
+            energy_j[d] += down.energy_j + (up.energy_j if up else 0.0)
             idle_s = period_s - down.delay_s - (up.air_s if up else 0.0)
-            found[d] += idle_energy_j(config.energy, max(idle_s, 0.0))
-        return found
-
-
-def _transfers(
-    deliveries: Mapping[int, Delivery],
-    ranks: Ranks,
-    is_delivered: Sequence[bool],
-    planned_bits: NDArray[np.float64],
-) -> Transfers:
-    nothing = Delivery(0, 0, 0.0, 0, 0.0, 0.0, 0.0, False, False)
-    each = [deliveries.get(d, nothing) for d in range(len(ranks))]
-    return Transfers(
-        ranks=ranks,
-        planned_bits=planned_bits,
-        payload_bits=np.array([d.bits for d in each]),
-        sent_bits=np.array([d.sent_bits for d in each]),
-        delivered_bits=np.array([d.delivered_bits for d in each]),
-        delay_s=np.array([d.delay_s for d in each]),
-        is_delivered=np.array(is_delivered),
-    )
-
-
-def _link_of(record: MetricRecord) -> LinkReport:
-    return LinkReport(
-        float(record["snr_db"]),  # type: ignore[arg-type]
-        float(record["bandwidth_hz"]),  # type: ignore[arg-type]
-        float(record["planned_rate_bps"]),  # type: ignore[arg-type]
-    )
+            energy_j[d] += idle_energy_j(config.energy, max(idle_s, 0.0))
+        return energy_j

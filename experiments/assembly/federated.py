@@ -20,8 +20,8 @@ from airllm.models.projections import ProjectionSpec
 from airllm.policies.knapsack import Ranks
 from cloud.aggregation.aggregate import Aggregator
 from cloud.clients.participation import Participation
-from cloud.planning.downlink import CloudService
-from cloud.planning.uplink import CloudText, FederatedService
+from cloud.planning.downlink import Downlink
+from cloud.planning.uplink import CloudText, Uplink
 from cloud.training.adapter_source import GlobalMaster
 from edge.device import DeviceProfile
 from edge.hardware import Hardware, load_hardware
@@ -61,7 +61,7 @@ def federated_profile(bench: Workbench, device: int, config: ExperimentConfig) -
     )
 
 
-def federated_service(bench: Workbench, config: ExperimentConfig) -> FederatedService:
+def federated_planners(bench: Workbench, config: ExperimentConfig) -> tuple[Downlink, Uplink]:
     """The cloud of a federated run."""
     federated, base = config.federated, bench.base
     capacity = _capacity(config)
@@ -74,7 +74,7 @@ def federated_service(bench: Workbench, config: ExperimentConfig) -> FederatedSe
     master = GlobalMaster(_initial(bench, config))
     coding = "absolute" if federated.is_absolute else "residual"
     payload = replace(config.payload, coding=coding)
-    down = CloudService(
+    downlink = Downlink(
         base,
         bench.head,
         master,
@@ -91,8 +91,8 @@ def federated_service(bench: Workbench, config: ExperimentConfig) -> FederatedSe
         shared_down=master.adapter.down if federated.shares_a else None,
         limit=lambda devices, ranks: _limited(config, capacity, devices, ranks),
     )
-    return FederatedService(
-        down,
+    uplink = Uplink(
+        downlink,
         bench.policy(config, seed=config.seed + _UPLINK_SEED),
         master,
         federated,
@@ -100,13 +100,14 @@ def federated_service(bench: Workbench, config: ExperimentConfig) -> FederatedSe
         Participation(config.num_devices, federated.participants, federated.dropout, config.seed),
         capacity=capacity,
         r_max=config.training.r_max,
-        up_payload=payload,
+        payload=payload,
         hold_rank=_hold_rank(bench, config),
         cloud_text=_cloud_text(bench, config),
         cost_weight=config.reward.cost_weight,
         probes=bench.probe_texts(0, 1, 1) if config.policy.is_exploring else (),
         aggregator=_own_aggregator(config),
     )
+    return downlink, uplink
 
 
 @lru_cache(maxsize=64)

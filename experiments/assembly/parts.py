@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from cloud.planning.downlink import CloudService, Master
-from cloud.rounds.synchronous import Service
+from cloud.planning.downlink import Downlink, Master
+from cloud.planning.uplink import Uplink
 from cloud.training.adapter_source import TrajectoryMaster
 from cloud.training.masked import MaskedTrainer
 from edge.device import DeviceProfile
-from experiments.assembly.federated import federated_profile, federated_service
+from experiments.assembly.federated import federated_planners, federated_profile
 from experiments.assembly.workbench import Workbench
 from experiments.config.schema import ExperimentConfig
 
@@ -19,14 +19,14 @@ def device_profile(bench: Workbench, device: int, config: ExperimentConfig) -> D
     return bench.profile(device, config.payload.hold_rank)
 
 
-def cloud_service(bench: Workbench, config: ExperimentConfig) -> Service:
-    """The cloud of a run."""
+def planners(bench: Workbench, config: ExperimentConfig) -> tuple[Downlink, Uplink | None]:
+    """The cloud of a run: what goes down, and in federated mode what comes up."""
     if config.mode == "federated":
-        return federated_service(bench, config)
-    return _remote_service(bench, config)
+        return federated_planners(bench, config)
+    return _remote_downlink(bench, config), None
 
 
-def _remote_service(bench: Workbench, config: ExperimentConfig) -> CloudService:
+def _remote_downlink(bench: Workbench, config: ExperimentConfig) -> Downlink:
     base, name = bench.base, config.policy.name
     policy = bench.policy(config, seed=config.seed)
     master: Master
@@ -39,7 +39,7 @@ def _remote_service(bench: Workbench, config: ExperimentConfig) -> CloudService:
         master = TrajectoryMaster(bench.adalora_trajectory)
     else:
         master = TrajectoryMaster(bench.lora_trajectory)
-    return CloudService(
+    return Downlink(
         base,
         bench.head,
         master,

@@ -10,9 +10,9 @@ from flwr.serverapp import Grid
 
 from airllm.checkpoint import Stateful
 from cloud.grids.local_grid import LocalGrid
-from cloud.rounds.synchronous import RoundResult
+from cloud.rounds.ledger import RoundResult
 from cloud.server_app import Standing, run_federation
-from experiments.assembly.parts import cloud_service
+from experiments.assembly.parts import planners
 from experiments.assembly.workbench import make_cell, workbench_for
 from experiments.config.schema import ExperimentConfig
 from experiments.run.recorder import Recorder
@@ -43,10 +43,13 @@ def run_rounds(
         )
     workbench = workbench_for(config)
     cell = make_cell(config.channel, config.num_devices, seed=config.seed)
-    service, standing = cloud_service(workbench, config), Standing()
+    downlink, uplink = planners(workbench, config)
+    standing = Standing()
     parts: dict[str, object] = {}
     if isinstance(grid, Stateful):
-        parts = {"federation": standing, "service": service, "cell": cell, "grid": grid}
+        parts = {"federation": standing, "downlink": downlink, "cell": cell, "grid": grid}
+        if uplink is not None:
+            parts["uplink"] = uplink
     with Recorder(
         config, workbench, out, on_round,
         parts=parts, is_resuming=is_resuming, is_settled=lambda done: done == standing.num_done,
@@ -59,11 +62,12 @@ def run_rounds(
         run_federation(
             grid,
             cell,
-            service,
+            downlink,
+            uplink,
             on_round=take,
             reply_timeout_s=config.runtime.reply_timeout_s,
             connect_timeout_s=config.runtime.connect_timeout_s,
             is_stopped=is_stopped,
             standing=standing,
         )
-        return recorder.finish(service.final())
+        return recorder.finish(downlink.final())

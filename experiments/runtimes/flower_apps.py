@@ -27,7 +27,7 @@ from experiments.assembly.workbench import workbench_for
 from experiments.config.schema import ExperimentConfig, load_experiment
 
 if TYPE_CHECKING:
-    from cloud.rounds.synchronous import RoundResult
+    from cloud.rounds.ledger import RoundResult
 
 logger = logging.getLogger("flwr")  # what `flwr log` shows
 
@@ -89,15 +89,15 @@ def serve(grid: Grid, context: Context) -> None:
 
 
 def _say(result: RoundResult, num_rounds: int) -> None:
-    reports = result.reports
+    reports = result.after
     logger.info(
         "round %d of %d: accuracy %.4f, loss %.4f, delivered %d bits down, %d bits up",
         result.round_index + 1,
         num_rounds,
         sum(report.accuracy for report in reports) / len(reports),
         sum(report.loss for report in reports) / len(reports),
-        sum(result.down.delivered_bits),
-        sum(result.up.delivered_bits),
+        sum(result.ledger.down.delivered_bits),
+        sum(result.ledger.up.delivered_bits),
     )
 
 

@@ -9,9 +9,9 @@ from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import Examples, Head, bucket, evaluate, tokenize
 from airllm.lora.payload import encode
 from airllm.models.base import ModelConfig, load_base
-from airllm.report import DeviceReport
-from edge.client_app import read_state, write_state
+from airllm.protocol import DeviceReport
 from edge.device import Device, DeviceProfile, DeviceState
+from edge.state import read_state, write_state
 
 TEXTS = [f"text {i}" for i in range(6)]
 LABELS = [0, 1] * 3

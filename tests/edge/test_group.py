@@ -13,12 +13,13 @@ from airllm.lora.local_update import LocalTraining
 from airllm.lora.multi_lora import Fleet
 from airllm.lora.payload import decode
 from airllm.models.base import ModelConfig, load_base
-from airllm.worth import unpack_worth
-from edge.client_app import answer, answer_together, write_state
+from airllm.protocol import unpack_utility
+from edge.client_app import answer, answer_together
 from edge.device import Device, DeviceProfile, DeviceState
 from edge.group import measure
 from edge.hardware import load_hardware
 from edge.local_update import LocalWork
+from edge.state import write_state
 
 
 def base_of(name):
@@ -185,8 +186,8 @@ def test_devices_asked_together_train_and_send_what_each_would_alone(monkeypatch
         assert together["compute_s"] == alone["compute_s"]
         assert together["compute_j"] == alone["compute_j"]
         torch.testing.assert_close(
-            torch.tensor(unpack_worth(together["worth"], len(base.specs))),
-            torch.tensor(unpack_worth(alone["worth"], len(base.specs))),
+            torch.tensor(unpack_utility(together["worth"], len(base.specs))),
+            torch.tensor(unpack_utility(alone["worth"], len(base.specs))),
             rtol=1e-2, atol=1e-6,  # as precise as it is told
         )  # fmt: skip
         update, same = (decode(data, base.specs).adapter for data in (payload, other))

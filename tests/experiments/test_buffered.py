@@ -7,18 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cloud.grids.air_grid import AirGrid
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
 from airllm.lora.adapter import Adapter
-from airllm.report import DeviceReport
+from airllm.protocol import DeviceReport
 from channel.open_cell import OpenCell
 from cloud.clients.manager import Roster
-from cloud.grids.air_grid import AirGrid
 from cloud.grids.local_grid import LocalGrid
 from cloud.rounds.asynchronous import BufferedRun
 from cloud.server_app import deployment_of
-from edge.client_app import read_state
+from edge.state import read_state
 from experiments.assembly.parts import cloud_service
 from experiments.assembly.workbench import make_cell, workbench_for
 from experiments.config.loader import dump_config, load_config

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from cloud.grids.air_grid import AirGrid
 
 from airllm.lora.multi_lora import Fleet
-from cloud.grids.air_grid import AirGrid
 from cloud.planning import uplink as federated
 from experiments.assembly import workbench as build
 from experiments.config.loader import load_config

@@ -8,7 +8,7 @@ from flwr.app import RecordDict
 from channel import Cell
 from cloud.grids.local_grid import LocalGrid
 from cloud.server_app import run_federation
-from edge.client_app import read_state
+from edge.state import read_state
 from experiments.assembly.parts import cloud_service
 from experiments.assembly.workbench import workbench_for
 from experiments.config.loader import dump_config, load_config

@@ -1,14 +1,14 @@
 """Nodes that are late, gone, back with nothing, or new: who answers, and who is silent."""
 
 import pytest
+from cloud.grids.air_grid import AirGrid
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from airllm.report import DeviceReport
+from airllm.protocol import DeviceReport
 from channel import Cell, ChannelConfig
 from cloud.clients.manager import Roster, Stopped
-from cloud.grids.air_grid import AirGrid
 from cloud.grids.local_grid import LocalGrid
 
 

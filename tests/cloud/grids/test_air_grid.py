@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from cloud.grids.air_grid import MISSED_DEADLINE, AirGrid
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from airllm.report import DeviceReport
+from airllm.protocol import DeviceReport
 from channel import Cell, ChannelConfig
-from cloud.grids.air_grid import MISSED_DEADLINE, AirGrid
 from cloud.grids.local_grid import LocalGrid
 
 

@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from airllm.checkpoint import load_state, save_state
 from airllm.lora.adapter import Adapter
-from airllm.report import DeviceReport
+from airllm.protocol import DeviceReport
 from channel import Cell, ChannelConfig
 from channel.open_cell import OpenCell
 from cloud.clients.participation import Participation
