@@ -139,7 +139,7 @@ def watched(stages: Any) -> Any:
     import airllm.lora.evaluation
     import edge.group
     import edge.local_update
-    from cloud.planning.uplink import FederatedService
+    from cloud.planning.uplink import Uplink
     from experiments.bench.stages import watch_transport
 
     stages.watch(edge.local_update, "train_local", "train")
@@ -147,7 +147,7 @@ def watched(stages: Any) -> Any:
     stages.watch(edge.group, "measure", "measure")
     stages.watch(airllm.lora.evaluation, "evaluate", "measure")
     stages.watch(airllm.lora.adapter, "svd_form", "decompose")
-    stages.watch(FederatedService, "merge", "merge")
+    stages.watch(Uplink, "merge", "merge")
     watch_transport(stages)
     return stages
 

@@ -23,10 +23,11 @@ import airllm.checkpoint
 import experiments.results.folder
 from airllm.checkpoint import save_state, state_of
 from cloud.grids.local_grid import LocalGrid
-from cloud.planning.downlink import CloudService
+from cloud.planning.downlink import Downlink
 from experiments.assembly import workbench as build
 from experiments.config.loader import load_config
 from experiments.config.schema import PRESETS, ExperimentConfig
+from experiments.run import rounds
 from experiments.runtimes.local import run_simulation
 
 FILES = ("config.toml", "rounds.csv", "ranks.npz", "summary.json")
@@ -93,8 +94,8 @@ class Events:
         self.around(Path, "unlink", "unlink")
         self.half_a_state()
         self.half_a_round()
-        self.around(CloudService, "plan", "plan")
-        self.around(CloudService, "conclude", "conclude")
+        self.around(Downlink, "plan", "plan")
+        self.around(Downlink, "conclude", "conclude")
         self.around(LocalGrid, "_answer", "device")  # of a run that is not stacked
 
 
@@ -108,13 +109,14 @@ def run(config, out: Path, *, moment: int | None, is_resuming: bool, report: Pat
         build._workbench.cache_clear()
         build._base.cache_clear()
         kept = []
-        service = build.Workbench.service
-        build.Workbench.service = lambda bench, c: kept.append(service(bench, c)) or kept[0]
+        planners = rounds.planners
+        rounds.planners = lambda bench, c: kept.append(planners(bench, c)) or kept[0]
         events = Events(moment)
         events.install()
         run_simulation(config, out, is_resuming=is_resuming)
         events.moment, names = None, list(events.names)
-        save_state(state_of(kept[0]), out.with_suffix(".cloud"))
+        states = {str(i): state_of(part) for i, part in enumerate(kept[0]) if part is not None}
+        save_state(states, out.with_suffix(".cloud"))
         if report:
             report.write_text(json.dumps(names))
         code = 0

@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from airllm.lora.payload import decode
 from cloud.grids.local_grid import LocalGrid
 from cloud.server_app import run_federation
-from experiments.assembly.parts import cloud_service
+from experiments.assembly.parts import planners
 from experiments.assembly.workbench import make_cell, workbench_for
 from experiments.config.loader import dump_config, load_config
 from experiments.config.schema import PRESETS, ExperimentConfig
@@ -40,11 +40,13 @@ def run(tiny_toml, tmp_path):
         grid = Lying(client_app, config.num_devices, {"config": dump_config(config)}, lie=lie)
         bench = workbench_for(config)
         cell = make_cell(config.channel, config.num_devices, seed=config.seed)
-        service = cloud_service(bench, config)
+        downlink, uplink = planners(bench, config)
         with Recorder(config, bench, tmp_path / "run") as recorder:
-            run_federation(grid, cell, service, on_round=recorder.record, reply_timeout_s=0.05)
-            summary = recorder.finish(service.final())
-        return summary, pd.read_csv(tmp_path / "run" / "rounds.csv"), service
+            run_federation(
+                grid, cell, downlink, uplink, on_round=recorder.record, reply_timeout_s=0.05
+            )
+            summary = recorder.finish(downlink.final())
+        return summary, pd.read_csv(tmp_path / "run" / "rounds.csv"), uplink
 
     return run
 
@@ -60,22 +62,22 @@ def payload_of(change):
 
 def test_damaged_truncated_and_foreign_bytes_are_not_merged(run):
     for change in (lambda b: b[:-1], lambda b: b"", lambda b: b + b, lambda b: b"no payload"):
-        _, rounds, service = run(payload_of(change))
+        _, rounds, uplink = run(payload_of(change))
         mine, liar = rounds[rounds["device"] == 0], rounds[rounds["device"] == 1]
         assert (mine["uplink_delivered"] == 1).all()
         assert (liar["uplink_delivered"] == 0).all()
-        assert sum(service.inspector.refused.values()) == 3
+        assert sum(uplink.inspector.refused.values()) == 3
 
 
 def test_a_payload_that_is_no_string_of_bytes_is_refused(run):
-    _, rounds, service = run(payload_of(lambda data: "text"))
+    _, rounds, uplink = run(payload_of(lambda data: "text"))
     assert (rounds[rounds["device"] == 1]["uplink_delivered"] == 0).all()
-    assert dict(service.inspector.refused) == {"format": 3}
+    assert dict(uplink.inspector.refused) == {"format": 3}
 
 
 def test_nothing_of_a_refused_update_is_left(run):
     """The global adapter is the same as if the device had sent nothing at all."""
-    refused, _, service = run(payload_of(lambda data: data[:-1]))
+    refused, _, uplink = run(payload_of(lambda data: data[:-1]))
 
     def silent(message_type, reply):
         if message_type == "train.send":
@@ -83,15 +85,15 @@ def test_nothing_of_a_refused_update_is_left(run):
 
     absent, _, other = run(silent)
     assert refused["full_loss"] == absent["full_loss"]
-    for a, b in zip(service.final().up, other.final().up, strict=True):
+    for a, b in zip(uplink.master.final().up, other.master.final().up, strict=True):
         assert np.array_equal(a.numpy(), b.numpy())
 
 
-@pytest.mark.parametrize("worth", [b"odd", b"\xff\x7f" * 13 * 4, "text"])
-def test_a_request_that_is_no_table_of_numbers_is_granted_nothing(worth, run):
+@pytest.mark.parametrize("utility", [b"odd", b"\xff\x7f" * 13 * 4, "text"])
+def test_a_request_that_is_no_table_of_numbers_is_granted_nothing(utility, run):
     def lie(message_type, reply):
         if message_type == "train":
-            reply.content.config_records["work"]["worth"] = worth
+            reply.content.config_records["work"]["utility"] = utility
 
     _, rounds, _ = run(lie)
     assert (rounds[rounds["device"] == 1]["uplink_payload_bits"] == 0).all()
@@ -134,9 +136,9 @@ def test_who_claims_more_examples_later_weighs_no_more(run):
             report["num_examples"] = 10**9
             reply.content["report"] = MetricRecord(report)
 
-    _, _, service = run(lie, "federated.participants=0")
+    _, _, uplink = run(lie, "federated.participants=0")
     honest = run(lambda message_type, reply: None)[2]
-    for a, b in zip(service.final().up, honest.final().up, strict=True):
+    for a, b in zip(uplink.master.final().up, honest.master.final().up, strict=True):
         assert np.array_equal(a.numpy(), b.numpy())
 
 
@@ -145,15 +147,15 @@ def test_who_claims_more_examples_than_anybody_from_the_start_counts_as_ten(run)
         if message_type == "query.deploy":
             reply.content.metric_records["report"]["num_examples"] = 10**18
 
-    _, _, service = run(lie)
-    honest, liar = service._weights([0, 1], [])
+    _, _, uplink = run(lie)
+    honest, liar = uplink._weights([0, 1], [])
     assert liar == 10 * honest
 
 
 @pytest.mark.parametrize(
     ("when", "record"),
     [
-        ("train", ("work", MetricRecord({"worth": 1.0}))),
+        ("train", ("work", MetricRecord({"utility": 1.0}))),
         ("train.send", ("update", MetricRecord({"payload": 1.0}))),
         ("train", ("report", "device")),
         ("query", ("report", "num_examples")),
@@ -179,7 +181,7 @@ def test_an_answer_of_the_wrong_kinds_is_left_out(when, record, run):
 def test_work_before_there_was_any_is_no_answer(run):
     def lie(message_type, reply):
         if message_type == "query.deploy":
-            reply.content["work"] = ConfigRecord({"worth": b""})
+            reply.content["work"] = ConfigRecord({"utility": b""})
 
     with pytest.raises(ValueError, match=r"nodes \[3\] answered without a valid report"):
         run(lie)
@@ -194,7 +196,7 @@ def test_a_device_whose_answer_was_lost_is_not_started_afresh(run):
         if message_type == "train" and answers.count("train") == 2:
             reply.content = RecordDict()
 
-    _, rounds, service = run(lose)
+    _, rounds, uplink = run(lose)
     assert rounds[rounds["device"] == 1]["payload_bits"].tolist()[1:] != [0, 0]
-    last = decode(service.down._sent[1], service.base.specs)
+    last = decode(uplink.downlink._sent[1], uplink.base.specs)
     assert (last.number, last.coding) == (3, "residual")

@@ -9,7 +9,7 @@ from channel import Cell
 from cloud.grids.local_grid import LocalGrid
 from cloud.server_app import run_federation
 from edge.state import read_state
-from experiments.assembly.parts import cloud_service
+from experiments.assembly.parts import planners
 from experiments.assembly.workbench import workbench_for
 from experiments.config.loader import dump_config, load_config
 from experiments.config.schema import PRESETS, ExperimentConfig
@@ -51,11 +51,11 @@ def run(tiny_toml, tmp_path):
                 if forgets_before == result.round_index + 2:
                     grid._contexts[3].state = RecordDict()
 
-            service = cloud_service(bench, config)
-            run_federation(grid, cell, service, on_round=on_round, reply_timeout_s=0.05)
-            recorder.finish(service.master.final())
+            downlink, uplink = planners(bench, config)
+            run_federation(grid, cell, downlink, uplink, on_round=on_round, reply_timeout_s=0.05)
+            recorder.finish(downlink.final())
         frame = pd.read_csv(tmp_path / "run" / "rounds.csv")
-        return frame.set_index(["round", "device"]), service, grid
+        return frame.set_index(["round", "device"]), downlink, grid
 
     return run
 
@@ -75,14 +75,14 @@ def test_a_device_that_does_not_answer_a_query_is_sent_nothing(policy, run):
 
 
 def test_an_update_without_an_answer_counts_as_missed_and_the_device_starts_afresh(run):
-    frame, service, grid = run("fixed:2", {("train", "2")})
+    frame, downlink, grid = run("fixed:2", {("train", "2")})
     row = frame.loc[2, 1]
     assert row["sent_bits"] > 0
     assert row[["answered", "delivered", "delivered_bits"]].tolist() == [0, 0, 0]
     assert row["loss"] == frame.loc[1, 1]["loss"]  # the last that was heard of it
     # It had installed what it did not acknowledge: only an absolute update is safe then.
-    held = read_state(grid._contexts[3].state, service.base).held
-    known = service.held(1)
+    held = read_state(grid._contexts[3].state, downlink.base).held
+    known = downlink.held(1)
     for ours, theirs in zip(held.down + held.up, known.down + known.up, strict=True):
         assert np.array_equal(ours, theirs)
 

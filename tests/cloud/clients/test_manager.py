@@ -1,14 +1,12 @@
 """Nodes that are late, gone, back with nothing, or new: who answers, and who is silent."""
 
 import pytest
-from cloud.grids.air_grid import AirGrid
-from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from airllm.protocol import DeviceReport
-from channel import Cell, ChannelConfig
-from cloud.clients.manager import Roster, Stopped
+from airllm.protocol import Deployment, DeviceReport, Download, Query, Reply
+from cloud.clients.manager import ClientManager, Stopped
 from cloud.grids.local_grid import LocalGrid
 
 
@@ -49,7 +47,7 @@ def log():
 
 @pytest.fixture
 def make(log):
-    """A roster over nodes that note what they are told."""
+    """A client manager over nodes that note what they are told."""
 
     def make(num_devices=2, num_nodes=2, **options):
         app = ClientApp()
@@ -62,9 +60,7 @@ def make(log):
             if "held" not in context.state:
                 return Message(RecordDict(), reply_to=message)
             report = DeviceReport(device, 0.5, 0.0, 1, 0.7, 0.5, 0)
-            return Message(
-                RecordDict({"report": MetricRecord(report.to_metrics())}), reply_to=message
-            )
+            return Message(Reply(report).to_records(), reply_to=message)
 
         app.query("deploy")(lambda m, c: answer(m, c, is_deployed=True))
         app.query()(answer)
@@ -72,57 +68,54 @@ def make(log):
         grid = FlakyGrid(app, num_nodes)
         for node in range(2 + num_devices, 2 + num_nodes):
             grid.absent.add(node)
-        cell = Cell(ChannelConfig(fading="none", snr_db=20.0), num_devices, seed=0)
         options = {"reply_timeout_s": 0.05, **options}
-        roster = Roster(AirGrid(grid, cell), num_devices, RecordDict(), **options)
-        roster.air.begin_round(0)
-        return grid, roster
+        return grid, ClientManager(grid, num_devices, Deployment(None), **options)
 
     return make
 
 
-def ask(roster, message_type="query", round_index=0):
-    contents = {d: RecordDict() for d in range(roster.num_devices)}
-    return sorted(roster.ask(message_type, contents, round_index))
+def ask(clients, request=None):
+    requests = dict.fromkeys(range(clients.num_devices), request or Query())
+    return sorted(clients.ask(requests, 0))
 
 
 def test_all_are_deployed_to_once_and_asked_in_order(make, log):
-    _, roster = make()
-    assert sorted(roster.assemble(wait_s=0.0)) == [0, 1]
-    assert ask(roster) == [0, 1]
+    _, clients = make()
+    assert sorted(clients.assemble(wait_s=0.0)) == [0, 1]
+    assert ask(clients) == [0, 1]
     assert log == [("query.deploy", 0), ("query.deploy", 1), ("query", 0), ("query", 1)]
 
 
 @pytest.mark.parametrize("num_nodes", [1, 3])
 def test_another_number_of_nodes_than_devices_is_named(num_nodes, make):
-    grid, roster = make(num_nodes=num_nodes)
+    grid, clients = make(num_nodes=num_nodes)
     grid.absent.clear()
     with pytest.raises(ValueError, match=f"num_devices is 2, but {num_nodes} nodes are connected"):
-        roster.assemble(wait_s=0.0)
+        clients.assemble(wait_s=0.0)
 
 
 def test_two_nodes_that_claim_to_be_one_device_are_named(make):
-    grid, roster = make(reply_timeout_s=3600.0)
+    grid, clients = make(reply_timeout_s=3600.0)
     grid.partition(3, 0)
     message = r"devices \[1\] are missing: nodes \[2, 3\] say that they are devices \[0, 0\] \(give"
     with pytest.raises(ValueError, match=message) as raised:
-        roster.assemble(wait_s=0.0)
+        clients.assemble(wait_s=0.0)
     assert "3600 s" not in str(raised.value)
 
 
 def test_a_node_that_says_it_is_a_device_too_many_is_named(make):
-    grid, roster = make()
+    grid, clients = make()
     grid.partition(3, 7)
     with pytest.raises(ValueError, match=r"nodes \[3\] say that they are devices \[7\]"):
-        roster.assemble(wait_s=0.0)
+        clients.assemble(wait_s=0.0)
 
 
 def test_what_went_wrong_with_each_node_of_a_deployment_is_told_apart(make):
-    grid, roster = make(num_devices=4, num_nodes=4)
+    grid, clients = make(num_devices=4, num_nodes=4)
     grid.failing, grid.hanging = {3: ErrorCode.NODE_UNAVAILABLE}, {4}
     grid.partition(5, float("nan"))
     with pytest.raises(ValueError, match=r"devices \[1, 2, 3\] are missing: ") as raised:
-        roster.assemble(wait_s=0.0)
+        clients.assemble(wait_s=0.0)
     for part in (
         "nodes [5] answered without a valid report",
         "node 3 was not reached: so it is (code 5)",
@@ -132,93 +125,94 @@ def test_what_went_wrong_with_each_node_of_a_deployment_is_told_apart(make):
 
 
 def test_nodes_are_waited_for(make, monkeypatch):
-    grid, roster = make()
+    grid, clients = make()
     grid.absent.add(3)
     monkeypatch.setattr("cloud.clients.manager.time.sleep", lambda seconds: grid.absent.clear())
-    assert sorted(roster.assemble(wait_s=60.0)) == [0, 1]
+    assert sorted(clients.assemble(wait_s=60.0)) == [0, 1]
 
 
 def test_who_hangs_or_is_gone_is_silent_and_the_others_answer(make):
-    grid, roster = make()
-    roster.assemble(wait_s=0.0)
+    grid, clients = make()
+    clients.assemble(wait_s=0.0)
     grid.hanging = {3}
-    assert ask(roster) == [0]
+    assert ask(clients) == [0]
     grid.hanging = set()
-    assert ask(roster) == [0, 1]
+    assert ask(clients) == [0, 1]
     grid.absent = {2}
-    assert ask(roster) == [1]
+    assert ask(clients) == [1]
 
 
 def test_a_node_that_flower_calls_unavailable_is_silent_and_a_failed_app_ends_the_run(make):
-    grid, roster = make()
-    roster.assemble(wait_s=0.0)
+    grid, clients = make()
+    clients.assemble(wait_s=0.0)
     grid.failing = {2: ErrorCode.NODE_UNAVAILABLE}
-    assert ask(roster) == [1]
+    assert ask(clients) == [1]
     grid.failing = {2: ErrorCode.CLIENT_APP_RAISED_EXCEPTION}
     message = r"the app of node 2 \(device 0\) failed: so it is \(code 2\)"
     with pytest.raises(RuntimeError, match=message):
-        ask(roster)
+        ask(clients)
     grid.reason = None
     with pytest.raises(RuntimeError, match=r"failed: no reason given \(code 2\)"):
-        ask(roster)
+        ask(clients)
 
 
 def test_who_comes_back_with_nothing_is_deployed_to_before_it_is_asked_again(make, log):
-    grid, roster = make()
-    roster.assemble(wait_s=0.0)
+    grid, clients = make()
+    clients.assemble(wait_s=0.0)
     grid.forget(3)
     log.clear()
-    assert ask(roster) == [0, 1]
+    assert ask(clients) == [0, 1]
     assert log == [("query", 0), ("query", 1), ("query.deploy", 1), ("query", 1)]
     grid.forget(3)
-    assert ask(roster, "train") == [0]  # an update was meant for the state it has lost
+    assert ask(clients, Download(b"x")) == [0]  # an update was meant for the state it has lost
 
 
 def test_a_new_node_takes_the_place_of_one_that_has_left_and_else_is_left_alone(make, log):
-    grid, roster = make(num_nodes=3)
-    roster.assemble(wait_s=0.0)
+    grid, clients = make(num_nodes=3)
+    clients.assemble(wait_s=0.0)
     grid.partition(4, 1)
     grid.absent = {3}
     log.clear()
-    assert ask(roster) == [0, 1]
+    assert ask(clients) == [0, 1]
     assert log == [("query.deploy", 1), ("query", 0), ("query", 1)]
-    assert ask(roster, "train") == [0, 1]
+    assert ask(clients, Download(b"x")) == [0, 1]
 
-    grid, roster = make(num_nodes=3)
-    roster.assemble(wait_s=0.0)
+    grid, clients = make(num_nodes=3)
+    clients.assemble(wait_s=0.0)
     grid.partition(4, 1)
     grid.absent.clear()
     log.clear()
-    assert ask(roster) == [0, 1]
+    assert ask(clients) == [0, 1]
     assert ("query.deploy", 1) not in log
 
 
 def test_a_device_on_another_node_is_sent_no_update_before_it_is_asked(make, log):
-    grid, roster = make(num_nodes=3)
-    roster.assemble(wait_s=0.0)
+    grid, clients = make(num_nodes=3)
+    clients.assemble(wait_s=0.0)
     grid.partition(4, 1)
     grid.absent = {3}
-    roster.ask("query", {0: RecordDict()}, 0)
+    clients.ask({0: Query()}, 0)
     assert log[-2:] == [("query.deploy", 1), ("query", 0)]
-    assert not roster.ask("train", {1: RecordDict()}, 0)
-    assert ask(roster) == [0, 1]
-    assert ask(roster, "train") == [0, 1]
+    assert not clients.ask({1: Download(b"x")}, 0)
+    assert ask(clients) == [0, 1]
+    assert ask(clients, Download(b"x")) == [0, 1]
 
 
 def test_a_run_that_is_asked_to_end_does_not_wait_for_answers(make):
     stops = []
-    grid, roster = make(reply_timeout_s=3600.0, is_stopped=lambda: bool(stops))
-    roster.assemble(wait_s=0.0)
+    grid, clients = make(reply_timeout_s=3600.0, is_stopped=lambda: bool(stops))
+    clients.assemble(wait_s=0.0)
     grid.hanging = {2, 3}
     stops.append(True)
     with pytest.raises(Stopped):
-        ask(roster)
+        ask(clients)
 
 
 def test_nobody_takes_a_device_whose_node_is_still_there(make):
-    grid, roster = make(num_nodes=3)
-    roster.assemble(wait_s=0.0)
+    grid, clients = make(num_nodes=3)
+    clients.assemble(wait_s=0.0)
     grid.partition(4, 0)  # it says that it is device 0, while device 1 has left
     grid.absent = {3}
-    assert ask(roster) == [0]
-    assert roster._present() == {0: 2}
+    assert ask(clients) == [0]
+    grid.hanging = {2}
+    assert ask(clients) == []

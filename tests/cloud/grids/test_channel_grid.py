@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from cloud.grids.air_grid import MISSED_DEADLINE
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp.strategy import FedAvg
 
 from channel import Cell, ChannelConfig
-from cloud.grids.channel_grid import ChannelGrid, array_bits
+from cloud.grids.channel_grid import MISSED_DEADLINE, ChannelGrid, array_bits
 from cloud.grids.local_grid import LocalGrid
 
 ROOT = Path(__file__).parents[3]

@@ -7,15 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from airllm.checkpoint import load_state, save_state
 from airllm.lora.adapter import Adapter
-from airllm.protocol import DeviceReport
+from airllm.protocol import DeviceReport, Download, Reply, TrainingOrder, TrainingReport
 from channel import Cell, ChannelConfig
 from channel.open_cell import OpenCell
 from cloud.clients.participation import Participation
-from cloud.rounds.asynchronous import BufferedRun
+from cloud.rounds.asynchronous import AsynchronousRounds
 
 ROUNDS = 6
 
@@ -23,7 +22,8 @@ ROUNDS = 6
 class Stub:
     """Cloud and devices in one; its digest is that of all that was asked of it, in order.
 
-    Payloads have no bits, so that trips of 0.5 s and 1 s of training and rests of 1 s end together.
+    Payloads have no bits, so that cycles of 0.5 s and 1 s of training and rests of 1 s end
+    together.
     """
 
     is_shared_band, num_rounds, num_devices = True, ROUNDS, 2
@@ -35,7 +35,6 @@ class Stub:
         self.config = SimpleNamespace(participants=0, buffer=1, staleness_exponent=0.5)
         self.base = SimpleNamespace(specs=[None])
         self.participation = Participation(2, 0, 0.0, seed)
-        self.down = SimpleNamespace(confirm=None)
         self.inspector = SimpleNamespace(open=self._open)
 
     def _note(self, *what):
@@ -46,27 +45,27 @@ class Stub:
         self._note("plan", version, device)
         self.versions.append(version)
         ranks = {device: np.ones(1, dtype=np.int64)}
-        return SimpleNamespace(payloads={device: b""}, ranks=ranks, work=ranks, importance="energy")
+        return SimpleNamespace(payloads={device: b""}, ranks=ranks)
 
-    def ask(self, message_type, contents, version):
-        ((device, content),) = contents.items()
-        self._note(message_type, version, device)
+    def orders(self, number, plan, asked):
+        return {d: TrainingOrder(plan.ranks[d], "energy", number) for d in asked}
+
+    def ask(self, requests, version):
+        ((device, request),) = requests.items()
+        self._note(request.kind, version, device)
         is_lost = self.is_losing and int(self.digest[0], 16) < 5
-        self.log.append((message_type, device, not is_lost))
+        self.log.append((request.kind, device, not is_lost))
         if is_lost:
             return {}
         report = DeviceReport(device, 0.5, 0.0, 8, 1.0, 0.5, version)
-        records = {"report": MetricRecord(report.to_metrics())}
-        if message_type == "train":
-            number = [self.seed, int(content["work"]["round"]), device]
+        if isinstance(request, Download):
+            number = [self.seed, request.order.round_index, device]
             slow = np.random.default_rng(number).integers(2)
-            records["work"] = ConfigRecord({"compute_s": 0.5 + 0.5 * slow, "compute_j": 1.0})
-        else:
-            records["update"] = ConfigRecord({"payload": b""})
-        return {device: SimpleNamespace(content=RecordDict(records))}
+            return {device: Reply(report, TrainingReport(b"", 0.5 + 0.5 * slow, 1.0))}
+        return {device: Reply(report, payload=b"")}
 
     def grant(self, version, requests, asked):
-        return {asked[0]: b"\x01"}
+        return {asked[0]: np.ones(1, dtype=np.int64)}
 
     def _open(self, device, data, granted, number):
         self._note("open", device, number)
@@ -91,15 +90,15 @@ def run(seed, path=None, state=None, is_losing=False):
     def on_round(result):
         # The digest is that after the last merge of a moment, for all merges of it.
         found.append((result.round_index, result.round_s, stub.digest))
-        stub.overhead_bits += int(result.overhead_bits.sum())
+        stub.overhead_bits += int(result.ledger.overhead_bits.sum())
         if path and going.version < ROUNDS and going.version == result.round_index + 1:
             whole = {"digest": stub.digest, "cell": cell.state_dict(), "run": going.state_dict()}
             save_state(whole, path / str(going.version))
             states.append(going.version)
 
     known = {d: DeviceReport(d, 0.5, 0.0, 8, 1.0, 0.5, 0) for d in range(2)}
-    going = BufferedRun(
-        stub, stub, OpenCell(cell), known, on_round, state=state["run"] if state else None
+    going = AsynchronousRounds(
+        stub, stub, stub, OpenCell(cell), known, on_round, state=state["run"] if state else None
     )
     going.run()
     return found, states, stub
@@ -151,6 +150,9 @@ def test_what_fails_where_results_go_is_raised_as_it_is(tmp_path):
     config = ChannelConfig(fading="none", bandwidth_hz=1e3, deadline_s=1.0, round_period_s=1.0)
     known = {d: DeviceReport(d, 0.5, 0.0, 8, 1.0, 0.5, 0) for d in range(2)}
     stub = Stub(0)
+    rounds = AsynchronousRounds(
+        stub, stub, stub, OpenCell(Cell(config, 2, seed=0)), known, on_round
+    )
     with pytest.raises(OSError, match="rounds.csv") as caught:
-        BufferedRun(stub, stub, OpenCell(Cell(config, 2, seed=0)), known, on_round).run()
+        rounds.run()
     assert caught.value is failure

@@ -7,19 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cloud.grids.air_grid import AirGrid
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
 from airllm.lora.adapter import Adapter
-from airllm.protocol import DeviceReport
+from airllm.protocol import Deployment, DeviceReport
 from channel.open_cell import OpenCell
-from cloud.clients.manager import Roster
+from cloud.clients.manager import ClientManager
 from cloud.grids.local_grid import LocalGrid
-from cloud.rounds.asynchronous import BufferedRun
-from cloud.server_app import deployment_of
+from cloud.rounds.asynchronous import AsynchronousRounds
 from edge.state import read_state
-from experiments.assembly.parts import cloud_service
+from experiments.assembly.parts import planners
 from experiments.assembly.workbench import make_cell, workbench_for
 from experiments.config.loader import dump_config, load_config
 from experiments.config.schema import PRESETS, ExperimentConfig
@@ -78,17 +76,19 @@ def run_of(config, grid_type):
     grid = grid_type(client_app, config.num_devices, {"config": dump_config(config)})
     bench = workbench_for(config)
     cell = make_cell(config.channel, config.num_devices, seed=config.seed)
-    service = cloud_service(bench, config)
-    air = AirGrid(grid, cell, is_timed=False)
-    roster = Roster(air, config.num_devices, deployment_of(service), reply_timeout_s=5.0)
-    known = roster.assemble(wait_s=1.0)
-    service.welcome(known)
+    downlink, uplink = planners(bench, config)
+    clients = ClientManager(
+        grid, config.num_devices, Deployment(downlink.head), reply_timeout_s=5.0
+    )
+    known = clients.assemble(wait_s=1.0)
+    downlink.welcome(known)
+    uplink.welcome(known)
     results, log = [], []
-    BufferedRun(
-        roster, service, OpenCell(cell), known, results.append,
+    AsynchronousRounds(
+        clients, downlink, uplink, OpenCell(cell), known, results.append,
         on_event=lambda *event: log.append(event),
     ).run()  # fmt: skip
-    return log, results, grid, service
+    return log, results, grid, downlink
 
 
 @pytest.fixture
@@ -189,14 +189,15 @@ def test_after_a_lost_answer_the_books_say_what_the_device_holds(
 ):
     monkeypatch.setattr(Losing, "lost", lost)
     sets = (f"federated.buffer={buffer}", f"rounds={24 // buffer}", "channel.fading=none")
-    _, results, grid, service = run_of(config_of(tiny_toml, *sets), Losing)
-    assert sum(not r.is_answered[1] for r in results) >= 1
+    _, results, grid, downlink = run_of(config_of(tiny_toml, *sets), Losing)
+    assert sum(not r.ledger.is_answered[1] for r in results) >= 1
     assert grid.num_updates > max(lost) + 1
-    if buffer == 1:  # there is one trip of the device between two rows, and nobody confirmed it
-        silent = [r for r in results if not r.is_answered[1] and r.down.payload_bits[1]]
+    if buffer == 1:  # there is one cycle of the device between two rows, and nobody confirmed it
+        ledgers = [r.ledger for r in results]
+        silent = [of for of in ledgers if not of.is_answered[1] and of.down.payload_bits[1]]
         assert silent
-        assert not any(r.down.delivered_bits[1] for r in silent)
-    held, known = read_state(grid._contexts[3].state, service.base).held, service.down.held(1)
+        assert not any(of.down.delivered_bits[1] for of in silent)
+    held, known = read_state(grid._contexts[3].state, downlink.base).held, downlink.held(1)
     for ours, theirs in zip(held.down + held.up, known.down + known.up, strict=True):
         assert torch.equal(ours, theirs)
 
@@ -205,14 +206,14 @@ def test_a_device_that_comes_back_with_nothing_goes_on(tiny_toml, monkeypatch):
     monkeypatch.setattr(Losing, "lost", (2,))
     monkeypatch.setattr(Losing, "is_blank", True)
     config = config_of(tiny_toml, "federated.buffer=1", "rounds=16", "channel.fading=none")
-    _, results, grid, service = run_of(config, Losing)
+    _, results, grid, downlink = run_of(config, Losing)
     again = grid.asked.index("query")
     assert grid.asked[again - 1 : again + 5] == [
         "train", "query", "query.deploy", "query", "train", "train.send",
     ]  # fmt: skip
-    (missed,) = [i for i, r in enumerate(results) if not r.is_answered[1]]
-    assert any(r.up.is_delivered[1] for r in results[missed + 1 :])
-    held, known = read_state(grid._contexts[3].state, service.base).held, service.down.held(1)
+    (missed,) = [i for i, r in enumerate(results) if not r.ledger.is_answered[1]]
+    assert any(r.ledger.up.is_delivered[1] for r in results[missed + 1 :])
+    held, known = read_state(grid._contexts[3].state, downlink.base).held, downlink.held(1)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(held.up, known.up, strict=True))
 
 
@@ -224,11 +225,11 @@ def test_stale_updates_move_less(tiny_toml):
         tuple(torch.randn(2, s.in_features, generator=generator) for s in bench.base.specs),
         tuple(torch.randn(s.out_features, 2, generator=generator) for s in bench.base.specs),
     )
-    fresh, stale = cloud_service(bench, config), cloud_service(bench, config)
-    for service, discount in ((fresh, 1.0), (stale, 0.5)):
-        service.welcome({0: DeviceReport(0, 0.5, 0.0, 8, 0.7, 0.5, 0)})
-        service.merge([0], [update], [discount])
-    torch.testing.assert_close(2 * stale.final().delta(0), fresh.final().delta(0))
+    (_, fresh), (_, stale) = planners(bench, config), planners(bench, config)
+    for uplink, discount in ((fresh, 1.0), (stale, 0.5)):
+        uplink.welcome({0: DeviceReport(0, 0.5, 0.0, 8, 0.7, 0.5, 0)})
+        uplink.merge([0], [update], [discount])
+    torch.testing.assert_close(2 * stale.master.final().delta(0), fresh.master.final().delta(0))
 
 
 def test_a_federation_that_nothing_comes_up_from_ends(tiny_toml):
