@@ -1,1 +1,1 @@
-"""What parts cost and how well they do: programs, each with what it last printed in docs/."""
+"""What parts of it cost and how well they do; what each program printed last is in results/."""
