@@ -101,8 +101,9 @@ class Trace:
     def snr_db(self, time_s: Array | float, bandwidth_hz: float) -> Array:
         """The SNR that the recorded link amounts to.
 
-        A CQI stands for the threshold it is chosen at, CQI 0 for out of range (-inf); a throughput R for 2^(R/B) - 1, the SNR at
-        which a band of B carries it at Shannon's rate; ValueError where no link could.
+        A CQI stands for the threshold it is chosen at, CQI 0 for out of range (-inf); a throughput
+        R for 2^(R/B) - 1, the SNR at which a band of B carries it at Shannon's rate; ValueError
+        where no link could.
         """
         values = self.at(time_s)
         if self.kind == "snr_db":

@@ -17,7 +17,7 @@ from cloud.planning.downlink import Downlink
 from cloud.planning.uplink import Uplink
 from cloud.rounds.air_interface import AirInterface
 from cloud.rounds.asynchronous import AsynchronousRounds
-from cloud.rounds.ledger import RoundResult
+from cloud.rounds.record import RoundResult
 from cloud.rounds.synchronous import Round
 
 

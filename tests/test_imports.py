@@ -24,11 +24,13 @@ ALLOWED = {
     "cloud/clients": {"airllm", "airllm/models", "airllm/lora"},
     "cloud/training": {"airllm", "airllm/models", "airllm/lora", "airllm/policies"},
     "cloud/aggregation": {"airllm", "airllm/models", "airllm/lora", "channel"},
-    "cloud/environment": {"airllm", "airllm/models", "airllm/lora", "airllm/policies", "channel"},
 }
 ALLOWED["cloud/planning"] = {
     "airllm", "airllm/models", "airllm/lora", "airllm/policies", "channel",
     "cloud/clients", "cloud/training", "cloud/aggregation",
+}  # fmt: skip
+ALLOWED["cloud/environment"] = {
+    "airllm/models", "airllm/lora", "airllm/policies", "channel", "cloud/planning",
 }  # fmt: skip
 ALLOWED["cloud/rounds"] = ALLOWED["cloud/planning"] | {"cloud/planning"}
 ALLOWED["cloud"] = ALLOWED["cloud/rounds"] | {"cloud/rounds", "cloud/grids"}

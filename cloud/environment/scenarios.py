@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import Batch, Head, collate, losses
-from airllm.lora.payload import PayloadConfig, bits_per_rank, encode, overhead_bits
+from airllm.lora.payload import PayloadConfig, bits_per_rank, encode
 from airllm.lora.payload import decode as decode_payload
 from airllm.lora.residuals import Candidates, candidates_of
 from airllm.lora.sensitivity import Importance
@@ -30,6 +30,8 @@ from airllm.policies.knapsack import Ranks
 from airllm.policies.observation import RoundObservation
 from channel.cell import Cell
 from channel.config import ChannelConfig
+from cloud.planning.observation import Observer
+from cloud.planning.plan import LinkReport
 
 Array = NDArray[np.float64]
 
@@ -129,6 +131,12 @@ class Episode:
         self.is_changed = np.zeros(len(self.held), dtype=bool)
         self._ranks = np.zeros((len(self.held), len(self.world.base.specs)), dtype=np.int64)
         self._cell = Cell(scenario.channel, len(self.held), seed=scenario.seed)
+        channel, payload = scenario.channel, start.payload
+        self._observer = Observer(
+            self.world.num_rounds, channel.deadline_s, channel.sharing == "shared",
+            bits_per_rank(self.world.base.specs, payload.number_format), self.world.r_max,
+            is_absolute=payload.coding == "absolute",
+        )  # fmt: skip
         self._look()
 
     @property
@@ -175,29 +183,20 @@ class Episode:
     def _look(self) -> None:
         self._cell.begin_round(self.round_index)
         links = self._cell.reported_links()
-        start, specs, found = self.scenario.start, self.world.base.specs, self.candidates
-        config = self.scenario.channel
-        texts = [self.world.texts[d] for d in start.devices]
-        stake = np.zeros(len(texts))
-        if start.payload.coding == "absolute":
-            stake = np.maximum(self.first_loss - self.loss, 0.0)
-        self.observation = RoundObservation(
-            round_index=self.round_index,
-            num_rounds=self.world.num_rounds,
-            snr_db=links.snr_db,
-            bandwidth_hz=np.full(len(texts), config.bandwidth_hz),
-            planned_rate_bps=self._cell.planned_rate_bps(links),
-            deadline_s=config.deadline_s,
-            is_shared_band=config.sharing == "shared",
-            entropy=np.array([t.entropy for t in texts]),
-            oov_rate=np.array([t.oov_rate for t in texts]),
+        planned_bps = self._cell.planned_rate_bps(links)
+        found = self.candidates
+        texts = [self.world.texts[d] for d in self.scenario.start.devices]
+        self.observation = self._observer.observe(
+            self.round_index,
+            [
+                LinkReport(link.snr_db, link.bandwidth_hz, float(rate_bps))
+                for link, rate_bps in zip(links, planned_bps, strict=True)
+            ],
+            entropy=[text.entropy for text in texts],
+            oov_rate=[text.oov_rate for text in texts],
             loss=self.loss.copy(),
             first_loss=self.first_loss,
-            stake=stake,
             previous_ranks=self._ranks,
-            bits_per_rank=bits_per_rank(specs, start.payload.number_format),
-            overhead_bits=float(overhead_bits(len(specs))),
-            r_max=self.world.r_max,
             energy=found.energy,
             worth=found.worth,
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 from airllm.checkpoint import restore, state_of
 from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import Batch, Head
-from airllm.lora.payload import PayloadConfig, bits_per_rank, decode, encode, overhead_bits
+from airllm.lora.payload import PayloadConfig, bits_per_rank, encode
 from airllm.lora.residuals import Candidates, candidates_of
 from airllm.lora.sensitivity import Importance
 from airllm.models.base import BaseModel
@@ -22,6 +22,8 @@ from airllm.policies.knapsack import Ranks
 from airllm.policies.observation import RoundObservation
 from airllm.policies.reward import RewardConfig, reward_of
 from airllm.protocol import DeviceReport
+from cloud.planning.ledger import AdapterLedger
+from cloud.planning.observation import Observer
 from cloud.planning.plan import LinkReport, Outcome, Plan
 
 
@@ -46,7 +48,7 @@ class Master(Protocol):
 
 
 class Downlink:
-    """Plans what goes down in every round, and keeps account of what each device holds."""
+    """Plans what goes down in every round."""
 
     def __init__(
         self,
@@ -83,12 +85,16 @@ class Downlink:
         self._probe_texts = probe_texts
         self._importance = importance or policy.importance
         self._shared_down, self._limit = shared_down, limit
-        self._bits_per_rank = bits_per_rank(
-            base.specs, payload.number_format, is_half=shared_down is not None
+        self._observer = Observer(
+            num_rounds, deadline_s, is_shared_band,
+            bits_per_rank(
+                base.specs, payload.number_format, is_half=shared_down is not None
+            ),
+            r_max, is_absolute=payload.coding == "absolute",
+        )  # fmt: skip
+        self.ledger = AdapterLedger(
+            base.specs, num_devices, hold_rank=payload.hold_rank, shared_down=shared_down
         )
-        self._held = [Adapter.zero(base.specs) for _ in range(num_devices)]
-        self._held_number = [0] * num_devices
-        self._sent = [b""] * num_devices
         self._ranks = np.zeros((num_devices, len(base.specs)), dtype=np.int64)
         self._devices: list[int] = []
         self._reports: dict[int, DeviceReport] = {}
@@ -119,15 +125,14 @@ class Downlink:
         """
         self._devices = devices = sorted(reports)
         for i, report in reports.items():
-            if report.update_number != self._held_number[i]:
-                self._settle(i, report.update_number)
+            self.ledger.settle(i, report.update_number)
         self._reports |= reports
         master = self.master.before(round_index)
         found = candidates_of(
             self.base,
             self.head,
             master,
-            [self._held[d] for d in devices],
+            [self.ledger.adapter(d) for d in devices],
             importance=self._importance,
             is_residual=self.payload.coding == "residual",
             r_max=self.r_max,
@@ -145,7 +150,7 @@ class Downlink:
         payloads = [b""] * self.num_devices
         for d, candidate, of_device in zip(devices, candidates, ranks, strict=True):
             # A rank beyond what a candidate has (a rank-deficient update) sends what there is.
-            update, fresh = candidate.truncate(of_device), self._held_number[d] < 0
+            update, fresh = candidate.truncate(of_device), self.ledger.is_fresh(d)
             self._ranks[d] = update.ranks
             if not update.ranks.any() and not fresh:
                 continue  # rank 0 everywhere: the device keeps what it has
@@ -156,7 +161,7 @@ class Downlink:
                 coding="absolute" if fresh else self.payload.coding,
                 is_half=self._shared_down is not None,
             )
-            self._sent[d] = payloads[d]
+            self.ledger.note_sent(d, payloads[d])
         self._plan = Plan(self._ranks, tuple(payloads))
         return self._plan
 
@@ -170,7 +175,7 @@ class Downlink:
             outcome, after = outcomes[i], self._reports[i]
             if outcome.report is not None:
                 after = outcome.report
-                self.confirm(i, outcome.report, self._plan.payloads[i])
+                self.confirm(outcome.report, self._plan.payloads[i])
             rewards[i] = reward_of(
                 self.reward,
                 loss_before=self._reports[i].loss,
@@ -187,10 +192,6 @@ class Downlink:
             self.policy.learn(RoundFeedback(of_planned, True, None))
         return rewards
 
-    def held(self, device: int) -> Adapter:
-        """What the cloud knows a device to hold."""
-        return self._held[device]
-
     def report(self, device: int) -> DeviceReport:
         """What a device said of itself before this round's plan."""
         return self._reports[device]
@@ -198,9 +199,7 @@ class Downlink:
     def state_dict(self) -> dict[str, Any]:
         """All that the next round depends on, between two rounds."""
         return {
-            "held": [adapter.state_dict() for adapter in self._held],
-            "held_number": list(self._held_number),
-            "sent": list(self._sent),
+            "ledger": self.ledger.state_dict(),
             "ranks": self._ranks,
             "awaited": self._awaited,
             "first_loss": self._first_loss,
@@ -211,8 +210,7 @@ class Downlink:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self._held = [Adapter.of_state(held) for held in state["held"]]
-        self._held_number, self._sent = list(state["held_number"]), list(state["sent"])
+        self.ledger.load_state_dict(state["ledger"])
         self._ranks, self._awaited = state["ranks"], state["awaited"]
         self._first_loss = state["first_loss"]
         reports = [DeviceReport.from_metrics(metrics) for metrics in state["reports"]]
@@ -220,25 +218,10 @@ class Downlink:
         restore(self.policy, state["policy"])
         restore(self.master, state["master"])
 
-    def confirm(self, device: int, report: DeviceReport, data: bytes) -> None:
-        """Book a payload that a device says it has installed."""
+    def confirm(self, report: DeviceReport, payload: bytes) -> None:
+        """Take note of a payload that a device says it has installed."""
         if report.is_installed:
-            self._book(device, data)
-
-    def _settle(self, device: int, number: int) -> None:
-        """A device is not where the books have it: it has installed what was sent last, and its
-        answer was lost; or it has lost its state, and is started afresh."""
-        if self._sent[device]:
-            sent = decode(self._sent[device], self.base.specs, shared_down=self._shared_down)
-            if sent.number == number:
-                self._book(device, self._sent[device])
-                return
-        self._held[device], self._held_number[device] = Adapter.zero(self.base.specs), -1
-
-    def _book(self, device: int, data: bytes) -> None:
-        update = decode(data, self.base.specs, shared_down=self._shared_down)
-        self._held[device] = update.onto(self._held[device], self.payload.hold_rank)
-        self._held_number[device] = update.number
+            self.ledger.confirm(report.device, payload)
 
     def _observe(
         self,
@@ -247,33 +230,19 @@ class Downlink:
         found: Candidates,
     ) -> RoundObservation:
         reports = [self._reports[d] for d in self._devices]
-        loss = np.array([r.loss for r in reports])
-        first_loss = self._first_loss[self._devices]
-        stake = np.zeros(len(reports))
-        if self.payload.coding == "absolute":
-            stake = np.maximum(np.nan_to_num(first_loss - loss), 0.0)
-        return RoundObservation(
-            round_index=round_index,
-            num_rounds=self.num_rounds,
-            snr_db=np.array([link.snr_db for link in links]),
-            bandwidth_hz=np.array([link.bandwidth_hz for link in links]),
-            planned_rate_bps=np.array([link.planned_rate_bps for link in links]),
-            deadline_s=self.deadline_s,
-            is_shared_band=self.is_shared_band,
-            entropy=np.array([r.entropy for r in reports]),
-            oov_rate=np.array([r.oov_rate for r in reports]),
-            loss=loss,
-            first_loss=first_loss,
-            stake=stake,
+        is_residual = self.payload.coding == "residual"
+        nothing = Adapter.zero(self.base.specs)
+        return self._observer.observe(
+            round_index,
+            links,
+            entropy=[r.entropy for r in reports],
+            oov_rate=[r.oov_rate for r in reports],
+            loss=np.array([r.loss for r in reports]),
+            first_loss=self._first_loss[self._devices],
             previous_ranks=self._ranks[self._devices],
-            bits_per_rank=self._bits_per_rank,
-            overhead_bits=float(overhead_bits(len(self.base.specs))),
-            r_max=self.r_max,
             energy=found.energy,
             worth=found.worth,
             trained_ranks=self.master.trained_ranks(round_index),
             updates=found.adapters,
-            starts=[self._held[d] for d in self._devices]
-            if self.payload.coding == "residual"
-            else [Adapter.zero(self.base.specs)] * len(self._devices),
+            starts=[self.ledger.adapter(d) if is_residual else nothing for d in self._devices],
         )

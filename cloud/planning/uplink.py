@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from airllm.checkpoint import restore, state_of
 from airllm.lora.adapter import Adapter, accumulate
 from airllm.lora.evaluation import Batch, Examples, Head, evaluate
 from airllm.lora.local_update import LocalJob, LocalTraining, train_local
-from airllm.lora.payload import PayloadConfig, bits_per_rank, overhead_bits
+from airllm.lora.payload import PayloadConfig, bits_per_rank
 from airllm.models.base import BaseModel
 from airllm.policies.base import RankPolicy, RoundFeedback, decide
 from airllm.policies.observation import RoundObservation
@@ -29,6 +29,7 @@ from cloud.aggregation.robust import ROBUST
 from cloud.clients.inspection import Inspector
 from cloud.clients.participation import Participation
 from cloud.planning.downlink import Downlink
+from cloud.planning.observation import Observer
 from cloud.planning.plan import LinkReport, Plan, UplinkRequest, Upload
 from cloud.training.adapter_source import GlobalMaster
 
@@ -91,9 +92,11 @@ class Uplink:
             coding="absolute" if config.is_absolute else "residual",
             max_norm=config.max_norm, shared_down=shared,
         )  # fmt: skip
-        self._bits = bits_per_rank(
-            self.base.specs, payload.number_format, is_half=shared is not None
-        )
+        bits = bits_per_rank(self.base.specs, payload.number_format, is_half=shared is not None)
+        self._observer = Observer(
+            self.num_rounds, downlink.deadline_s, self.is_shared_band, bits, r_max,
+            is_absolute=False,
+        )  # fmt: skip
         self._cost_weight, self._probes = cost_weight, probes
         self._training_ranks: dict[int, NDArray[np.int64]] = {}
         self._granted: dict[int, NDArray[np.int64]] = {}
@@ -270,7 +273,7 @@ class Uplink:
         if not self.config.is_absolute or not self.master.num_merges:
             return everything
         has_new = bool(plan.payloads[device])
-        held = plan.ranks[device] if has_new else self.downlink.held(device).ranks
+        held = plan.ranks[device] if has_new else self.downlink.ledger.adapter(device).ranks
         if not held.any():  # no download came through yet: it starts where all started
             return everything
         # So does a projection in which nothing has been learned yet.
@@ -294,40 +297,32 @@ class Uplink:
     def _observe(
         self, round_index: int, requests: Mapping[int, UplinkRequest], utility: NDArray[np.float64]
     ) -> RoundObservation:
-        asked, deadline_s = self._asked, self.downlink.deadline_s
         silent = LinkReport(-np.inf, 1.0, 0.0)
-        links = [requests[d].link if d in requests else silent for d in asked]
-        loss = np.array(
-            [requests[d].report.loss if d in requests else self._first_loss[d] for d in asked]
-        )
-        rate_bps = np.array([link.planned_rate_bps for link in links])
-        if self.config.deadline_s:
-            # Who is ready late has less time left: as if its link were slower.
-            left_s = np.array(
-                [self.config.deadline_s - requests[d].ready_s if d in requests else 0.0
-                 for d in asked]
-            )  # fmt: skip
-            rate_bps = rate_bps * np.clip(left_s / deadline_s, 0.0, 1.0)
-        return RoundObservation(
-            round_index=round_index,
-            num_rounds=self.num_rounds,
-            snr_db=np.array([link.snr_db for link in links]),
-            bandwidth_hz=np.array([link.bandwidth_hz for link in links]),
-            planned_rate_bps=rate_bps,
-            deadline_s=deadline_s,
-            is_shared_band=self.is_shared_band,
-            entropy=np.array([self.downlink.report(d).entropy for d in asked]),
-            oov_rate=np.array([self.downlink.report(d).oov_rate for d in asked]),
-            loss=loss,
-            first_loss=np.array([self._first_loss[d] for d in asked]),
-            stake=np.zeros(len(asked)),
-            previous_ranks=self._previous[asked],
-            bits_per_rank=self._bits,
-            overhead_bits=float(overhead_bits(len(self.base.specs))),
-            r_max=self.r_max,
+        links, loss = [], []
+        for d in self._asked:
+            request = requests.get(d)
+            links.append(silent if request is None else self._in_time(request))
+            loss.append(self._first_loss[d] if request is None else request.report.loss)
+        reports = [self.downlink.report(d) for d in self._asked]
+        return self._observer.observe(
+            round_index,
+            links,
+            entropy=[r.entropy for r in reports],
+            oov_rate=[r.oov_rate for r in reports],
+            loss=np.array(loss),
+            first_loss=np.array([self._first_loss[d] for d in self._asked]),
+            previous_ranks=self._previous[self._asked],
             energy=np.abs(utility),
             worth=utility,
         )
+
+    def _in_time(self, request: UplinkRequest) -> LinkReport:
+        """Who is ready late has less time left: as if its link were slower."""
+        if not self.config.deadline_s:
+            return request.link
+        left_s = self.config.deadline_s - request.ready_s
+        share = np.clip(left_s / self.downlink.deadline_s, 0.0, 1.0)
+        return replace(request.link, planned_rate_bps=request.link.planned_rate_bps * float(share))
 
     def refine(self, round_index: int) -> None:
         """Go on from the merged adapter on the cloud's own text, where it is asked to."""

@@ -28,7 +28,7 @@ from cloud.planning.plan import LinkReport, UplinkRequest
 from cloud.planning.uplink import Uplink
 from cloud.rounds.air_interface import cut_short, received, share_on_air
 from cloud.rounds.client_cycle import Buffer, ClientCycle
-from cloud.rounds.ledger import Ledger, RoundResult
+from cloud.rounds.record import RoundRecord, RoundResult
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class AsynchronousRounds:
             self._buffer = Buffer.of_state(state["buffer"])
             self._running = [ClientCycle.of_state(c) if c else None for c in state["running"]]
             self._idle, self._cycles = list(state["idle"]), list(state["cycles"])
-            self._ledger = Ledger.of_state(state["ledger"])
+            self._record = RoundRecord.of_state(state["record"])
             self._unanswered: set[int] = set(state["unanswered"])
             return
         self.version = self._picks = self._fruitless = 0
@@ -74,7 +74,7 @@ class AsynchronousRounds:
         self._buffer = Buffer()
         self._running = [None] * workers
         self._idle, self._cycles = list(range(devices)), [0] * devices
-        self._ledger = self._nothing_yet()
+        self._record = self._nothing_yet()
         self._unanswered = set()
         """devices whose last answer did not come"""
 
@@ -107,7 +107,7 @@ class AsynchronousRounds:
             "running": [asdict(cycle) if cycle else None for cycle in self._running],
             "idle": list(self._idle),
             "cycles": list(self._cycles),
-            "ledger": asdict(self._ledger),
+            "record": asdict(self._record),
             "unanswered": sorted(self._unanswered),
         }
 
@@ -116,9 +116,9 @@ class AsynchronousRounds:
         for result in results:
             self.on_round(result)
 
-    def _nothing_yet(self) -> Ledger:
+    def _nothing_yet(self) -> RoundRecord:
         reports = [self.known[d] for d in range(self.uplink.num_devices)]
-        return Ledger.begin(self.cell.now_s, reports, len(self.uplink.base.specs))
+        return RoundRecord.begin(self.cell.now_s, reports, len(self.uplink.base.specs))
 
     def _work(self, worker: int) -> Process:
         """One device after another, drawn from those that do nothing."""
@@ -170,8 +170,8 @@ class AsynchronousRounds:
         if cycle.stage == "train":
             yield self._until(cycle)
             self.on_event(self.cell.now_s, cycle.device, "trained")
-            self._ledger.compute_s[cycle.device] += cycle.compute_s
-            self._ledger.compute_j[cycle.device] += cycle.compute_j
+            self._record.compute_s[cycle.device] += cycle.compute_s
+            self._record.compute_j[cycle.device] += cycle.compute_j
             if stage == "training" or not self._begin_upload(cycle, dropout):
                 return False
         delivery = yield from self._carry(cycle, dropout)
@@ -189,7 +189,7 @@ class AsynchronousRounds:
             return False
         self._unanswered.remove(device)
         self.known[device] = reply.report
-        self._ledger.overhead_bits[device] += self.cell.cell.config.report_bits
+        self._record.overhead_bits[device] += self.cell.cell.config.report_bits
         return True
 
     def _ask(
@@ -203,7 +203,7 @@ class AsynchronousRounds:
         reply = self.clients.ask({device: request}, cycle.version).get(device)
         if reply is not None and is_whole(reply):
             return reply
-        self._ledger.is_answered[device] = False
+        self._record.is_answered[device] = False
         self._unanswered.add(device)
         return None
 
@@ -226,12 +226,12 @@ class AsynchronousRounds:
         payload = received(cycle.data, delivery) if cycle.data else b""
         reply = self._ask(cycle, Download(payload, order), lambda r: r.training is not None)
         if reply is None or reply.training is None:
-            self._ledger.down.unconfirmed(delivery)
+            self._record.down.unconfirmed(delivery)
             return False
         self.known[device] = reply.report
         if cycle.data:
-            self.downlink.confirm(device, reply.report, cycle.data)
-            self._ledger.down.is_delivered[device] = reply.report.is_installed
+            self.downlink.confirm(reply.report, cycle.data)
+            self._record.down.is_delivered[device] = reply.report.is_installed
         training = reply.training
         cycle.compute_s, cycle.compute_j = training.compute_s, training.compute_j
         cycle.utility, cycle.has_update = training.utility, bool(cycle.data)
@@ -243,7 +243,7 @@ class AsynchronousRounds:
         """Whether the device may send, and does."""
         device, config = cycle.device, self.cell.cell.config
         ack_bits = config.ack_bits * cycle.has_update
-        self._ledger.overhead_bits[device] += config.report_bits + ack_bits + 8 * len(cycle.utility)
+        self._record.overhead_bits[device] += config.report_bits + ack_bits + 8 * len(cycle.utility)
         link = self._link("up", device)
         request = UplinkRequest(self.known[device], cycle.utility, link, 0.0)
         grants = self.uplink.grant(cycle.version, {device: request}, asked=[device])
@@ -281,7 +281,7 @@ class AsynchronousRounds:
         delivery = yield from self.cell.carry(cycle.transfer)
         if share_on_air(cycle.stage, dropout) < 1.0:
             delivery = cut_short(delivery, 8 * len(cycle.data))
-        transfers = self._ledger.down if cycle.stage == "download" else self._ledger.up
+        transfers = self._record.down if cycle.stage == "download" else self._record.up
         transfers.plan(cycle.device, cycle.ranks, cycle.planned_bits)
         transfers.add(delivery)
         self.on_event(self.cell.now_s, cycle.device, cycle.stage)
@@ -296,7 +296,7 @@ class AsynchronousRounds:
         if update is None:
             return False
         self._fruitless = 0
-        self._ledger.up.is_delivered[cycle.device] = True
+        self._record.up.is_delivered[cycle.device] = True
         buffer.devices.append(cycle.device)
         buffer.updates.append(update)
         buffer.versions.append(cycle.version)
@@ -314,7 +314,7 @@ class AsynchronousRounds:
         logger.info("merge %d: updates %s merges old", self.version + 1, age.tolist())
         self._results.append(self._result())
         self.version += 1
-        self._buffer, self._ledger = Buffer(), self._nothing_yet()
+        self._buffer, self._record = Buffer(), self._nothing_yet()
 
     def _link(self, direction: Direction, device: int) -> LinkReport:
         """As reported, with the part of a shared band that falls to one of those at work."""
@@ -325,18 +325,18 @@ class AsynchronousRounds:
         return LinkReport(one.snr_db, one.bandwidth_hz, rate_bps / share)
 
     def _result(self) -> RoundResult:
-        ledger = self._ledger
-        down, up = ledger.down, ledger.up
-        round_s = self.cell.now_s - ledger.begin_s
+        record = self._record
+        down, up = record.down, record.up
+        round_s = self.cell.now_s - record.begin_s
         energy = self.cell.cell.config.energy
         active_s = down.delay_s + up.delay_s
         idle_j = [idle_energy_j(energy, max(round_s - a, 0.0)) for a in active_s]
         return RoundResult(
             round_index=self.version,
-            links=replace(self.cell.true_links("down"), time_s=ledger.begin_s),
-            ledger=ledger,
+            links=replace(self.cell.true_links("down"), time_s=record.begin_s),
+            record=record,
             after=[self.known[d] for d in range(self.uplink.num_devices)],
-            energy_j=down.energy_j + up.energy_j + ledger.compute_j + idle_j,
+            energy_j=down.energy_j + up.energy_j + record.compute_j + idle_j,
             round_s=round_s,
             reward=np.zeros(self.uplink.num_devices),
         )

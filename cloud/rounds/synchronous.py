@@ -16,7 +16,7 @@ from cloud.planning.downlink import Downlink
 from cloud.planning.plan import LinkReport, Outcome, Plan, UplinkRequest, Upload
 from cloud.planning.uplink import Uplink
 from cloud.rounds.air_interface import AirInterface
-from cloud.rounds.ledger import Ledger, RoundResult
+from cloud.rounds.record import RoundRecord, RoundResult
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Round:
         self.round_index, self.known = round_index, known
         devices = range(downlink.num_devices)
         self.asked = uplink.participation.chosen(round_index) if uplink else list(devices)
-        self.ledger = Ledger.begin(
+        self.record = RoundRecord.begin(
             air.start_s, [known[d] for d in devices], len(downlink.base.specs)
         )
 
@@ -57,7 +57,7 @@ class Round:
         true_down = air.cell.true_links()
         payloads = {d: plan.payloads[d] for d in links if plan.payloads[d]}
         for d in devices:
-            self.ledger.down.plan(d, plan.ranks[d], self._planned_bits(links.get(d, silent)))
+            self.record.down.plan(d, plan.ranks[d], self._planned_bits(links.get(d, silent)))
         replies = self._download(payloads, self._orders(plan, links))
         true_up = air.cell.true_links("up")
         uploads = self._upload(replies, true_up)
@@ -74,14 +74,14 @@ class Round:
         )
         if self.uplink is not None:
             rewards = rewards + self.uplink.conclude(self.round_index, uploads)
-            self.ledger.up.is_delivered[list(self.uplink.merged)] = True
+            self.record.up.is_delivered[list(self.uplink.merged)] = True
         return self._result(true_down, rewards)
 
     def _query(self) -> dict[int, LinkReport]:
         """The links of the devices that are there, as they are reported."""
         asked = [d for d in self.asked if self.air.stage(d) != "before"]
         heard = self._ask({d: Query() for d in asked})
-        self.ledger.overhead_bits[list(heard)] += self.air.cell.config.report_bits
+        self.record.overhead_bits[list(heard)] += self.air.cell.config.report_bits
         return self.air.reported_links("down", heard)
 
     def _orders(self, plan: Plan, present: Collection[int]) -> dict[int, TrainingOrder]:
@@ -95,7 +95,7 @@ class Round:
         self, payloads: Mapping[int, bytes], orders: Mapping[int, TrainingOrder]
     ) -> dict[int, Reply]:
         """Send updates and orders to train; the answers of those that they reached."""
-        air, ledger = self.air, self.ledger
+        air, record = self.air, self.record
         arrived = air.carry_down(payloads)
         waiting = [d for d in orders if d not in payloads and air.stage(d) != "download"]
         replies = self._ask(
@@ -103,17 +103,17 @@ class Round:
         )
         for d, reply in replies.items():
             if d in payloads:
-                ledger.overhead_bits[d] += air.cell.config.ack_bits
-                ledger.down.is_delivered[d] = reply.report.is_installed
+                record.overhead_bits[d] += air.cell.config.ack_bits
+                record.down.is_delivered[d] = reply.report.is_installed
             if reply.training is not None:
                 air.computed(d, reply.training.compute_s)
-                ledger.compute_s[d] = reply.training.compute_s
-                ledger.compute_j[d] = reply.training.compute_j
+                record.compute_s[d] = reply.training.compute_s
+                record.compute_j[d] = reply.training.compute_j
         return replies
 
     def _upload(self, replies: Mapping[int, Reply], true_links: Links) -> dict[int, Upload]:
         """Grant devices what they may send of their own updates; what came up."""
-        air, ledger, uplink = self.air, self.ledger, self.uplink
+        air, record, uplink = self.air, self.record, self.uplink
         trained = {d: reply.training for d, reply in replies.items() if reply.training is not None}
         if uplink is None or not trained:
             return {}
@@ -125,13 +125,13 @@ class Round:
         grants = uplink.grant(self.round_index, requests)
         nothing = np.zeros(len(uplink.base.specs), dtype=np.int64)
         for d, request in requests.items():
-            ledger.overhead_bits[d] += 8 * len(request.utility)
-            ledger.up.plan(d, grants.get(d, nothing), self._planned_bits(request.link))
+            record.overhead_bits[d] += 8 * len(request.utility)
+            record.up.plan(d, grants.get(d, nothing), self._planned_bits(request.link))
         granted = self._ask({d: Grant(r, self.round_index + 1) for d, r in grants.items()})
         payloads = {d: reply.payload for d, reply in granted.items() if reply.payload is not None}
         arrived = air.carry_up(payloads, uplink.symbols(grants))
         for delivery in air.uploads.values():
-            ledger.up.add(delivery)
+            record.up.add(delivery)
         snr_db = true_links.snr_db if air.superposed_snr_db is None else air.superposed_snr_db
         return {
             d: Upload(
@@ -143,7 +143,7 @@ class Round:
     def _ask(self, requests: Mapping[int, Request]) -> dict[int, Reply]:
         """Answers by device, of which those are known that drop out only later."""
         answers = self.clients.ask(requests, self.round_index)
-        self.ledger.is_answered[[d for d in requests if d not in answers]] = False
+        self.record.is_answered[[d for d in requests if d not in answers]] = False
         for d in [d for d in answers if self.air.stage(d) == "training"]:
             if not isinstance(requests[d], Query):
                 logger.info("device %d fell silent after its download", d)
@@ -158,13 +158,13 @@ class Round:
 
     def _result(self, true_links: Links, reward: NDArray[np.float64]) -> RoundResult:
         for d, delivery in self.air.downloads.items():
-            self.ledger.down.add(delivery)
-            if not self.ledger.is_answered[d]:
-                self.ledger.down.unconfirmed(delivery)
+            self.record.down.add(delivery)
+            if not self.record.is_answered[d]:
+                self.record.down.unconfirmed(delivery)
         return RoundResult(
             round_index=self.round_index,
             links=true_links,
-            ledger=self.ledger,
+            record=self.record,
             after=[self.known[d] for d in range(self.downlink.num_devices)],
             energy_j=self._energy_j(),
             round_s=self.air.round_s(),
@@ -173,14 +173,14 @@ class Round:
 
     def _energy_j(self) -> NDArray[np.float64]:
         """[devices] drawn over the round."""
-        air, ledger, config = self.air, self.ledger, self.air.cell.config
+        air, record, config = self.air, self.record, self.air.cell.config
         period_s = config.round_period_s if self.uplink is None else air.round_s()
-        energy_j = ledger.compute_j.copy()
+        energy_j = record.compute_j.copy()
         for d, down in air.downloads.items():
-            if air.round_deadline_s is not None and ledger.compute_s[d] > 0:
+            if air.round_deadline_s is not None and record.compute_s[d] > 0:
                 # Who is not ready by the deadline gives up there.
                 left_s = max(air.round_deadline_s - down.delay_s, 0.0)
-                energy_j[d] *= min(left_s / ledger.compute_s[d], 1.0)
+                energy_j[d] *= min(left_s / record.compute_s[d], 1.0)
             up = air.uploads.get(d)
             energy_j[d] += down.energy_j + (up.energy_j if up else 0.0)
             idle_s = period_s - down.delay_s - (up.air_s if up else 0.0)

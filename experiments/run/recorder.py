@@ -12,7 +12,7 @@ import numpy as np
 
 from airllm.checkpoint import restore, state_of
 from airllm.lora.adapter import Adapter
-from cloud.rounds.ledger import RoundResult, Transfers
+from cloud.rounds.record import RoundResult, Transfers
 from experiments.assembly.workbench import Workbench
 from experiments.config.loader import dump_config
 from experiments.config.schema import ExperimentConfig
@@ -139,14 +139,14 @@ class Recorder:
         """Take in one round."""
         if result.round_index == 0:
             self._head = (
-                float(np.mean([r.loss for r in result.ledger.before])),
-                float(np.mean([r.accuracy for r in result.ledger.before])),
+                float(np.mean([r.loss for r in result.record.before])),
+                float(np.mean([r.accuracy for r in result.record.before])),
             )
         if self._writer is None:
             self._begin()
         rows = rows_of(result)
         self._seen.append(columns_of(rows))
-        self._ranks.append(result.ledger.down.ranks)
+        self._ranks.append(result.record.down.ranks)
         if self._writer is not None:
             self._writer.write(rows)
         self._checkpoint()
@@ -193,7 +193,7 @@ def rows_of(result: RoundResult) -> list[dict[str, Any]]:
     """One row of rounds.csv for each device."""
     rows = []
     for d, (link, request, report) in enumerate(
-        zip(result.links, result.ledger.before, result.after, strict=True)
+        zip(result.links, result.record.before, result.after, strict=True)
     ):
         rows.append(
             {
@@ -205,13 +205,13 @@ def rows_of(result: RoundResult) -> list[dict[str, Any]]:
                 "rate_bps": link.rate_bps,
                 "entropy": request.entropy,
                 "oov_rate": request.oov_rate,
-                **_transfer(result.ledger.down, d),
-                **{f"uplink_{key}": v for key, v in _transfer(result.ledger.up, d).items()},
-                "overhead_bits": result.ledger.overhead_bits[d],
+                **_transfer(result.record.down, d),
+                **{f"uplink_{key}": v for key, v in _transfer(result.record.up, d).items()},
+                "overhead_bits": result.record.overhead_bits[d],
                 "energy_j": result.energy_j[d],
-                "compute_s": result.ledger.compute_s[d],
+                "compute_s": result.record.compute_s[d],
                 "round_s": result.round_s,
-                "answered": bool(result.ledger.is_answered[d]),
+                "answered": bool(result.record.is_answered[d]),
                 "loss": report.loss,
                 "accuracy": report.accuracy,
                 "reward": result.reward[d],

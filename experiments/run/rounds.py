@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from airllm.checkpoint import Stateful
 from cloud.grids.local_grid import LocalGrid
-from cloud.rounds.ledger import RoundResult
+from cloud.rounds.record import RoundResult
 from cloud.server_app import Standing, run_federation
 from experiments.assembly.parts import planners
 from experiments.assembly.workbench import make_cell, workbench_for

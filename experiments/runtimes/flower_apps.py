@@ -27,7 +27,7 @@ from experiments.assembly.workbench import workbench_for
 from experiments.config.schema import ExperimentConfig, load_experiment
 
 if TYPE_CHECKING:
-    from cloud.rounds.ledger import RoundResult
+    from cloud.rounds.record import RoundResult
 
 logger = logging.getLogger("flwr")  # what `flwr log` shows
 
@@ -96,8 +96,8 @@ def _say(result: RoundResult, num_rounds: int) -> None:
         num_rounds,
         sum(report.accuracy for report in reports) / len(reports),
         sum(report.loss for report in reports) / len(reports),
-        sum(result.ledger.down.delivered_bits),
-        sum(result.ledger.up.delivered_bits),
+        sum(result.record.down.delivered_bits),
+        sum(result.record.up.delivered_bits),
     )
 
 

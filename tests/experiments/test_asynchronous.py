@@ -190,14 +190,17 @@ def test_after_a_lost_answer_the_books_say_what_the_device_holds(
     monkeypatch.setattr(Losing, "lost", lost)
     sets = (f"federated.buffer={buffer}", f"rounds={24 // buffer}", "channel.fading=none")
     _, results, grid, downlink = run_of(config_of(tiny_toml, *sets), Losing)
-    assert sum(not r.ledger.is_answered[1] for r in results) >= 1
+    assert sum(not r.record.is_answered[1] for r in results) >= 1
     assert grid.num_updates > max(lost) + 1
     if buffer == 1:  # there is one cycle of the device between two rows, and nobody confirmed it
-        ledgers = [r.ledger for r in results]
-        silent = [of for of in ledgers if not of.is_answered[1] and of.down.payload_bits[1]]
+        records = [r.record for r in results]
+        silent = [of for of in records if not of.is_answered[1] and of.down.payload_bits[1]]
         assert silent
         assert not any(of.down.delivered_bits[1] for of in silent)
-    held, known = read_state(grid._contexts[3].state, downlink.base).held, downlink.held(1)
+    held, known = (
+        read_state(grid._contexts[3].state, downlink.base).held,
+        downlink.ledger.adapter(1),
+    )
     for ours, theirs in zip(held.down + held.up, known.down + known.up, strict=True):
         assert torch.equal(ours, theirs)
 
@@ -211,9 +214,12 @@ def test_a_device_that_comes_back_with_nothing_goes_on(tiny_toml, monkeypatch):
     assert grid.asked[again - 1 : again + 5] == [
         "train", "query", "query.deploy", "query", "train", "train.send",
     ]  # fmt: skip
-    (missed,) = [i for i, r in enumerate(results) if not r.ledger.is_answered[1]]
-    assert any(r.ledger.up.is_delivered[1] for r in results[missed + 1 :])
-    held, known = read_state(grid._contexts[3].state, downlink.base).held, downlink.held(1)
+    (missed,) = [i for i, r in enumerate(results) if not r.record.is_answered[1]]
+    assert any(r.record.up.is_delivered[1] for r in results[missed + 1 :])
+    held, known = (
+        read_state(grid._contexts[3].state, downlink.base).held,
+        downlink.ledger.adapter(1),
+    )
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(held.up, known.up, strict=True))
 
 

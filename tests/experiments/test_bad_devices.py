@@ -198,5 +198,5 @@ def test_a_device_whose_answer_was_lost_is_not_started_afresh(run):
 
     _, rounds, uplink = run(lose)
     assert rounds[rounds["device"] == 1]["payload_bits"].tolist()[1:] != [0, 0]
-    last = decode(uplink.downlink._sent[1], uplink.base.specs)
+    last = decode(uplink.downlink.ledger.sent(1), uplink.base.specs)
     assert (last.number, last.coding) == (3, "residual")

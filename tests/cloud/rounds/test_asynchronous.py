@@ -90,7 +90,7 @@ def run(seed, path=None, state=None, is_losing=False):
     def on_round(result):
         # The digest is that after the last merge of a moment, for all merges of it.
         found.append((result.round_index, result.round_s, stub.digest))
-        stub.overhead_bits += int(result.ledger.overhead_bits.sum())
+        stub.overhead_bits += int(result.record.overhead_bits.sum())
         if path and going.version < ROUNDS and going.version == result.round_index + 1:
             whole = {"digest": stub.digest, "cell": cell.state_dict(), "run": going.state_dict()}
             save_state(whole, path / str(going.version))

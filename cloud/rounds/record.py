@@ -68,7 +68,7 @@ class Transfers:
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class RoundRecord:
     """A round so far, or what happened since the last merge; added up in place."""
 
     begin_s: float
@@ -89,20 +89,20 @@ class Ledger:
     deployment"""
 
     @staticmethod
-    def begin(begin_s: float, before: list[DeviceReport], projections: int) -> Ledger:
+    def begin(begin_s: float, before: list[DeviceReport], projections: int) -> RoundRecord:
         """An empty one."""
         n = len(before)
-        return Ledger(
+        return RoundRecord(
             begin_s, before, Transfers.none(n, projections), Transfers.none(n, projections),
             np.zeros(n, dtype=np.int64), np.zeros(n), np.zeros(n), np.ones(n, dtype=bool),
         )  # fmt: skip
 
     @staticmethod
-    def of_state(state: Mapping[str, Any]) -> Ledger:
+    def of_state(state: Mapping[str, Any]) -> RoundRecord:
         """The inverse of `dataclasses.asdict`."""
         before = [DeviceReport(**report) for report in state["before"]]
         transfers = {key: Transfers(**state[key]) for key in ("down", "up")}
-        return Ledger(**{**state, "before": before, **transfers})
+        return RoundRecord(**{**state, "before": before, **transfers})
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class RoundResult:
     round_index: int
     links: Links
     """as they truly were"""
-    ledger: Ledger
+    record: RoundRecord
     after: list[DeviceReport]
     """what each device says of itself at its end"""
     energy_j: Array
