@@ -23,7 +23,10 @@ ALLOWED = {
     "cloud/grids": {"channel"},
     "cloud/clients": {"airllm", "airllm/models", "airllm/lora"},
     "cloud/training": {"airllm", "airllm/models", "airllm/lora", "airllm/policies"},
-    "cloud/aggregation": {"airllm", "airllm/models", "airllm/lora", "channel"},
+    "cloud/aggregation": {
+        *("airllm", "airllm/models", "airllm/lora", "channel"),
+        *("cloud/clients", "cloud/training"),
+    },
 }
 ALLOWED["cloud/planning"] = {
     "airllm", "airllm/models", "airllm/lora", "airllm/policies", "channel",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,26 +25,7 @@ from airllm.protocol import DeviceReport
 from cloud.planning.ledger import AdapterLedger
 from cloud.planning.observation import Observer
 from cloud.planning.plan import LinkReport, Outcome, Plan
-
-
-class Master(Protocol):
-    """Where the master adapter of a round comes from."""
-
-    def before(self, round_index: int) -> Adapter:
-        """What the policy may look at when it decides: the update that could be sent."""
-        ...
-
-    def after(self, round_index: int, ranks: Ranks) -> Adapter:
-        """What is sent, once the ranks are decided; training under them happens here."""
-        ...
-
-    def trained_ranks(self, round_index: int) -> NDArray[np.int64] | None:
-        """[projections] ranks the master trained under."""
-        ...
-
-    def final(self) -> Adapter:
-        """The whole master after the last round."""
-        ...
+from cloud.training.adapter_source import AdapterSource
 
 
 class Downlink:
@@ -54,7 +35,7 @@ class Downlink:
         self,
         base: BaseModel,
         head: Head | None,
-        master: Master,
+        master: AdapterSource,
         policy: RankPolicy,
         *,
         num_devices: int,

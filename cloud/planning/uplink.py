@@ -21,22 +21,18 @@ from airllm.policies.base import RankPolicy, RoundFeedback, decide
 from airllm.policies.observation import RoundObservation
 from airllm.policies.reward import paired_reward
 from airllm.protocol import DeviceReport, TrainingOrder, unpack_utility
-from channel.aircomp import align
-from channel.streams import rng_for
-from cloud.aggregation.aggregate import AGGREGATORS, Aggregator, air_aggregator
+from cloud.aggregation.aggregate import Aggregator
+from cloud.aggregation.merger import Merger
 from cloud.aggregation.methods import FederatedConfig
-from cloud.aggregation.robust import ROBUST
 from cloud.clients.inspection import Inspector
 from cloud.clients.participation import Participation
 from cloud.planning.downlink import Downlink
 from cloud.planning.observation import Observer
 from cloud.planning.plan import LinkReport, Plan, UplinkRequest, Upload
-from cloud.training.adapter_source import GlobalMaster
+from cloud.training.adapter_source import GlobalAdapter
 
 logger = logging.getLogger(__name__)
 
-_AIR_STREAM = 93
-_MOST_EXAMPLES = 10.0  # times the median over devices: more counts as this
 _CLOUD_KEY = 1_000_000  # takes a device's place in the keys of the cloud's own training
 
 
@@ -60,7 +56,7 @@ class Uplink:
         self,
         downlink: Downlink,
         policy: RankPolicy,
-        master: GlobalMaster,
+        master: GlobalAdapter,
         config: FederatedConfig,
         training: LocalTraining,
         participation: Participation,
@@ -77,7 +73,6 @@ class Uplink:
         """``capacity`` [devices] is the largest rank of each device, ``r_max`` that of an update on
         its way up, ``hold_rank`` that of the global adapter; ``probes`` are texts on which a
         learning policy's merges are judged; ``aggregator`` takes the place of the named one."""
-        self._aggregator = aggregator
         self.downlink, self.policy, self.master = downlink, policy, master
         self.config, self.training, self.participation = config, training, participation
         self.capacity, self.hold_rank, self.cloud_text = capacity, hold_rank, cloud_text
@@ -92,6 +87,10 @@ class Uplink:
             coding="absolute" if config.is_absolute else "residual",
             max_norm=config.max_norm, shared_down=shared,
         )  # fmt: skip
+        self.merger = Merger(
+            master, config, self.inspector, hold_rank=hold_rank, seed=participation.seed,
+            aggregator=aggregator,
+        )  # fmt: skip
         bits = bits_per_rank(self.base.specs, payload.number_format, is_half=shared is not None)
         self._observer = Observer(
             self.num_rounds, downlink.deadline_s, self.is_shared_band, bits, r_max,
@@ -100,7 +99,6 @@ class Uplink:
         self._cost_weight, self._probes = cost_weight, probes
         self._training_ranks: dict[int, NDArray[np.int64]] = {}
         self._granted: dict[int, NDArray[np.int64]] = {}
-        self._examples: dict[int, int] = {}
         self._first_loss: dict[int, float] = {}
         self._previous = np.zeros((self.num_devices, len(self.base.specs)), dtype=np.int64)
         self._asked: list[int] = []
@@ -115,8 +113,8 @@ class Uplink:
         """SNR from which on updates are sent at once, as analog symbols; None: as bits"""
 
     def welcome(self, reports: Mapping[int, DeviceReport]) -> None:
-        """Take note of the devices: who could change its weight later could take over the mean."""
-        self._examples = {d: max(r.num_examples, 0) for d, r in reports.items()}
+        """Take note of the devices: their examples and first losses."""
+        self.merger.num_examples = {d: max(r.num_examples, 0) for d, r in reports.items()}
         self._first_loss = {d: r.loss for d, r in reports.items()}
 
     def orders(
@@ -177,8 +175,10 @@ class Uplink:
         before, self.merged = self.master.adapter, frozenset(updates)
         aggregator = None
         if updates and self.config.aggregator == "aircomp":
-            aggregator = self._air_aggregator(round_index, [uploads[d].snr_db for d in updates])
-        self.merge(list(updates), list(updates.values()), aggregator=aggregator)
+            aggregator = self.merger.superposition(
+                round_index, [uploads[d].snr_db for d in updates]
+            )
+        self.merger.merge(list(updates), list(updates.values()), aggregator=aggregator)
         self.refine(round_index)
         return self._rewards(round_index, uploads, before)
 
@@ -189,7 +189,7 @@ class Uplink:
             "policy": state_of(self.policy),
             "previous": self._previous,
             "training_ranks": dict(self._training_ranks),
-            "examples": dict(self._examples),
+            "examples": dict(self.merger.num_examples),
             "first_loss": dict(self._first_loss),
             "awaited": self._awaited,
             "refused": dict(self.inspector.refused),
@@ -200,47 +200,9 @@ class Uplink:
         restore(self.policy, state["policy"])
         self._previous, self._awaited = state["previous"], state["awaited"]
         self._training_ranks = dict(state["training_ranks"])
-        self._examples, self._first_loss = dict(state["examples"]), dict(state["first_loss"])
+        self.merger.num_examples = dict(state["examples"])
+        self._first_loss = dict(state["first_loss"])
         self.inspector.refused = Counter(state["refused"])
-
-    def merge(
-        self,
-        devices: Sequence[int],
-        updates: Sequence[Adapter],
-        discounts: Sequence[float] = (),
-        aggregator: Aggregator | None = None,
-    ) -> None:
-        """Take devices' updates into the global adapter by the configured aggregator, or the one
-        given.
-
-        ``discounts`` [updates] multiply their weights, and the step as a whole by their mean: a
-        buffer of stale changes moves less (FedBuff, Nguyen et al. 2022).
-        """
-        if not updates:
-            return
-        weights = self._weights(devices, updates)
-        step = 1.0
-        if discounts:
-            step = float(weights @ np.array(discounts) / weights.sum())
-            weights = weights * np.array(discounts)
-        aggregator = aggregator or self._aggregator
-        aggregator = aggregator or (AGGREGATORS | ROBUST)[self.config.aggregator]
-        merged = aggregator(updates, list(weights), self.hold_rank)
-        if self._aggregator is not None:
-            self.inspector.check_merged(
-                merged,
-                max_rank=self.hold_rank,
-                num_updates=len(updates),
-                name=self.config.aggregator,
-            )
-        if self.config.is_factored:
-            self.master.replace(merged.completed(self.master.adapter))
-        elif self.config.is_absolute:
-            self.master.replace(merged)
-        else:
-            rate = self.config.server_learning_rate * step
-            change = merged.scaled(rate)
-            self.master.replace(accumulate(self.master.adapter, change, self.hold_rank))
 
     def symbols(self, grants: Mapping[int, NDArray[np.int64]]) -> dict[int, int]:
         """Real numbers that granted updates have: what is sent of them as analog symbols."""
@@ -248,24 +210,6 @@ class Uplink:
             [s.out_features if self.config.shares_a else s.params_per_rank for s in self.base.specs]
         )
         return {d: int(ranks @ size) for d, ranks in grants.items()}
-
-    def _air_aggregator(self, round_index: int, snr_db: Sequence[float]) -> Aggregator:
-        """The channel's own sum, at unit noise power: |h|^2 is then the SNR."""
-        threshold = float(10.0 ** (self.config.air_threshold_db / 10.0))
-        amplitude = 10.0 ** (np.array(snr_db) / 20.0)
-        alignment = align(amplitude, max_power=1.0, inversion="truncated", threshold=threshold)
-        rng = rng_for(self.participation.seed, _AIR_STREAM, round_index)
-        return air_aggregator(alignment, noise_power=1.0, rng=rng)
-
-    def _weights(self, devices: Sequence[int], updates: Sequence[Adapter]) -> NDArray[np.float64]:
-        if self.config.weights == "uniform":
-            return np.ones(len(devices))
-        if self.config.weights == "norm":
-            return np.array([u.norm() for u in updates]) + 1e-12
-        # What a device says of itself must not make the mean its own.
-        usual = float(np.quantile(list(self._examples.values()), 0.5, method="lower"))
-        most = _MOST_EXAMPLES * max(usual, 1.0)
-        return np.array([min(max(self._examples[d], 1), most) for d in devices], dtype=float)
 
     def _ranks_to_train(self, device: int, plan: Plan) -> NDArray[np.int64]:
         """What a device holds of each projection once its download is in, as far as it can."""

@@ -308,7 +308,7 @@ class AsynchronousRounds:
         uplink, buffer = self.uplink, self._buffer
         age = self.version - np.array(buffer.versions)
         discounts = (1.0 + age) ** -uplink.config.staleness_exponent
-        uplink.merge(buffer.devices, buffer.updates, list(discounts))
+        uplink.merger.merge(buffer.devices, buffer.updates, list(discounts))
         uplink.refine(self.version)
         self.on_event(self.cell.now_s, -1, "merge")
         logger.info("merge %d: updates %s merges old", self.version + 1, age.tolist())

@@ -1,8 +1,8 @@
-"""Masters that no rank decides on: a trajectory trained beforehand, and what devices merged."""
+"""Where the adapter comes from that a round sends: a trajectory, or what devices merged."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,27 @@ from airllm.policies.knapsack import Ranks
 from cloud.training.lora import Trajectory
 
 
-class TrajectoryMaster:
+class AdapterSource(Protocol):
+    """Where the master adapter of a round comes from."""
+
+    def before(self, round_index: int) -> Adapter:
+        """What the policy may look at when it decides: the update that could be sent."""
+        ...
+
+    def after(self, round_index: int, ranks: Ranks) -> Adapter:
+        """What is sent, once the ranks are decided; training under them happens here."""
+        ...
+
+    def trained_ranks(self, round_index: int) -> NDArray[np.int64] | None:
+        """[projections] ranks the master trained under."""
+        ...
+
+    def final(self) -> Adapter:
+        """The whole master after the last round."""
+        ...
+
+
+class TrajectorySource:
     """Training does not depend on the air: round r sends from the trajectory's entry r."""
 
     def __init__(self, trajectory: Trajectory) -> None:
@@ -31,7 +51,7 @@ class TrajectoryMaster:
         return self._trajectory.adapters[-1]
 
 
-class GlobalMaster:
+class GlobalAdapter:
     """Federated mode: what was merged of the devices' updates so far."""
 
     def __init__(self, initial: Adapter) -> None:

@@ -22,7 +22,7 @@ from cloud.aggregation.aggregate import Aggregator
 from cloud.clients.participation import Participation
 from cloud.planning.downlink import Downlink
 from cloud.planning.uplink import CloudText, Uplink
-from cloud.training.adapter_source import GlobalMaster
+from cloud.training.adapter_source import GlobalAdapter
 from edge.device import DeviceProfile
 from edge.hardware import Hardware, load_hardware
 from edge.local_update import LocalWork
@@ -71,7 +71,7 @@ def federated_planners(bench: Workbench, config: ExperimentConfig) -> tuple[Down
         importance = "first"  # a component's place is its meaning
     elif importance == "first":
         importance = "energy"  # what is merged has no order of its own
-    master = GlobalMaster(_initial(bench, config))
+    master = GlobalAdapter(_initial(bench, config))
     coding = "absolute" if federated.is_absolute else "residual"
     payload = replace(config.payload, coding=coding)
     downlink = Downlink(

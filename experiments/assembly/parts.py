@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cloud.planning.downlink import Downlink, Master
+from cloud.planning.downlink import Downlink
 from cloud.planning.uplink import Uplink
-from cloud.training.adapter_source import TrajectoryMaster
+from cloud.training.adapter_source import AdapterSource, TrajectorySource
 from cloud.training.masked import MaskedTrainer
 from edge.device import DeviceProfile
 from experiments.assembly.federated import federated_planners, federated_profile
@@ -29,16 +29,16 @@ def planners(bench: Workbench, config: ExperimentConfig) -> tuple[Downlink, Upli
 def _remote_downlink(bench: Workbench, config: ExperimentConfig) -> Downlink:
     base, name = bench.base, config.policy.name
     policy = bench.policy(config, seed=config.seed)
-    master: Master
+    master: AdapterSource
     if name == "paper":
         master = MaskedTrainer(
             base, bench.head, bench.training_set, config.training,
             num_rounds=config.rounds, seed=config.seed,
         )  # fmt: skip
     elif name in ("adalora", "adalora:blind"):
-        master = TrajectoryMaster(bench.adalora_trajectory)
+        master = TrajectorySource(bench.adalora_trajectory)
     else:
-        master = TrajectoryMaster(bench.lora_trajectory)
+        master = TrajectorySource(bench.lora_trajectory)
     return Downlink(
         base,
         bench.head,

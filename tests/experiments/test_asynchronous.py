@@ -234,7 +234,7 @@ def test_stale_updates_move_less(tiny_toml):
     (_, fresh), (_, stale) = planners(bench, config), planners(bench, config)
     for uplink, discount in ((fresh, 1.0), (stale, 0.5)):
         uplink.welcome({0: DeviceReport(0, 0.5, 0.0, 8, 0.7, 0.5, 0)})
-        uplink.merge([0], [update], [discount])
+        uplink.merger.merge([0], [update], [discount])
     torch.testing.assert_close(2 * stale.master.final().delta(0), fresh.master.final().delta(0))
 
 

@@ -148,7 +148,7 @@ def test_who_claims_more_examples_than_anybody_from_the_start_counts_as_ten(run)
             reply.content.metric_records["report"]["num_examples"] = 10**18
 
     _, _, uplink = run(lie)
-    honest, liar = uplink._weights([0, 1], [])
+    honest, liar = uplink.merger.weights([0, 1], [])
     assert liar == 10 * honest
 
 

@@ -36,6 +36,7 @@ class Stub:
         self.base = SimpleNamespace(specs=[None])
         self.participation = Participation(2, 0, 0.0, seed)
         self.inspector = SimpleNamespace(open=self._open)
+        self.merger = SimpleNamespace(merge=self._merge)
 
     def _note(self, *what):
         self.digest = hashlib.sha256(f"{self.digest}{what}".encode()).hexdigest()
@@ -71,7 +72,7 @@ class Stub:
         self._note("open", device, number)
         return Adapter((torch.ones(1, 2),), (torch.ones(2, 1),))
 
-    def merge(self, devices, updates, discounts):
+    def _merge(self, devices, updates, discounts):
         self._note("merge", devices, discounts)
         self.log.append(("merge", -1, True))
 
