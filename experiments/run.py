@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -179,6 +180,7 @@ class Recorder:
             "num_projections": len(bench.base.specs),
             "precision": bench.base.precision,
             "torch_device": bench.base.device.type,
+            "threads": torch.get_num_threads(),
         }
         if self.out is not None:
             self._write_ranks()  # before the summary, whose presence says that all is there

@@ -24,7 +24,7 @@ from experiments.config_loader import (
 )
 from experiments.pool import Event, Run, run_here, run_in_processes
 from experiments.results import KEY_COLUMNS, read_rounds, read_summary, write_results, write_text
-from experiments.threads import num_cores
+from experiments.threads import num_in_memory, num_processes, num_threads
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +142,18 @@ def finished_summary(config: ExperimentConfig, folder: Path) -> dict[str, Any] |
         return None
 
 
+def default_jobs(sweep: Sweep) -> int:
+    """As many runs side by side as there are, with cores and memory for; one on a GPU."""
+    from airllm.models import resolve_device
+
+    configs = [cell.config for cell in sweep.cells]
+    devices = {resolve_device(name).type for name in {c.model.device for c in configs}}
+    if "cuda" in devices:
+        return 1
+    threads = max(num_threads(c.runtime.threads or 1) for c in configs)
+    return num_processes(min(len(configs), num_in_memory()), threads)
+
+
 def _finished(cell: Cell, out: Path) -> dict[str, Any] | None:
     return finished_summary(cell.config, out / cell.folder)
 
@@ -162,7 +174,8 @@ def run_sweep(
     until the run that replaces it has begun. results.csv
     is rewritten after every run, its rows always in the order of the sweep. A full disk ends the
     sweep; what else goes wrong with one run, as too little memory, costs no other. ``jobs`` > 1
-    runs them in so many processes, each with its share of the cores; ``run`` replaces the
+    runs them in so many processes, of one thread each unless ``runtime.threads`` says otherwise,
+    and never more than its share of the cores; ``run`` replaces the
     simulation where they run in this one. After Ctrl-C results.csv holds all that was finished.
     """
     if jobs < 1:
@@ -212,8 +225,8 @@ def run_sweep(
     jobs = min(jobs, len(todo))
     try:
         if jobs > 1:
-            threads = max(1, num_cores() // jobs)
-            todo = [_with_threads(cell, threads) for cell in todo]
+            todo = [_with_threads(cell, jobs) for cell in todo]
+            threads = max(cell.config.runtime.threads for cell in todo)
             groups = [list(g) for _, g in itertools.groupby(range(len(todo)), _master_of(todo))]
             run_in_processes(
                 [(cell.config, out / cell.folder) for cell in todo], groups, jobs, threads, handle
@@ -281,9 +294,9 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _with_threads(cell: Cell, threads: int) -> Cell:
+def _with_threads(cell: Cell, jobs: int) -> Cell:
     runtime = cell.config.runtime
-    own = replace(runtime, threads=min(threads, runtime.threads))
+    own = replace(runtime, threads=num_threads(runtime.threads, jobs))
     return replace(cell, config=replace(cell.config, runtime=own))
 
 
