@@ -109,9 +109,9 @@ def test_where_no_folder_is_short_one_sentence_says_so(monkeypatch, name):
     monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv(name, "/" + "long/" * 20)
-    with pytest.raises(ValueError, match=rf"^{name} .* set RAY_TMPDIR to a folder"):
-        with session_folder():
-            pass
+    said = rf"^{name} .* set RAY_TMPDIR to a folder"
+    with pytest.raises(ValueError, match=said), session_folder():
+        pass
 
 
 def test_all_devices_of_a_process_share_one_base_model(config):
