@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 
-from experiments.threads import num_cores
+from experiments.threads import num_cores, num_threads
 
 PACKAGES = (
     "airllm-sim", "torch", "peft", "transformers", "diffusers", "flwr", "simpy", "numpy",
@@ -44,7 +44,10 @@ def _device() -> Iterator[tuple[str, str]]:
 
     device = resolve_device("auto")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    yield "device", f"{device.type} ({name}), {num_cores()} CPU cores"
+    yield (
+        "device",
+        f"{device.type} ({name}), {num_cores()} usable CPU cores, {num_threads(0)} threads in a run",
+    )
     precision = resolve_precision("auto", device)
     speed = "bf16 is fast here" if precision == "bf16" else "bf16 is not fast here"
     yield "precision", f"{precision}: {speed} (model.precision = 'auto')"
