@@ -222,10 +222,13 @@ def run_sweep(
             for path in (out / cell.folder / _DONE, *found(out / cell.folder)):
                 path.unlink(missing_ok=True)
         (out / "results.csv").unlink(missing_ok=True)
+    jobs = min(jobs, len(cells))
+    if jobs > 1:
+        # Even where one run is left: it goes on with the threads that it began with.
+        todo = [_with_threads(cell, jobs) for cell in todo]
     jobs = min(jobs, len(todo))
     try:
         if jobs > 1:
-            todo = [_with_threads(cell, jobs) for cell in todo]
             threads = max(cell.config.runtime.threads for cell in todo)
             groups = [list(g) for _, g in itertools.groupby(range(len(todo)), _master_of(todo))]
             run_in_processes(
