@@ -44,10 +44,8 @@ def _device() -> Iterator[tuple[str, str]]:
 
     device = resolve_device("auto")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    yield (
-        "device",
-        f"{device.type} ({name}), {num_cores()} usable CPU cores, {num_threads(0)} threads in a run",
-    )
+    cores = f"{num_cores()} usable CPU cores, threads in a run: {num_threads(0)}"
+    yield "device", f"{device.type} ({name}), {cores}"
     precision = resolve_precision("auto", device)
     speed = "bf16 is fast here" if precision == "bf16" else "bf16 is not fast here"
     yield "precision", f"{precision}: {speed} (model.precision = 'auto')"
