@@ -50,6 +50,8 @@ def run_command(folder, monkeypatch):
             given = "data.source=" in command
             small = [s for s in SMALL if not (given and s.startswith("data."))]
             arguments += [part for setting in small for part in ("--set", setting)]
+            if arguments[1] == "sweep" and "--jobs" not in arguments:
+                arguments += ["--jobs", "1"]
         monkeypatch.setattr(sys, "argv", arguments)
         with pytest.raises(SystemExit) as stop:
             cli.main()

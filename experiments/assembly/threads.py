@@ -2,21 +2,56 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from functools import lru_cache
+
+import psutil
+
+from experiments.assembly.cgroups import cpu_quota, memory_limit
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_THREADS = 2
+_PROCESS_BYTES = 2.0**31
+"""set aside for a process of a sweep; a run of quick.toml has 0.93 GiB at its peak"""
 
 
 def num_cores() -> int:
-    """Those this process may use, which not every system can tell."""
+    """Those this process may use: of its affinity, and whole ones of its CPU quota; one at least.
+
+    Not every system can tell.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, int(min(cores, cpu_quota())))
+
+
+def num_threads(wanted: int, jobs: int = 1) -> int:
+    """PyTorch's threads in each of so many processes, of which 0 leaves the number to the machine.
+
+    Then it is one where there are several processes, and else two. In any case it is at most the
+    process's share of the cores, and OMP_NUM_THREADS; one line of the log says where a number that
+    was wanted is above.
+    """
+    cores = num_cores()
+    bound, by = max(1, cores // jobs), f"usable cores are {cores}"
+    if jobs > 1:
+        by += f" for {jobs} jobs"
+    if (given := _omp_threads()) and given < bound:
+        bound, by = given, f"OMP_NUM_THREADS is {given}"
+    if wanted > bound:
+        _warn_once("runtime.threads is %d, but %s; taking %d", wanted, by, bound)
+    return min(wanted or (1 if jobs > 1 else _DEFAULT_THREADS), bound)
 
 
 def use_threads(wanted: int) -> None:
-    """Let PyTorch compute with so many threads, but never with more than there are cores."""
+    """Let PyTorch compute with `num_threads`."""
     import torch
 
-    torch.set_num_threads(min(wanted, num_cores()))
+    torch.set_num_threads(num_threads(wanted))
 
 
 def use_determinism(wanted: bool = True) -> None:
@@ -42,3 +77,20 @@ def num_processes(wanted: int, threads: int) -> int:
     gives the same numbers in one process as in several.
     """
     return max(1, min(wanted, num_cores() // threads))
+
+
+def num_in_memory() -> int:
+    """How many processes of a sweep the memory that is free now has room for; one at least."""
+    free = min(psutil.virtual_memory().available, memory_limit())
+    return max(1, int(free / _PROCESS_BYTES))
+
+
+def _omp_threads() -> int:
+    """OMP_NUM_THREADS, of a list for nested regions the first; 0 where it is none or no number."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() else 0
+
+
+@lru_cache
+def _warn_once(text: str, *values: object) -> None:
+    logger.warning(text, *values)

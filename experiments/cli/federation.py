@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -32,15 +33,18 @@ def up(
     Whoever can reach the port from this machine may run code as you while it is up.
     """
     from experiments.runtimes.federation import Federation
+    from experiments.runtimes.flower_env import grpc_proxy
 
     federation = Federation(out)
     link = federation.up(devices, port=port)
+    # What we start ourselves is told so already.
+    past = "no_proxy=127.0.0.1 " if grpc_proxy(os.environ) else ""
     try:
         typer.echo(
             f"{devices} SuperNodes are connected to the SuperLink at {link.address}. Use it with\n"
             f"\n  airllm run quick --runtime deployment --superlink {out} "
             f"--set num_devices={devices}\n"
-            f"  FLWR_HOME={link.home} flwr run . {link.connection}\n\n"
+            f"  {past}FLWR_HOME={link.home} flwr run . {link.connection}\n\n"
             f"Logs are in {out}. Ctrl-C ends it."
         )
         while True:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 
-from experiments.assembly.threads import num_cores
+from experiments.assembly.threads import num_cores, num_threads
 
 PACKAGES = (
     "airllm-sim", "torch", "peft", "transformers", "diffusers", "flwr", "simpy", "numpy",
@@ -44,7 +44,8 @@ def _device() -> Iterator[tuple[str, str]]:
 
     device = resolve_device("auto")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    yield "device", f"{device.type} ({name}), {num_cores()} CPU cores"
+    cores = f"{num_cores()} usable CPU cores, threads in a run: {num_threads(0)}"
+    yield "device", f"{device.type} ({name}), {cores}"
     precision = resolve_precision("auto", device)
     speed = "bf16 is fast here" if precision == "bf16" else "bf16 is not fast here"
     yield "precision", f"{precision}: {speed} (model.precision = 'auto')"

@@ -1,4 +1,4 @@
-"""The command ``airllm``: its commands are under ``experiments/commands``."""
+"""The command ``airllm``: its commands are the other files of this folder."""
 
 from __future__ import annotations
 

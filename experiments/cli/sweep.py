@@ -23,7 +23,16 @@ def sweep(
             help="Sweep any key, such as channel.snr_db=[-5,5] or seed=10 (ten seeds).",
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs side by side.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            help="Runs side by side, of one thread each unless runtime.threads is set "
+            "[default: as many as usable cores and free memory have room for; 1 on a GPU].",
+        ),
+    ] = None,
     out: Annotated[Path | None, out_option("Folder of the sweep [default: runs/CONFIG].")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Also run again what is finished already.")
@@ -48,11 +57,12 @@ def sweep(
     from experiments.config.axes import parse_axis
     from experiments.results.folder import prepare_sweep, read_results
     from experiments.run.checkpoints import alone_in
-    from experiments.sweep.sweep import load_sweep, run_sweep
+    from experiments.sweep.sweep import default_jobs, load_sweep, run_sweep
 
     axes = dict(map(parse_axis, sweeps or ()))
     experiments = load_sweep(config, sets or (), axes)
     prepare_sweep(folder)
+    jobs = jobs or default_jobs(experiments)
     from experiments.figures import plot
     from experiments.sweep.view import SweepView, print_results
 

@@ -99,8 +99,9 @@ class LearnConfig:
 class RuntimeConfig:
     """How the host computes; changes no number but through the order of sums."""
 
-    threads: int = 2
-    """CPU threads of PyTorch, but never more than there are cores"""
+    threads: int = 0
+    """CPU threads of PyTorch; 0: two, or one in each job of a sweep. Never more than the usable
+    cores (affinity, CPU quota) or OMP_NUM_THREADS. summary.json has the number that was used"""
     deterministic: bool = False
     """on CUDA, only algorithms that give the same bits every time; a CPU's do so for a given number
     of threads"""
@@ -120,8 +121,8 @@ class RuntimeConfig:
     fewer where their threads would be more than there are cores"""
 
     def __post_init__(self) -> None:
-        check_least("runtime", self, "threads eval_batch_size workers", 1)
-        check_least("runtime", self, "checkpoint_s", 0)
+        check_least("runtime", self, "eval_batch_size workers", 1)
+        check_least("runtime", self, "threads checkpoint_s", 0)
         check_positive("runtime", self, "reply_timeout_s connect_timeout_s")
 
 

@@ -15,6 +15,7 @@ from experiments.figures.style import (
     COLUMN_IN,
     PAGE_IN,
     Size,
+    for_legend,
     legend_above,
     look,
     looks_of,
@@ -110,7 +111,7 @@ def learning_curve(axes: Axes, curve: pd.DataFrame, label: str = "", index: int 
     axes.errorbar(
         scored["steps"], scored["held_out"], yerr=scored["held_out_stderr"], capsize=2,
         elinewidth=0.7,
-        **(look(index) | {"label": label or "held-out scenarios, mode (± s.e.)"}),
+        **(look(index) | {"label": for_legend(label) or "held-out scenarios, mode (± s.e.)"}),
     )  # fmt: skip
     axes.axhline(0.0, color="0.4", linewidth=0.8, linestyle=":")
     axes.set_xlabel("environment steps (rounds of single devices)")

@@ -38,6 +38,8 @@ STYLE = {
     "lines.linewidth": 1.2,
     "lines.markersize": 4.0,
     "legend.frameon": False,
+    # Labels, file names and parts of one's own may have a $ in them.
+    "text.parse_math": False,
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
     "svg.hashsalt": "airllm",
@@ -45,6 +47,7 @@ STYLE = {
 Size = tuple[float, float]
 """width and height in inches"""
 FORMATS = ("png", "pdf")
+_NO_WIDTH = "\N{ZERO WIDTH SPACE}"
 
 
 def style() -> Any:
@@ -69,13 +72,19 @@ def looks_of(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     labels = frame["label"]
     # A part of a frame knows the labels of the whole as categories.
     names = labels.cat.categories if hasattr(labels, "cat") else pd.unique(labels)
-    return {name: look(i) | {"label": name} for i, name in enumerate(names)}
+    return {name: look(i) | {"label": for_legend(name)} for i, name in enumerate(names)}
+
+
+def for_legend(label: Any) -> str:
+    """The label as matplotlib's legends show it: one that begins with _ they would leave out."""
+    text = str(label)
+    return _NO_WIDTH + text if text.startswith("_") else text
 
 
 def lines_of(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """The same for lines without markers: dashes tell them apart where colours do not."""
     return {
-        name: {"color": own["color"], "linestyle": LINES[i % len(LINES)], "label": name}
+        name: {"color": own["color"], "linestyle": LINES[i % len(LINES)], "label": own["label"]}
         for i, (name, own) in enumerate(looks_of(frame).items())
     }
 
@@ -98,10 +107,12 @@ def legend_of(figure: Figure, handles: Sequence[Any], labels: Sequence[str], tit
     # A figure grows with the rows of its legend beyond the first two.
     rows = -(-len(labels) // columns)
     figure.set_figheight(figure.get_figheight() + 0.16 * max(0, rows - 2))
-    figure.legend(
+    legend = figure.legend(
         handles, labels, loc="outside upper center", ncols=columns, title=title or None,
         columnspacing=1.2, handletextpad=0.5,
     )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_text(text.get_text().removeprefix(_NO_WIDTH))
 
 
 def seeds_note(counts: Sequence[int] | pd.Series, what: str = "mean") -> str:
@@ -176,6 +187,7 @@ def some(values: Sequence[Any], most: int) -> list[Any]:
 def save(figure: Figure, out: Path, stem: str) -> list[Path]:
     """PNG and PDF without dates, so that the same numbers give the same bytes."""
     paths = [out / f"{stem}.{end}" for end in FORMATS]
-    figure.savefig(paths[0], dpi=300, metadata={"Software": None})
-    figure.savefig(paths[1], metadata={"CreationDate": None, "ModDate": None})
+    with style():  # of texts and fonts that are made no earlier
+        figure.savefig(paths[0], dpi=300, metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"CreationDate": None, "ModDate": None})
     return paths

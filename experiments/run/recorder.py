@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from airllm.checkpoint import restore, state_of
 from airllm.lora.adapter import Adapter
@@ -176,6 +177,7 @@ class Recorder:
             "num_projections": len(bench.base.specs),
             "precision": bench.base.precision,
             "torch_device": bench.base.device.type,
+            "threads": torch.get_num_threads(),
         }
         if self.out is not None:
             self._write_ranks()  # before the summary, whose presence says that all is there

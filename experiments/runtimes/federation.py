@@ -158,10 +158,12 @@ class Federation:
 
     def _is_healthy(self, port: int) -> bool:
         context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
+        # No proxy, whatever the environment names.
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
         try:
-            with urllib.request.urlopen(
-                f"https://127.0.0.1:{port}/health", context=context, timeout=5.0
-            ) as answer:
+            with opener.open(f"https://127.0.0.1:{port}/health", timeout=5.0) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from experiments.runtimes.flower_env import child_environment, command
+from experiments.runtimes.flower_env import child_environment, command, grpc_proxy
 
 _TIMEOUT_S = 300.0  # of one of Flower's commands, on a machine that is busy with other things
 
@@ -110,9 +110,11 @@ class SuperLink:
             return dict(answer)
         said = " ".join(str(answer.get("error-message", done.stderr)).split())
         if "Connection to the SuperLink is unavailable" in said:
+            proxy = grpc_proxy(os.environ)
             raise ValueError(
                 f"no SuperLink answers at {self.address} with the certificate that "
                 f"{self.home / 'config.toml'} names; start it (`airllm federation up`), or "
                 f"correct that connection"
+                + (f"; if {proxy} must not be asked for it, add it to no_proxy" if proxy else "")
             )
         raise ValueError(f"flwr {' '.join(arguments[:2])} failed at {self.address}: {said}")

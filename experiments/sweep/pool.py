@@ -72,7 +72,8 @@ def run_in_processes(
         with _threads(threads):
             while waiting or workers:
                 while waiting and len(workers) < jobs:
-                    worker = _Worker(context, [(i, tasks[i]) for i in waiting.pop(0)])
+                    own = [(i, tasks[i]) for i in waiting.pop(0)]
+                    worker = _Worker(context, own, threads)
                     workers[worker.connection] = worker
                 for connection in wait(list(workers)):
                     worker = workers[connection]  # type: ignore[index]
@@ -91,10 +92,10 @@ def run_in_processes(
 class _Worker:
     """One process at one group of tasks."""
 
-    def __init__(self, context: Any, tasks: list[tuple[int, Task]]) -> None:
+    def __init__(self, context: Any, tasks: list[tuple[int, Task]], threads: int) -> None:
         self.connection, theirs = context.Pipe()
         self.left = [i for i, _ in tasks]
-        self._process = context.Process(target=_work, args=(theirs, tasks), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, tasks, threads), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -124,8 +125,10 @@ class _Worker:
         self._process.join()
 
 
-def _work(connection: Connection, tasks: list[tuple[int, Task]]) -> None:
+def _work(connection: Connection, tasks: list[tuple[int, Task]], threads: int) -> None:
     """What a process does; Ctrl-C is its parent's business."""
+    # A server that an earlier sweep has started still has that one's number.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         for index, task in tasks:

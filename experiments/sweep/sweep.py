@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.assembly.threads import num_cores
+from experiments.assembly.threads import num_in_memory, num_processes, num_threads
 from experiments.config.axes import flatten, listed, parse_sweep
 from experiments.config.loader import (
     Settings,
@@ -148,6 +148,18 @@ def finished_summary(config: ExperimentConfig, folder: Path) -> dict[str, Any] |
         return None
 
 
+def default_jobs(sweep: Sweep) -> int:
+    """As many runs side by side as there are, with cores and memory for; one on a GPU."""
+    from airllm.models.base import resolve_device
+
+    configs = [cell.config for cell in sweep.cells]
+    devices = {resolve_device(name).type for name in {c.model.device for c in configs}}
+    if "cuda" in devices:
+        return 1
+    threads = max(num_threads(c.runtime.threads or 1) for c in configs)
+    return num_processes(min(len(configs), num_in_memory()), threads)
+
+
 def _finished(cell: Cell, out: Path) -> dict[str, Any] | None:
     return finished_summary(cell.config, out / cell.folder)
 
@@ -168,7 +180,8 @@ def run_sweep(
     until the run that replaces it has begun. results.csv
     is rewritten after every run, its rows always in the order of the sweep. A full disk ends the
     sweep; what else goes wrong with one run, as too little memory, costs no other. ``jobs`` > 1
-    runs them in so many processes, each with its share of the cores; ``run`` replaces the
+    runs them in so many processes, of one thread each unless ``runtime.threads`` says otherwise,
+    and never more than its share of the cores; ``run`` replaces the
     simulation where they run in this one. After Ctrl-C results.csv holds all that was finished.
     """
     if jobs < 1:
@@ -215,11 +228,14 @@ def run_sweep(
             for path in (out / cell.folder / _DONE, *found(out / cell.folder)):
                 path.unlink(missing_ok=True)
         (out / "results.csv").unlink(missing_ok=True)
+    jobs = min(jobs, len(cells))
+    if jobs > 1:
+        # Even where one run is left: it goes on with the threads that it began with.
+        todo = [_with_threads(cell, jobs) for cell in todo]
     jobs = min(jobs, len(todo))
     try:
         if jobs > 1:
-            threads = max(1, num_cores() // jobs)
-            todo = [_with_threads(cell, threads) for cell in todo]
+            threads = max(cell.config.runtime.threads for cell in todo)
             groups = [list(g) for _, g in itertools.groupby(range(len(todo)), _master_of(todo))]
             run_in_processes(
                 [(cell.config, out / cell.folder) for cell in todo], groups, jobs, threads, handle
@@ -287,9 +303,9 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _with_threads(cell: Cell, threads: int) -> Cell:
+def _with_threads(cell: Cell, jobs: int) -> Cell:
     runtime = cell.config.runtime
-    own = replace(runtime, threads=min(threads, runtime.threads))
+    own = replace(runtime, threads=num_threads(runtime.threads, jobs))
     return replace(cell, config=replace(cell.config, runtime=own))
 
 

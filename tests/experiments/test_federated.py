@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from cloud.grids.air_grid import AirGrid
 
 from airllm.lora.multi_lora import Fleet
-from cloud.planning import uplink as federated
+from cloud.aggregation import merger
+from cloud.rounds.air_interface import AirInterface
 from experiments.assembly import workbench as build
 from experiments.config.loader import load_config
 from experiments.config.schema import PRESETS, ExperimentConfig
@@ -190,20 +190,20 @@ def test_over_the_air_all_send_at_once_and_the_weak_are_silent(tiny_toml, tmp_pa
 def test_who_is_heard_over_a_channel_that_moves_is_who_is_summed(tiny_toml, tmp_path, monkeypatch):
     """By the fading of when all send, and not of when they had their own update."""
     heard, summed = [], []
-    superpose, align = AirGrid._superpose, federated.align
+    carry_up, align = AirInterface.carry_up, merger.align
 
-    def listened(self, symbols):
-        found = superpose(self, symbols)
-        heard.append(sum(d.is_delivered for d in found.values()))
-        return found
+    def listened(self, payloads, symbols):
+        arrived = carry_up(self, payloads, symbols)
+        heard.append(len(arrived))
+        return arrived
 
     def aligned(gains, *args, **kwargs):
         found = align(gains, *args, **kwargs)
         summed.append(int(found.is_active.sum()))
         return found
 
-    monkeypatch.setattr(AirGrid, "_superpose", listened)
-    monkeypatch.setattr(federated, "align", aligned)
+    monkeypatch.setattr(AirInterface, "carry_up", listened)
+    monkeypatch.setattr(merger, "align", aligned)
     rounds_of(
         tiny_toml, tmp_path, "federated.aggregator=aircomp", "policy.name=fixed:2", "rounds=6",
         "channel.bandwidth_hz=1e7", "channel.fading=clarke", "channel.doppler_hz=20",

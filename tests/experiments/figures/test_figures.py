@@ -136,6 +136,59 @@ def test_every_axis_says_what_it_is(folder):
         assert any(a.get_xlabel() for a in axes), name
 
 
+# matplotlib leaves labels that begin with _ out of legends, and takes two $ for mathematics.
+AWKWARD = (
+    "_policy",
+    "__",
+    "_x$a_b$",
+    "$a_1$",
+    "$\\nonsense{$",
+    "100 $",
+    r"a\$b",
+    "_child0",
+    "plain",
+)
+
+
+def awkward(folder):
+    """The frames of a sweep's source with labels, and a swept value, that need care."""
+    source = figures.Source(folder)
+    names = dict(zip(("airllm", "uniform"), AWKWARD, strict=False))
+    cells = sweep(seeds=(0, 1), codings=("absolute", "residual"))
+    frames = [cells]
+    for i, name in enumerate(AWKWARD[2:]):
+        own = cells[cells["label"] == "airllm"]
+        frames.append(own.assign(label=name, accuracy=0.5 + 0.01 * i))
+    cells = pd.concat([frames[0].replace({"label": names}), *frames[1:]], ignore_index=True)
+    cells["payload.coding"] = cells["payload.coding"].replace({"residual": "$a_b$"})
+    rounds = rounds_of(frames[0]).replace({"label": names})
+    extra = [rounds[rounds["label"] == AWKWARD[0]].assign(label=name) for name in AWKWARD[2:]]
+    source.cells, source.rounds = cells, pd.concat([rounds, *extra], ignore_index=True)
+    return source
+
+
+@pytest.mark.parametrize("name", sorted(figures.FIGURES))
+def test_every_label_is_shown_as_it_is_written(name, folder, tmp_path):
+    figure = figures.FIGURES[name][1](awkward(folder))
+    style.save(figure, tmp_path, name)
+    for text in figure.findobj(mpl.text.Text):
+        assert not text.get_parse_math() or "$" not in text.get_text(), text
+    if name in ("ranks", "timeline"):  # one row a label, of which four have room
+        shown = [a.get_ylabel() if name == "ranks" else a.get_title("left") for a in figure.axes]
+        assert [text for text in shown if text in AWKWARD] == list(AWKWARD[:4])
+        return
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    # Differences are from the first label, whose name is on the axis.
+    expected = AWKWARD[1:] if name == "differences" else AWKWARD
+    assert [text for text in legend if text in AWKWARD] == list(expected)
+    assert name != "differences" or any(a.get_ylabel().endswith(AWKWARD[0]) for a in figure.axes)
+    if name in ("snr", "pareto", "differences", "energy"):
+        assert "$a_b$" in [axes.get_title() for axes in figure.axes]
+    if name == "aggregate":
+        ticks = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+        assert ticks == list(AWKWARD)
+
+
 def test_labels_are_chosen_in_the_order_given(folder):
     cells = figures.Source(folder, ["uniform", "airllm"]).cells
     assert list(pd.unique(cells["label"])) == ["uniform", "airllm"]
@@ -665,3 +718,42 @@ def test_a_packed_sweep_gives_the_same_figures(folder, tmp_path, monkeypatch):
     (folder / "results.csv").rename(folder / "rounds.csv")  # as in a single run's
     with pytest.raises(ValueError, match="holds no results.csv; name the folder of a sweep"):
         pack(folder, tmp_path)
+
+
+@pytest.mark.parametrize("label", AWKWARD)
+def test_a_legend_of_ones_own_shows_every_label(label):
+    with style.style():
+        _, axes = figure_of()
+        snr.metric_against_snr(axes, sweep(labels=[label]), "accuracy")
+        (text,) = axes.legend().get_texts()
+    assert text.get_text().lstrip("\N{ZERO WIDTH SPACE}") == label
+    assert not text.get_parse_math()
+
+
+def test_curves_of_policies_are_named_by_their_folders():
+    curve = pd.DataFrame(
+        {"steps": [1, 2], "reward": [0.1, 0.2], "held_out": [0.0, 0.1], "held_out_stderr": 0.01}
+    )
+    figure = over_time.learning_figure(dict.fromkeys(AWKWARD, curve))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(AWKWARD)
+    assert not any(text.get_parse_math() for text in figure.legends[0].get_texts())
+
+
+@pytest.mark.parametrize("name", ["_own:Policy", "$a_1$", "a$b$c"])
+def test_a_run_is_titled_with_its_policy(name, folder, tmp_path):
+    run_folder = next(path for path in sorted(folder.iterdir()) if path.is_dir())
+    for file in ("rounds.csv", "ranks.npz"):
+        (tmp_path / file).write_bytes((run_folder / file).read_bytes())
+    write_summary(tmp_path / "summary.json", dict.fromkeys(RESULT_COLUMNS, 0.5) | {"policy": name})
+    titles = []
+    before = Figure.legend
+
+    def legend(self, *args, **kwargs):
+        made = before(self, *args, **kwargs)
+        titles.append(made.get_title())
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "legend", legend)
+        run.plot_run(tmp_path)
+    assert [(title.get_text(), title.get_parse_math()) for title in titles] == [(name, False)]

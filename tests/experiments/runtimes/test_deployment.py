@@ -69,10 +69,15 @@ def start(line, folder, *more):
     words = shlex.split(line)
     variables = dict(w.split("=", 1) for w in words if re.match(r"[A-Z_]+=", w))
     words = [w for w in words if not re.match(r"[A-Z_]+=", w)]
+    own = environment(**variables)
     if words[0] == "airllm":
         words[:1] = [sys.executable, "-m", "experiments"]
+        # As behind a company's proxy, which must not be asked for anything here.
+        for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+            del own[name]
+        own |= {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
     process = subprocess.Popen(
-        [*words, *more], cwd=folder, env=environment(**variables), stdin=subprocess.DEVNULL,
+        [*words, *more], cwd=folder, env=own, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     STARTED.append(process)

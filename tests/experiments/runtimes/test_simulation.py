@@ -15,7 +15,7 @@ from experiments.config.loader import load_config
 from experiments.config.schema import PRESETS, ExperimentConfig
 from experiments.runtimes.flower_apps import device_of
 from experiments.runtimes.local import run_simulation
-from experiments.runtimes.simulation import run_ray_simulation
+from experiments.runtimes.simulation import run_ray_simulation, session_folder
 
 EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
 FILES = ("rounds.csv", "config.toml", "summary.json")
@@ -46,7 +46,10 @@ def ray_processes():
 
 # Ray's own worker warns about its future defaults, and its sockets are closed by its collector.
 @pytest.mark.filterwarnings("ignore::FutureWarning:ray", "ignore::ResourceWarning")
-def test_the_numbers_are_those_of_the_local_runtime(config, tmp_path):
+def test_the_numbers_are_those_of_the_local_runtime(config, tmp_path, monkeypatch):
+    # The paths of Ray's sockets must be short, wherever temporary files are to lie.
+    monkeypatch.setenv("TMPDIR", str(tmp_path / ("long" * 20)))
+    before = set(Path("/tmp").glob("airllm-*"))
     run_simulation(config, tmp_path / "local")
     data = (tmp_path / "data.csv").read_text()
     seen = []
@@ -73,6 +76,42 @@ def test_the_numbers_are_those_of_the_local_runtime(config, tmp_path):
     with pytest.raises(ValueError, match="enough"):
         run_ray_simulation(config, on_round=fail)
     assert ray_processes() == []
+    assert set(Path("/tmp").glob("airllm-*")) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "is_short"),
+    [
+        ("TMPDIR", "/tmp", True),
+        ("TMPDIR", "/" + 34 * "x", True),
+        ("TMPDIR", "/" + 35 * "x", False),
+        ("TMPDIR", "/" + 17 * "\N{LATIN SMALL LETTER U WITH DIAERESIS}" + "x", False),
+        ("RAY_TMPDIR", "/" + 200 * "x", False),
+    ],
+)
+def test_rays_sockets_have_room(monkeypatch, name, folder, is_short):
+    for other in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, folder)
+    with session_folder() as own:
+        assert (own is None) == is_short
+        if own:
+            assert len(own) <= 35
+            assert Path(own).is_dir()
+    assert own is None or not Path(own).exists()
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_where_no_folder_is_short_one_sentence_says_so(monkeypatch, name):
+    def refuse(**_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(name, "/" + "long/" * 20)
+    said = rf"^{name} .* set RAY_TMPDIR to a folder"
+    with pytest.raises(ValueError, match=said), session_folder():
+        pass
 
 
 def test_all_devices_of_a_process_share_one_base_model(config):
