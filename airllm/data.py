@@ -215,7 +215,8 @@ def _dataset(
         if label not in index:
             raise ValueError(
                 f"{source} has the label {shorten(repr(label))} in row {row}, which is not in "
-                f"the training set (it has {shorten(', '.join(names))}); take the row out or train on it"
+                f"the training set (it has {shorten(', '.join(names))}); take the "
+                f"row out or train on it"
             )
     return TextDataset(tuple(texts), np.array([index[x] for x in labels], dtype=np.int64), names)
 

@@ -275,12 +275,12 @@ GOOD = [{"text": "snow", "label": 0}, {"text": "sun", "label": 1}]
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        ({"train": [*GOOD, {"text": None, "label": 1}]}, "'train', has nothing in row 3, column 't"),
-        ({"train": [*GOOD, {"text": " ", "label": 1}]}, "'train', has nothing in row 3, column 't"),
+        ({"train": [*GOOD, {"text": None, "label": 1}]}, "'train', has nothing in row 3, col"),
+        ({"train": [*GOOD, {"text": " ", "label": 1}]}, "'train', has nothing in row 3, col"),
         ({"train": [*GOOD, {"text": "x", "label": None}]}, "nothing in row 3, column 'label'"),
         ({"train": [*GOOD, {"text": "x", "label": -1}]}, "nothing in row 3, column 'label'"),
         ({"train": [{"text": ["a", "b"], "label": 1}]}, "type list in row 1, column 'text'"),
-        ({"train": GOOD, "test": [{"text": "x", "label": -1}]}, "'test', has nothing in row 1, col"),
+        ({"train": GOOD, "test": [{"text": "x", "label": -1}]}, "'test', has nothing in row 1, c"),
         ({"train": GOOD, "test": [{"text": "x", "label": "?"}]}, "'test', column 'label', has the"),
     ],
 )  # fmt: skip
