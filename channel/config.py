@@ -155,6 +155,9 @@ class ChannelConfig:
     """name of the column with the value, where it is not the format's"""
     trace_time_column: str = ""
     """name of the column with the time, where it is not the format's"""
+    trace_time_format: str = ""
+    """what the time is, where it is not what the format says: 'seconds', 'milliseconds',
+    'microseconds', 'iso' (ISO 8601 dates), or a strptime pattern such as '%d.%m.%Y %H:%M:%S'"""
     trace_kind: str = ""
     """what the value is, where it is not what the format says: 'snr_db', 'cqi', 'throughput'"""
     trace_unit: str = ""
@@ -284,6 +287,7 @@ def trace_format_of(config: ChannelConfig) -> TraceFormat:
     given: dict[str, Any] = {
         "value_column": config.trace_value_column,
         "time_column": config.trace_time_column,
+        "time_format": config.trace_time_format,
         "kind": config.trace_kind,
         "unit": config.trace_unit,
     }

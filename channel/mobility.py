@@ -102,7 +102,9 @@ def read_trajectories(path: Path | str) -> list[Trajectory]:
         raise ValueError(f"channel.path.trajectory_file {path} does not exist")
     points: dict[str, list[tuple[float, float, float]]] = {}
     with path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.DictReader(file), start=1):
+        reader = csv.DictReader(file)
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        for number, row in enumerate(reader, start=1):
             try:
                 point = (float(row["time_s"]), float(row["x_m"]), float(row["y_m"]))
                 points.setdefault(row["device"], []).append(point)

@@ -90,6 +90,14 @@ class LinkProcess:
                     "unit, set channel.trace_unit, such as Mbit/s",
                     config.trace, largest,
                 )  # fmt: skip
+            form = trace_format_of(config)
+            step_s, is_said = self._trace.report.step_s, bool(config.trace_time_format)
+            if form.time_column and form.time_format == "seconds" and not is_said and step_s > 1.0:
+                logger.warning(
+                    "trace %s: its samples are %g s apart; if its times are in another unit, set "
+                    "channel.trace_time_format, such as milliseconds (seconds, if they are right)",
+                    config.trace, step_s,
+                )  # fmt: skip
             share = rng_for(seed, _TRACE_STREAM).uniform(size=num_devices)
             self._trace_start_s = share * self._trace.duration_s
         shift_hz = config.doppler_hz

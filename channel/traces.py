@@ -17,6 +17,7 @@ KINDS = ("snr_db", "cqi", "throughput")
 MISSING = ("", "-", "nan", "na", "n/a", "null", "none")
 _MAX_SNR_DB = 300.0  # more is a mistake in the file
 _MAX_EFFICIENCY = 100.0  # bit/s/Hz, Shannon's at 300 dB
+_TIME_UNITS_S = {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6}
 _UNITS_BPS = {"bit/s": 1.0, "kbit/s": 1e3, "mbit/s": 1e6, "mbits/sec": 1e6, "gbit/s": 1e9}
 
 
@@ -31,7 +32,8 @@ class TraceFormat:
     time_column: str = ""
     """name or number; empty: rows are ``step_s`` apart"""
     time_format: str = "seconds"
-    """'seconds', or a strptime pattern such as '%Y.%m.%d_%H.%M.%S'"""
+    """'seconds', 'milliseconds', 'microseconds', 'iso' (dates of ISO 8601), or a strptime pattern
+    such as '%Y.%m.%d_%H.%M.%S'; dates without a zone count as UTC"""
     step_s: float = 1.0
     """time between rows where there is no column of time"""
     unit: str = "bit/s"
@@ -46,6 +48,11 @@ class TraceFormat:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.unit.lower() not in _UNITS_BPS:
             raise ValueError(f"unit must be one of {', '.join(_UNITS_BPS)}, got {self.unit!r}")
+        if self.time_format not in (*_TIME_UNITS_S, "iso") and "%" not in self.time_format:
+            raise ValueError(
+                f"time_format must be one of {', '.join(_TIME_UNITS_S)}, iso, or a pattern such as "
+                f"'%Y.%m.%d_%H.%M.%S', got {self.time_format!r}"
+            )
         for key in ("step_s", "max_gap_s"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"{key} must be > 0, got {getattr(self, key)}")
@@ -75,6 +82,8 @@ class TraceReport:
     """rows earlier than the one before: left out"""
     gaps: int
     """gaps longer than ``max_gap_s``: closed"""
+    step_s: float
+    """time between samples in the middle (median), before gaps were closed"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +170,12 @@ def read_trace(path: Path | str, form: TraceFormat) -> Trace:
     unique, inverse, counts = np.unique(times, return_inverse=True, return_counts=True)
     means = np.bincount(inverse, weights=values) / counts
     steps = np.diff(unique)
+    step_s = float(np.median(steps))
     is_gap = steps > form.max_gap_s
     if is_gap.any():
         steps = np.where(is_gap, np.median(steps[~is_gap]) if (~is_gap).any() else 1.0, steps)
     report = TraceReport(
-        len(rows), missing, int(counts.sum() - len(unique)), backward, int(is_gap.sum())
+        len(rows), missing, int(counts.sum() - len(unique)), backward, int(is_gap.sum()), step_s
     )
     return Trace(np.concatenate([[0.0], np.cumsum(steps)]), means, form.kind, report)
 
@@ -186,15 +196,20 @@ def _seconds(path: Path, number: int, cell: str, time_format: str) -> float:
     from datetime import UTC, datetime
 
     try:
-        if time_format == "seconds":
+        if time_format in _TIME_UNITS_S:
             # Beyond 1e12 s, 30,000 years, sums of times lose the steps between them.
-            if not abs(time_s := float(cell)) <= 1e12:
+            if not abs(time_s := float(cell) * _TIME_UNITS_S[time_format]) <= 1e12:
                 raise ValueError
             return time_s
-        return datetime.strptime(cell, time_format).replace(tzinfo=UTC).timestamp()
-    except ValueError:
+        is_iso = time_format == "iso"
+        moment = datetime.fromisoformat(cell) if is_iso else datetime.strptime(cell, time_format)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return moment.timestamp()
+    except (ValueError, OverflowError):
         raise ValueError(
-            f"trace {path}, row {number}: {cell!r} is no time of the format {time_format!r}"
+            f"trace {path}, row {number}: {cell!r} is no time of the format {time_format!r}; set "
+            f"channel.trace_time_format (seconds, milliseconds, microseconds, iso or a pattern)"
         ) from None
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from airllm.checks import check, check_least
 from airllm.data.docstrings import load_sentences
-from airllm.data.files import SUFFIXES, is_missing, read_table
+from airllm.data.files import SUFFIXES, is_missing, read_cell, read_table, shorten
 from airllm.data.partition import KINDS
 
 _SPLIT_STREAM, _CUT_STREAM = 31, 32
@@ -25,6 +25,8 @@ class DataConfig:
     source: str = "docstrings"
     """'docstrings', 'sst2', a local csv, tsv, jsonl, parquet or TREC .label file, the id of a
     Hugging Face dataset, or one of your own, <module>:<function>"""
+    configuration: str = ""
+    """of a Hugging Face dataset that has several, the one to take"""
     eval_source: str = ""
     """local file of the devices' text; empty: a part of the source is held out for them"""
     text_column: str = "text"
@@ -33,6 +35,9 @@ class DataConfig:
     """the same in the evaluation file, where it has another name; empty: text_column"""
     label_column: str = "label"
     """name of the column with the label; empty for text without labels (causal models)"""
+    header: bool = True
+    """whether csv and tsv files begin with the names of their columns; without, columns are numbers
+    from 0"""
     encoding: str = "auto"
     """of local files: 'auto' (UTF-8, or else Windows-1252) or a name that Python knows"""
     eval_fraction: float = 0.2
@@ -123,6 +128,11 @@ def load_splits(config: DataConfig, *, seed: int, own: OwnText | None = None) ->
             f"data.eval_source {config.eval_source!r} goes with a local file in data.source, which "
             f"is {config.source!r}; leave it empty"
         )
+    if config.configuration and (own is not None or is_local or config.source == "docstrings"):
+        raise ValueError(
+            f"data.configuration {config.configuration!r} goes with a Hugging Face dataset in "
+            f"data.source, which is {config.source!r}; leave it empty"
+        )
     if own is not None:
         train, evaluation = _from_own(own, config, seed)
     elif config.source == "docstrings":
@@ -144,7 +154,7 @@ def _from_own(own: OwnText, config: DataConfig, seed: int) -> tuple[TextDataset,
             is_pair = not isinstance(pair, str) and hasattr(pair, "__len__") and len(pair) == 2
             if not is_pair or is_missing(pair[0]):
                 raise ValueError(
-                    f"{config.source}{part} gives {_short(repr(pair))} as row {row}; it must give "
+                    f"{config.source}{part} gives {shorten(repr(pair))} as row {row}; it must give "
                     f"pairs (text, label), the text not empty"
                 )
             texts.append(str(pair[0]))
@@ -166,27 +176,25 @@ def _from_own(own: OwnText, config: DataConfig, seed: int) -> tuple[TextDataset,
     if set(own) != {"train", "evaluation"}:
         raise ValueError(
             f"{config.source} must give pairs by the keys 'train' and 'evaluation', "
-            f"got {_short(', '.join(map(str, own))) or 'none'}"
+            f"got {shorten(', '.join(map(str, own))) or 'none'}"
         )
     train = dataset(own["train"], None, ", train,")
     return train, dataset(own["evaluation"], train.label_names, ", evaluation,")
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _from_files(config: DataConfig, seed: int) -> tuple[TextDataset, TextDataset]:
     texts, labels = read_table(
-        Path(config.source), config.text_column, config.label_column, config.encoding
-    )
+        Path(config.source), config.text_column, config.label_column, config.encoding,
+        has_header=config.header,
+    )  # fmt: skip
     train = _dataset(texts, labels, None, config.source)
     if not config.eval_source:
         return _hold_out(train, config.eval_fraction, seed)
     text_column = config.eval_text_column or config.text_column
     texts, labels = read_table(
-        Path(config.eval_source), text_column, config.label_column, config.encoding
-    )
+        Path(config.eval_source), text_column, config.label_column, config.encoding,
+        has_header=config.header,
+    )  # fmt: skip
     return train, _dataset(texts, labels, train.label_names, config.eval_source)
 
 
@@ -200,14 +208,15 @@ def _dataset(
         names = tuple(sorted(set(labels)))
         if len(names) < 2:
             raise ValueError(
-                f"{source} has the single label {_short(repr(names[0]))}; two are needed at least"
+                f"{source} has the single label {shorten(repr(names[0]))}; two are needed at least"
             )
     index = {name: i for i, name in enumerate(names)}
     for row, label in enumerate(labels, start=1):
         if label not in index:
             raise ValueError(
-                f"{source} has the label {_short(repr(label))} in row {row}, which is not in the "
-                f"training set (it has {_short(', '.join(names))}); take the row out or train on it"
+                f"{source} has the label {shorten(repr(label))} in row {row}, which is not in "
+                f"the training set (it has {shorten(', '.join(names))}); take the "
+                f"row out or train on it"
             )
     return TextDataset(tuple(texts), np.array([index[x] for x in labels], dtype=np.int64), names)
 
@@ -233,8 +242,9 @@ def _from_hub(config: DataConfig, seed: int) -> tuple[TextDataset, TextDataset]:
             f"`pip install 'airllm-sim[hub]'`"
         ) from None
     try:
-        splits = datasets.load_dataset(name)
+        splits = datasets.load_dataset(name, *filter(None, [config.configuration]))
     except Exception as error:  # network stacks raise what they like; the remedy is the same
+        _check_configuration(name, config, error)
         raise ValueError(
             f"data.source {config.source!r} is no local file and could not be had from the "
             f"Hugging Face hub ({type(error).__name__}); give a local csv, tsv, jsonl or parquet "
@@ -251,15 +261,49 @@ def _from_hub(config: DataConfig, seed: int) -> tuple[TextDataset, TextDataset]:
                     f"data.source {config.source!r} has no column {column!r} (it has "
                     f"{', '.join(table.column_names)}); set data.text_column, data.label_column"
                 )
-        texts = [str(text) for text in table[text_column]]
-        labels = [str(label) for label in table[label_column]] if label_column else []
-        return _dataset(texts, labels, names, f"{config.source}, split {split},")
+        source = f"data.source {config.source!r}, split {split!r},"
+        texts = [
+            read_cell(text, source, row, text_column)
+            for row, text in enumerate(table[text_column], start=1)
+        ]
+        if not label_column:
+            return _dataset(texts, [], names, source)
+        # Data sets with named classes write -1 where a label is kept back.
+        has_names = isinstance(table.features[label_column], datasets.ClassLabel)
+        labels = [
+            read_cell(None if has_names and label == -1 else label, source, row, label_column)
+            for row, label in enumerate(table[label_column], start=1)
+        ]
+        return _dataset(texts, labels, names, f"{source} column {label_column!r},")
 
     train = dataset("train", None)
     for split in ("validation", "test"):
         if split in splits:
             return train, dataset(split, train.label_names)
     return _hold_out(train, config.eval_fraction, seed)
+
+
+def _check_configuration(name: str, config: DataConfig, error: Exception) -> None:
+    """Raise ValueError where what failed is the choice of a configuration."""
+    import datasets
+
+    if not isinstance(error, ValueError):
+        return
+    try:
+        there = datasets.get_dataset_config_names(name)
+    except Exception:  # out of reach after all
+        return
+    if config.configuration in there or (not config.configuration and len(there) < 2):
+        return
+    what = (
+        f"no configuration {config.configuration!r}"
+        if config.configuration
+        else "several configurations"
+    )
+    raise ValueError(
+        f"data.source {config.source!r} has {what}; name one in "
+        f"data.configuration: {', '.join(there)}"
+    ) from None
 
 
 def _hold_out(whole: TextDataset, fraction: float, seed: int) -> tuple[TextDataset, TextDataset]:
@@ -275,7 +319,7 @@ def _hold_out(whole: TextDataset, fraction: float, seed: int) -> tuple[TextDatas
     if not kept or not held:
         raise ValueError(
             f"{len(whole)} examples are too few to hold out {fraction:g} of each label; "
-            f"give data.eval_source or more text"
+            f"set data.eval_fraction, or give data.eval_source or more text"
         )
     return whole.take(sorted(kept)), whole.take(sorted(held))
 

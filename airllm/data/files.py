@@ -12,12 +12,21 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".label")
 
 
 def read_table(
-    path: Path, text_column: str, label_column: str, encoding: str = "auto"
+    path: Path,
+    text_column: str,
+    label_column: str,
+    encoding: str = "auto",
+    *,
+    has_header: bool = True,
 ) -> tuple[list[str], list[str]]:
-    """Texts and labels (as strings) of a local file; no labels without a label column."""
+    """Texts and labels (as strings) of a local file; no labels without a label column.
+
+    Columns of a csv or tsv file without a header are numbers from 0. Raises ValueError that names
+    file, row, column and remedy.
+    """
     if not path.is_file():
         raise ValueError(f"data file {path} does not exist; name an existing file in data.source")
-    suffix = path.suffix.lower()
+    suffix, hint = path.suffix.lower(), ""
     if suffix == ".parquet":
         rows = _parquet_rows(path)
     elif suffix == ".jsonl":
@@ -25,7 +34,12 @@ def read_table(
     elif suffix == ".label":
         rows = _trec_rows(path, encoding)
     elif suffix in (".csv", ".tsv"):
-        rows = _separated_rows(path, encoding, is_tab=suffix == ".tsv")
+        rows = _separated_rows(path, encoding, is_tab=suffix == ".tsv", has_header=has_header)
+        if has_header:
+            hint = (
+                "; the first line was taken for a header: where it is none, set data.header = "
+                "false and give columns by number, from 0"
+            )
     else:
         raise ValueError(
             f"data file {path} has the ending {suffix or '(none)'}; "
@@ -37,25 +51,34 @@ def read_table(
     for number, row in enumerate(rows, start=1):
         for column in filter(None, (text_column, label_column)):
             if column not in row:
-                there = ", ".join(map(str, rows[0]))
+                there = shorten(", ".join(map(str, rows[0])))
                 raise ValueError(
                     f"data file {path} has no {column!r} in row {number} (its columns: {there}); "
-                    f"set data.text_column and data.label_column"
+                    f"set data.text_column and data.label_column{hint}"
                 )
-            value, where = row[column], f"in row {number}, column {column!r}"
-            if is_missing(value):
-                raise ValueError(
-                    f"data file {path} has nothing {where}; take the row out or fill it in"
-                )
-            if not isinstance(value, str | int | float):
-                raise ValueError(
-                    f"data file {path} has a value of type {type(value).__name__} {where}; it must "
-                    f"be a text or a number"
-                )
-        texts.append(str(row[text_column]).strip())
+        of = (f"data file {path}", number)
+        texts.append(read_cell(row[text_column], *of, text_column))
         if label_column:
-            labels.append(str(row[label_column]).strip())
+            labels.append(read_cell(row[label_column], *of, label_column))
     return texts, labels
+
+
+def read_cell(value: Any, source: str, row: int, column: str) -> str:
+    """A text or label; raises ValueError that names source, row (from 1), column and remedy."""
+    where = f"in row {row}, column {column!r}"
+    if is_missing(value):
+        raise ValueError(f"{source} has nothing {where}; take the row out or fill it in")
+    if not isinstance(value, str | int | float):
+        raise ValueError(
+            f"{source} has a value of type {type(value).__name__} {where}; it must be a text or a "
+            f"number"
+        )
+    return str(value).strip()
+
+
+def shorten(text: str) -> str:
+    """At most 80 characters of it, for a message."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def is_missing(value: Any) -> bool:
@@ -79,7 +102,7 @@ def _read_text(path: Path, encoding: str) -> str:
         )
     for candidate in ("utf-8-sig", "cp1252") if encoding == "auto" else (encoding,):
         try:
-            return data.decode(candidate)
+            return data.decode(candidate).removeprefix("\ufeff")
         except UnicodeError:
             continue
     tried = "UTF-8 nor Windows-1252" if encoding == "auto" else f"readable as {encoding}"
@@ -89,7 +112,9 @@ def _read_text(path: Path, encoding: str) -> str:
     )
 
 
-def _separated_rows(path: Path, encoding: str, *, is_tab: bool) -> list[dict[str, Any]]:
+def _separated_rows(
+    path: Path, encoding: str, *, is_tab: bool, has_header: bool
+) -> list[dict[str, Any]]:
     # In tab-separated corpora a quotation mark is a character like any other. In csv files only
     # \r and \n end a line, and not the separators and form feeds at which splitlines() cuts too.
     lines = (
@@ -97,31 +122,44 @@ def _separated_rows(path: Path, encoding: str, *, is_tab: bool) -> list[dict[str
         if is_tab
         else io.StringIO(_read_text(path, encoding), newline="")
     )
-    reader = csv.DictReader(
+    reader = csv.reader(
         lines,
         delimiter="\t" if is_tab else ",",
         quoting=csv.QUOTE_NONE if is_tab else csv.QUOTE_MINIMAL,
         strict=not is_tab,
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
+    names: list[str] = []
+    # The module's limit of a cell, 131,072 characters, is below the length of texts there are.
+    limit = csv.field_size_limit(2**31 - 1)
     try:
-        names = reader.fieldnames or []
-        if len(set(names)) < len(names):
-            raise ValueError(
-                f"data file {path} names a column twice ({', '.join(names)}); rename one"
-            )
-        for number, row in enumerate(reader, start=1):
-            if None in row:
+        for cells in filter(None, reader):
+            if not names:
+                names = (
+                    [name.strip() for name in cells]
+                    if has_header
+                    else [str(i) for i in range(len(cells))]
+                )
+                if len(set(names)) < len(names):
+                    raise ValueError(
+                        f"data file {path} names a column twice ({', '.join(names)}); rename one"
+                    )
+                if has_header:
+                    continue
+            if len(cells) > len(names):
                 hint = "take out surplus tabs" if is_tab else "quote texts that hold a comma"
                 raise ValueError(
-                    f"data file {path}, row {number}, has {len(names) + len(row[None])} cells for "
+                    f"data file {path}, row {len(rows) + 1}, has {len(cells)} cells for "
                     f"{len(names)} columns; {hint}"
                 )
-            rows.append(row)
+            cells += [""] * (len(names) - len(cells))
+            rows.append(dict(zip(names, cells, strict=True)))
     except csv.Error as error:
         raise ValueError(
             f"data file {path}, line {reader.line_num}: {error}; mend the quotation marks there"
         ) from None
+    finally:
+        csv.field_size_limit(limit)
     return rows
 
 

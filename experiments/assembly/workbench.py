@@ -130,7 +130,17 @@ class Workbench:
     @cached_property
     def training_shares(self) -> list[NDArray[np.int64]]:
         """[devices] indices of the text that each device trains on (federated mode)."""
-        rest = np.setdiff1d(np.arange(len(self.splits.train)), self._head_index)
+        count, devices = len(self.splits.train), self.key.num_devices
+        rest = np.setdiff1d(np.arange(count), self._head_index)
+        if len(rest) < devices:
+            raise ValueError(
+                f"training.head_examples {self.key.training.head_examples} leaves {len(rest)} of "
+                f"{count} training texts for num_devices {devices} to share; set "
+                f"training.head_examples to at most {count - devices}, or give more text"
+                if count > devices
+                else f"{count} training texts are too few for training.head_examples and "
+                f"num_devices {devices}; give more text"
+            )
         return [rest[share] for share in self._partition(self.splits.train.take(rest), "")]
 
     @cached_property
@@ -157,6 +167,13 @@ class Workbench:
         """[devices] indices of each device's examples in the evaluation text."""
         # Devices of federated mode are measured on the same mix, whatever they train on: what
         # counts is what all of them have learned together.
+        count = len(self.splits.evaluation)
+        if count < self.key.num_devices:
+            raise ValueError(
+                f"{count} evaluation texts cannot be shared by {self.key.num_devices} devices; "
+                f"make num_devices smaller, or the evaluation text larger (data.eval_source, "
+                f"data.eval_fraction, data.max_eval)"
+            )
         shares = self._partition(self.splits.evaluation, "iid" if self._is_federated else "")
         limit = self.key.examples_per_device
         if not limit:

@@ -153,3 +153,45 @@ def test_absent_files_and_bad_formats_are_named(tmp_path):
         TraceFormat("x", "rsrp")
     with pytest.raises(ValueError, match="unit must be one of"):
         TraceFormat("x", "throughput", unit="baud")
+
+
+@pytest.mark.parametrize(
+    ("time_format", "stamps"),
+    [
+        ("seconds", ["0", "0.1", "0.3"]),
+        ("milliseconds", ["0", "100", "300"]),
+        ("milliseconds", ["1575536552000", "1575536552100", "1575536552300"]),
+        ("microseconds", ["7e5", "8e5", "1e6"]),
+        ("iso", ["2019-12-05 09:02:32", "2019-12-05 09:02:32.1", "2019-12-05T09:02:32.300Z"]),
+        ("iso", ["2019-12-05T10:02:32+01:00", "2019-12-05T09:02:32.1Z", "20191205T090232.3"]),
+        ("%d.%m.%Y %H:%M:%S.%f%z", ["05.12.2019 10:00:00.0+0100", "05.12.2019 09:00:00.1+0000",
+                                    "05.12.2019 11:00:00.3+0200"]),
+    ],
+)  # fmt: skip
+def test_times_are_of_the_format_that_is_named(time_format, stamps, tmp_path, caplog):
+    rows = "".join(f"{stamp},{i}\n" for i, stamp in enumerate(stamps))
+    path = write(tmp_path, " time_s, snr_db \n" + rows)
+    trace = read_trace(path, TraceFormat("snr_db", "snr_db", "time_s", time_format))
+    np.testing.assert_allclose(trace.times_s, [0.0, 0.1, 0.3], atol=1e-6)
+    assert trace.values.tolist() == [0, 1, 2]
+    Cell(ChannelConfig.from_preset(f"trace:{path}", trace_time_format=time_format), 1, seed=0)
+    assert "apart" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("step", "said", "warns"),
+    [(100, "", 1), (5, "", 1), (5, "seconds", 0), (1, "", 0), (0.1, "", 0)],
+)
+def test_times_in_the_wrong_unit_are_warned_about(step, said, warns, tmp_path, caplog):
+    path = write(tmp_path, "time_s,snr_db\n" + "".join(f"{i * step:g},{i}\n" for i in range(9)))
+    Cell(ChannelConfig.from_preset(f"trace:{path}", trace_time_format=said), 1, seed=0)
+    hint = f"samples are {step:g} s apart; if its times are in another unit, set channel.trace_time"
+    assert caplog.text.count(hint) == warns
+
+
+def test_a_time_of_another_format_names_the_key(tmp_path):
+    path = write(tmp_path, "time_s,snr_db\n2019-12-05 09:02:32,1\n")
+    with pytest.raises(ValueError, match=r"row 1: .* set channel.trace_time_format .*iso"):
+        read_trace(path, PLAIN)
+    with pytest.raises(ValueError, match="channel.trace_time_format must be one of seconds"):
+        ChannelConfig(trace_time_format="ms")

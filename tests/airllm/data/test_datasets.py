@@ -219,3 +219,91 @@ def test_a_hub_id_without_a_network_gets_a_remedy(monkeypatch):
 def test_bad_values_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(**values)
+
+
+COLA = "gj04\t1\t\tOur friends won't buy this.\ngj04\t0\t\tOne more \"and.\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.tsv", COLA), ("a.csv", "gj04,1,,Our friends won't buy this.\n"
+                                            'gj04,0,,"One more ""and."\n')],
+)  # fmt: skip
+def test_without_a_header_columns_are_numbers(name, content, tmp_path):
+    path = bad(tmp_path, name, content.encode())
+    texts, labels = read_table(path, "3", "1", has_header=False)
+    assert texts == ["Our friends won't buy this.", 'One more "and.']
+    assert labels == ["1", "0"]
+    with pytest.raises(ValueError, match=r"no '4' in row 1 .its columns: 0, 1, 2, 3"):
+        read_table(path, "4", "1", has_header=False)
+    with pytest.raises(ValueError, match=r"taken for a header: .* set data.header = false"):
+        read_table(path, "text", "label")
+
+
+@pytest.mark.parametrize("header", ["text, label", " text,label ", "\ufefftext ,\tlabel"])
+@pytest.mark.parametrize("encoding", ["auto", "utf-8"])
+def test_blanks_around_the_names_of_columns_are_no_part_of_them(header, encoding, tmp_path):
+    path = bad(tmp_path, "a.csv", f"{header}\nx, 1\n".encode())
+    assert read_table(path, "text", "label", encoding) == (["x"], ["1"])
+    path = bad(tmp_path, "a.tsv", f"{header.replace(',', chr(9) + ' ')}\nx\t1\n".encode())
+    if "\tlabel" not in header:
+        assert read_table(path, "text", "label", encoding) == (["x"], ["1"])
+
+
+@pytest.mark.parametrize("length", [131_073, 400_000])
+@pytest.mark.parametrize(("name", "cut"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_a_cell_may_be_as_long_as_it_likes(name, cut, length, tmp_path):
+    path = bad(tmp_path, name, f"text{cut}label\n{'x' * length}{cut}1\n".encode())
+    assert read_table(path, "text", "label") == (["x" * length], ["1"])
+
+
+def hub(monkeypatch, **splits):
+    """Stand in for the hub: load_dataset gives these splits."""
+    datasets = pytest.importorskip("datasets")
+    names = datasets.ClassLabel(names=["cold", "warm"])
+
+    def split(rows):
+        whole = datasets.Dataset.from_list(rows)
+        return whole if isinstance(rows[0]["label"], str) else whole.cast_column("label", names)
+
+    made = {name: split(rows) for name, rows in splits.items()}
+    monkeypatch.setattr("datasets.load_dataset", lambda name: made)
+
+
+GOOD = [{"text": "snow", "label": 0}, {"text": "sun", "label": 1}]
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"train": [*GOOD, {"text": None, "label": 1}]}, "'train', has nothing in row 3, col"),
+        ({"train": [*GOOD, {"text": " ", "label": 1}]}, "'train', has nothing in row 3, col"),
+        ({"train": [*GOOD, {"text": "x", "label": None}]}, "nothing in row 3, column 'label'"),
+        ({"train": [*GOOD, {"text": "x", "label": -1}]}, "nothing in row 3, column 'label'"),
+        ({"train": [{"text": ["a", "b"], "label": 1}]}, "type list in row 1, column 'text'"),
+        ({"train": GOOD, "test": [{"text": "x", "label": -1}]}, "'test', has nothing in row 1, c"),
+        ({"train": GOOD, "test": [{"text": "x", "label": "?"}]}, "'test', column 'label', has the"),
+    ],
+)  # fmt: skip
+def test_a_bad_row_of_a_hub_dataset_is_named_as_in_a_file(splits, message, monkeypatch):
+    hub(monkeypatch, **splits)
+    with pytest.raises(ValueError, match=f"data.source 'some/set', split .*{message}"):
+        load_splits(DataConfig(source="some/set"), seed=0)
+
+
+def test_of_several_configurations_one_has_to_be_named(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = "".join(f'{{"text": "t{i}", "label": "{"ab"[i % 2]}"}}\n' for i in range(20))
+    (tmp_path / "train.jsonl").write_text(rows)
+    (tmp_path / "other.jsonl").write_text(rows)
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: plain\n  data_files: train.jsonl\n"
+        "- config_name: other\n  data_files: other.jsonl\n---\n"
+    )
+    for given, message in (("", "has several conf"), ("odd", "has no configuration 'odd'")):
+        with pytest.raises(ValueError, match=f"{message}.*data.configuration: plain, other"):
+            load_splits(DataConfig(source=str(tmp_path), configuration=given), seed=0)
+    splits = load_splits(DataConfig(source=str(tmp_path), configuration="other"), seed=0)
+    assert len(splits.train) == 16
+    with pytest.raises(ValueError, match="data.configuration 'x' goes with a Hugging Face dataset"):
+        load_splits(DataConfig(configuration="x"), seed=0)

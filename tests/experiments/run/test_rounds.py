@@ -162,6 +162,20 @@ def test_two_devices_need_two_examples(tiny_toml, tmp_path):
         run_simulation(config_of(tiny_toml, "num_devices=999"), tmp_path)
 
 
+@pytest.mark.parametrize("devices", [1, 3])
+def test_too_little_text_names_the_key_that_took_it(devices, tiny_toml, tmp_path):
+    source = tmp_path / "rows.jsonl"
+    rows = [f'{{"text": "t{i}", "label": "{"ab"[i % 2]}"}}\n' for i in range(50)]
+    source.write_text("".join(rows))
+    config = config_of(
+        tiny_toml, f"data.source={source}", "mode=federated", f"num_devices={devices}",
+        "training.head_examples=40",
+    )  # fmt: skip
+    message = f"head_examples 40 leaves 0 of 40 training texts for num_devices {devices} to share"
+    with pytest.raises(ValueError, match=f"{message}; set .* to at most {40 - devices}"):
+        run_simulation(config, tmp_path / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared data is not beside the repo")
 def test_sst2_over_a_wide_and_a_narrow_band(tmp_path):
