@@ -14,7 +14,7 @@ from airllm.flops import training_flops
 from airllm.lora import Adapter, svd_form
 from airllm.models import BaseModel
 from airllm.ranks import ProjectionSpec
-from airllm.tuning import Examples, Head, generator_for, losses, padded_width
+from airllm.tuning import Examples, Head, generator_for, mean_loss, padded_width
 
 STARTS = ("held", "fresh")
 _FACTOR_STREAM, _FRESH_STREAM = 80, 81
@@ -112,7 +112,7 @@ def train_local(
                 [torch.cat([d, k], dim=1) for d, k in zip(down, kept_down, strict=True)],
                 [torch.cat([u * scale, k], dim=2) for u, k in zip(up, kept_up, strict=True)],
             )
-            loss = losses(base, head, batch)[0].mean()
+            loss = mean_loss(base, head, batch)
             total += loss.detach()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()

@@ -21,7 +21,7 @@ from torch import Tensor
 from airllm.checks import check, check_least, check_positive
 from airllm.lora import Adapter
 from airllm.models import BaseModel
-from airllm.tuning import Batch, BatchSampler, Examples, Head, generator_for, losses
+from airllm.tuning import Batch, BatchSampler, Examples, Head, generator_for, mean_loss
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Stepper:
             if before_step is not None:
                 before_step()
             batch = self.data.take(self.sampler.indices(self.step_index)).batch(self.base)
-            loss = losses(self.base, self.head, batch)[0].mean()
+            loss = mean_loss(self.base, self.head, batch)
             total += loss.detach()  # summed on the device: no synchronisation inside a step
             if penalty is not None:
                 loss = loss + penalty()
