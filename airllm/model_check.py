@@ -69,7 +69,14 @@ def try_network(
     """
     if getattr(getattr(network, "config", None), "is_encoder_decoder", False):
         raise refusal(name, "it is an encoder-decoder, which needs a second text to decode")
-    run = partial(token_output, network, task)
+
+    def run(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        try:
+            return token_output(network, task, input_ids, attention_mask)
+        except Exception as error:  # networks raise what they like
+            reason = f"it takes no short text with its mask ({first_line(error)})"
+            raise refusal(name, reason) from error
+
     ids = _ids(2, _TOKENS, vocab_size)
     ones, mask = torch.ones_like(ids), torch.ones_like(ids)
     mask[0, _SHORT:] = 0
@@ -77,8 +84,6 @@ def try_network(
     handles = [m.register_forward_hook(_recorder(s)) for m, s in zip(modules, seen, strict=True)]
     try:
         padded = run(ids, mask)
-    except Exception as error:  # networks raise what they like
-        raise refusal(name, f"it takes no tokens with their mask ({first_line(error)})") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -108,7 +113,7 @@ def try_network(
             f"its projections {', '.join(sorted(set(bad))[:6])} do not each see the tokens of the "
             f"texts (as in experts or relative positions)" + (f"; {remedy}" if remedy else ""),
         )
-    _check_length(name, run, network, vocab_size, max_length)
+    _check_length(name, partial(token_output, network, task), network, vocab_size, max_length)
     return Trial(int(padded.shape[-1]), tuple(map(len, seen)))
 
 

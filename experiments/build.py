@@ -126,18 +126,18 @@ class Workbench:
         if len(kept) == len(text):
             return text
         data = self.key.data
-        source = data.source
-        if text is self._loaded.evaluation:
-            source = data.eval_source or f"{source} (the part of the devices)"
+        key, source = "data.source", data.source
+        if text is self._loaded.evaluation and data.eval_source:
+            key, source = "data.eval_source", data.eval_source
         if not kept:
             raise ValueError(
-                f"data.source {source!r} gives no text that model.task {self.key.model.task!r} can "
+                f"{key} {source!r} gives no text that model.task {self.key.model.task!r} can "
                 f"use: none of its {len(text)} has {least} token{'s' * (least > 1)} by the "
                 f"tokenizer of {self.key.model.name!r}; give longer texts"
             )
         logger.warning(
-            "%s: %d of %d texts have fewer than %d tokens and are left out",
-            source, len(text) - len(kept), len(text), least,
+            "%s %r: %d of %d texts have fewer than %d tokens and are left out",
+            key, source, len(text) - len(kept), len(text), least,
         )  # fmt: skip
         return text.take(kept)
 
