@@ -97,7 +97,7 @@ def try_network(
     if task == "causal" and not _is_same(alone, run(ids, ones)[:1, :_SHORT]):
         raise refusal(
             name,
-            "it sees the tokens that model.task 'causal' predicts, as an encoder does (a BERT needs "
+            "it sees the tokens that model.task 'causal' predicts, as encoders do (a BERT needs "
             "is_decoder in its config.json)",
         )
     allowed = (tuple(ids.shape), (ids.numel(),))

@@ -88,10 +88,7 @@ def test_targets_leave_out_the_projections_that_see_other_than_tokens():
 @pytest.mark.parametrize("pad", [0, 1])
 def test_positions_begin_behind_that_of_the_padding(family, pad):
     pads = {"pad_token_id": pad}
-    if family == "mpnet":
-        usable = 32  # its padding's position is always 1
-    else:
-        usable = 34 - pad - 1
+    usable = 32 if family == "mpnet" else 34 - pad - 1  # mpnet: its padding's position is always 1
     assert base_of(family, **pads, max_length=usable)
     for length in (usable + 1, 34, 35):
         if length > usable:
