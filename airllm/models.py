@@ -344,9 +344,10 @@ def load_base(config: ModelConfig, *, seed: int = 0, num_classes: int = 0) -> Ba
         if not inside:
             _check_plain(config.name, find_adapter_config_file(source), AutoConfig, source)
         tokenizer = AutoTokenizer.from_pretrained(source, **inside)
-        network, info = loader.from_pretrained(
+        loaded: Any = loader.from_pretrained(
             source, attn_implementation=attention, output_loading_info=True, **inside
         )
+        network, info = loaded
     except _Refused:
         raise
     except Exception as error:  # readers raise what they come upon
