@@ -28,7 +28,7 @@ def bench(folder, texts, **values):
     (folder / "rows.jsonl").write_text("\n".join(rows))
     sets = [
         f"model.name={folder / 'model'}", f"data.source={folder / 'rows.jsonl'}",
-        "model.task=causal", "data.label_column=", "num_devices=2", "rounds=1",
+        "model.task=causal", "data.label_column=", "num_devices=2", "rounds=1", "runtime.threads=1",
         "training.steps_per_round=8", "model.device=cpu", "model.precision=fp32",
         *(f"{key}={value}" for key, value in values.items()),
     ]  # fmt: skip
