@@ -302,8 +302,9 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESET_FOLDER.glob("*.toml"))
 
 
-def preset_values(name: str) -> Mapping[str, Any]:
-    """What a preset sets, as in its file; raises ValueError that names the nearest preset."""
+def preset_values(name: str, *, key: str = "channel.preset") -> Mapping[str, Any]:
+    """What a preset sets, as in its file; raises ValueError that names the nearest preset and the
+    configuration's ``key`` of it."""
     if name.startswith("trace:"):
         # A recorded SNR has its fading in it already.
         return {"trace": name.removeprefix("trace:"), "snr_db": "none", "fading": "none"}
@@ -312,7 +313,7 @@ def preset_values(name: str) -> Mapping[str, Any]:
         near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"channel.preset {name!r} is not known; {hint}presets are "
+            f"{key} {name!r} is not known; {hint}presets are "
             f"{', '.join(preset_names())} and trace:<file>"
         )
     return tomllib.loads(path.read_text(encoding="utf-8"))

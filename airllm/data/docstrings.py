@@ -7,6 +7,7 @@ Files are parsed with ``ast``, never imported.
 from __future__ import annotations
 
 import ast
+import difflib
 import hashlib
 import json
 import logging
@@ -56,8 +57,11 @@ def load_sentences(
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
+            installed = {d.name for d in metadata.distributions() if d.name}
+            near = difflib.get_close_matches(package, sorted(installed), n=1)
+            hint = f"did you mean {near[0]!r}? or " if near else ""
             raise ValueError(
-                f"data.packages names {package!r}, which is not installed here; "
+                f"data.packages names {package!r}, which is not installed here; {hint}"
                 f"pip install it or take it out"
             ) from None
     key_text = json.dumps([_FORMAT, per_package, versions], sort_keys=True)

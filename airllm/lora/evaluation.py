@@ -82,11 +82,23 @@ class Metrics:
 
 
 def tokenize(base: BaseModel, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, cut to the model's ``max_length``."""
+    """Token ids of each text, cut to the model's ``max_length``.
+
+    Raises ValueError for a token that the model has no embedding of.
+    """
     if not texts:
         return []
     encoded = base.tokenizer(list(texts), truncation=True, max_length=base.config.max_length)
-    return [list(ids) for ids in encoded["input_ids"]]
+    found = [list(ids) for ids in encoded["input_ids"]]
+    most = max((max(ids) for ids in found if ids), default=0)
+    if most >= base.num_embeddings:
+        raise ValueError(
+            f"model.name {base.config.name!r} has embeddings of {base.num_embeddings} tokens, but "
+            f"its tokenizer, of {base.vocab_size}, gives a text the id {most} "
+            f"({base.tokenizer.convert_ids_to_tokens(most)!r}); give it the tokenizer that it was "
+            f"trained with"
+        )
+    return found
 
 
 def padded_width(base: BaseModel, ids: Sequence[list[int]]) -> int:
@@ -139,6 +151,12 @@ def losses(base: BaseModel, head: Head | None, batch: Batch) -> tuple[Tensor, Te
     logits, target = predictions(base, head, batch)
     loss = F.cross_entropy(logits, target, reduction="none")
     return loss, logits.argmax(dim=-1) == target
+
+
+def mean_loss(base: BaseModel, head: Head | None, batch: Batch) -> Tensor:
+    """Mean of `losses`; 0, and no gradient, where there is nothing to predict."""
+    loss = losses(base, head, batch)[0]
+    return loss.sum() / max(len(loss), 1)
 
 
 @torch.no_grad()

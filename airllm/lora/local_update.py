@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from airllm.lora.adapter import Adapter, svd_form
-from airllm.lora.evaluation import Examples, Head, generator_for, losses, padded_width
+from airllm.lora.evaluation import Examples, Head, generator_for, mean_loss, padded_width
 from airllm.lora.multi_lora import Fleet, Member
 from airllm.models.base import BaseModel
 from airllm.models.flops import training_flops
@@ -112,7 +112,7 @@ def train_local(
                 [torch.cat([d, k], dim=1) for d, k in zip(down, kept_down, strict=True)],
                 [torch.cat([u * scale, k], dim=2) for u, k in zip(up, kept_up, strict=True)],
             )
-            loss = losses(base, head, batch)[0].mean()
+            loss = mean_loss(base, head, batch)
             total += loss.detach()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()

@@ -51,9 +51,8 @@ def make_passes(
     by_width: dict[int, list[tuple[int, int, list[int]]]] = {}  # (member, place, ids)
     terms, place = [], 0  # terms of each member's mean
     for member, own in enumerate(examples):
-        terms.append(own.num_terms(is_causal=is_causal))
-        if own.ids and not terms[-1]:
-            raise ValueError("a causal model needs a text of at least 2 tokens, got none")
+        # A member without anything to predict has a loss of 0.
+        terms.append(max(own.num_terms(is_causal=is_causal), 1))
         for ids in own.ids:
             width = max(min(-(-len(ids) // multiple) * multiple, limit), len(ids))
             by_width.setdefault(width, []).append((member, place, ids))

@@ -24,7 +24,8 @@ def evaluate_many(
     the tree of their prefixes, each pass begins where it leaves the one before. A pass is still one
     adapter's, so no number depends on which others there are.
     """
-    if not sum(len(batch.labels) for batch in batches):
+    is_causal = base.config.task == "causal"
+    if not sum(len(batch.predicted if is_causal else batch.labels) for batch in batches):
         raise ValueError("evaluation needs at least one example")
     depths = sorted({spec.depth for spec in base.specs})
     keys = [_prefix_key(base, adapter, depths) for adapter in adapters]

@@ -157,8 +157,9 @@ class _Sums:
             finally:
                 base.bank.clear()
             # In a causal model a text counts by its tokens, each of which has a curvature.
-            tables[0] *= -num_texts / count
-            tables[1:] *= (num_texts / count) ** 0.5
+            share = num_texts / max(count, 1)
+            tables[0] *= -share
+            tables[1:] *= share**0.5
             found.append(tables.cpu().numpy())
         return np.concatenate(found, axis=1)
 
@@ -197,7 +198,7 @@ class _Sums:
                 else:
                     own = total[self._rows(i, p)]
                 found[i, p, : len(own)] = own
-        return found.double().cpu().numpy() / -self.count
+        return found.double().cpu().numpy() / -max(self.count, 1)
 
 
 _Factors = tuple[Tensor, Tensor]

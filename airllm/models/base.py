@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import logging
 import os
@@ -16,6 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from airllm.models.adapter_bank import AdapterBank
+from airllm.models.check import (
+    WORKING_FAMILIES,
+    first_line,
+    num_embeddings,
+    refusal,
+    token_output,
+    try_network,
+    unset_weights,
+)
 from airllm.models.projections import ProjectionSpec
 from airllm.models.tiny import TINY_FAMILIES, build_tiny
 
@@ -82,25 +92,32 @@ class BaseModel:
         tokenizer.padding_side = "right"
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        self.pad_id = int(tokenizer.pad_token_id or 0)
         self.vocab_size = len(tokenizer)
-        self.network = network.to(self.device, torch.float32).eval().requires_grad_(False)
-        self.specs, self.modules = find_projections(self.network, config.targets)
+        self.num_embeddings = num_embeddings(network, self.vocab_size)
+        # A pad token that was added to the tokenizer alone has no row: any other is masked as well.
+        pad_id = int(tokenizer.pad_token_id or 0)
+        self.pad_id = pad_id if pad_id < self.num_embeddings else 0
+        network = network.to("cpu", torch.float32).eval().requires_grad_(False)
+        self.specs, self.modules = find_projections(network, config.targets, name=config.name)
+        trial = try_network(
+            config.name, network, self.specs, self.modules, task=config.task,
+            vocab_size=min(self.vocab_size, self.num_embeddings), max_length=config.max_length,
+        )  # fmt: skip
+        self.num_features, self.num_calls = trial.num_features, trial.num_calls
+        self.network = network.to(self.device)
         if self.precision == "bf16":
             # Weights that only feed matrix products are stored as they are multiplied;
             # embeddings and normalisation stay in fp32.
             for module in self.network.modules():
                 if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
                     module.to(torch.bfloat16)
-        with torch.no_grad():
-            probe = torch.full((1, 2), self.pad_id, device=self.device)
-            self.num_features = int(self.hidden(probe, torch.ones_like(probe)).shape[-1])
         self._head_layer: HeadLayer | None = None
         if num_classes:
             self._head_layer = HeadLayer()
             depth = max(spec.depth for spec in self.specs)
             head = ProjectionSpec("head", self.num_features + 1, num_classes, depth, "head")
             self.specs, self.modules = (*self.specs, head), (*self.modules, self._head_layer)
+            self.num_calls = (*self.num_calls, 1)
         self.bank = AdapterBank(self.modules)
 
     @contextmanager
@@ -123,9 +140,8 @@ class BaseModel:
         Shapes: both inputs [batch, tokens]; result [batch, tokens, features or vocabulary].
         """
         with self.arithmetic():
-            out = self.network(input_ids=input_ids, attention_mask=attention_mask)
-        result = out.logits if self.config.task == "causal" else out.last_hidden_state
-        return result.float()
+            out = token_output(self.network, self.config.task, input_ids, attention_mask)
+        return out.float()
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Features [batch, features] that a classification head reads."""
@@ -155,35 +171,57 @@ class HeadLayer(nn.Module):
 
 
 def find_projections(
-    network: nn.Module, targets: tuple[str, ...] = ()
+    network: nn.Module, targets: tuple[str, ...] = (), *, name: str = ""
 ) -> tuple[tuple[ProjectionSpec, ...], tuple[nn.Module, ...]]:
     """Linear projections inside the repeated blocks of any transformer, in module order.
 
     A projection belongs to a block when its path has a number in it (``encoder.layer.3...``);
     poolers, embeddings and language-model heads have none. GPT-2's ``Conv1D`` is a linear
-    layer with its weight transposed.
+    layer with its weight transposed. Raises ValueError that names the model where there are none,
+    and a target that matches none with the nearest that would.
     """
     specs, modules = [], []
-    for name, module in network.named_modules():
+    for path, module in network.named_modules():
         if isinstance(module, nn.Linear):
             in_features, out_features = module.in_features, module.out_features
         elif type(module).__name__ == "Conv1D":
             in_features, out_features = (int(n) for n in module.weight.shape)
         else:
             continue
-        parts = name.split(".")
+        parts = path.split(".")
         numbers = [i for i, part in enumerate(parts) if part.isdigit()]
-        if not numbers or (targets and not any(f".{name}".endswith(f".{t}") for t in targets)):
+        if not numbers:
             continue
         depth, kind = int(parts[numbers[0]]), ".".join(parts[numbers[0] + 1 :])
-        specs.append(ProjectionSpec(name, in_features, out_features, depth, kind))
+        specs.append(ProjectionSpec(path, in_features, out_features, depth, kind))
         modules.append(module)
     if not specs:
-        raise ValueError(
-            f"model.targets {list(targets)} match no linear projection of this model; "
-            "leave it empty to take them all"
-        )
-    return tuple(specs), tuple(modules)
+        raise refusal(name, "it has no linear projection in numbered blocks")
+    for target in targets:
+        if not any(_has_ending(spec, target) for spec in specs):
+            raise ValueError(_no_such_target(target, specs))
+    chosen = [
+        i for i, s in enumerate(specs) if not targets or any(_has_ending(s, t) for t in targets)
+    ]
+    return tuple(specs[i] for i in chosen), tuple(modules[i] for i in chosen)
+
+
+def _has_ending(spec: ProjectionSpec, target: str) -> bool:
+    return f".{spec.name}".endswith(f".{target}")
+
+
+def _no_such_target(target: str, specs: list[ProjectionSpec]) -> str:
+    """What model.targets could have meant: any ending of a projection's path in its block."""
+    kinds = list(dict.fromkeys(spec.kind for spec in specs))
+    endings = [
+        ".".join(parts[i:]) for parts in (k.split(".") for k in kinds) for i in range(len(parts))
+    ]
+    near = difflib.get_close_matches(target, endings, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return (
+        f"model.targets names {target!r}, which matches no linear projection of this model; {hint}"
+        f"projections are {', '.join(kinds)}; leave it empty to take them all"
+    )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -285,48 +323,92 @@ def load_base(config: ModelConfig, *, seed: int = 0, num_classes: int = 0) -> Ba
         _one_of("model.name after 'tiny:'", family, TINY_FAMILIES)
         network, tokenizer = build_tiny(family, config.task, seed=seed)
         return BaseModel(config, network, tokenizer, num_classes=num_classes)
-    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
+    from transformers.utils.peft_utils import find_adapter_config_file
 
     transformers_logging.disable_progress_bar()
     source = config.name
     if config.name == "minilm":
         source = str(minilm_source() or MINILM_ID)
-    loader = AutoModelForCausalLM if config.task == "causal" else AutoModel
     inside: dict[str, str] = {}
     if source.endswith(".gguf"):
         source, inside = _split_gguf(source)
-    # The package gguf raises what it comes upon.
-    unreadable = (Exception,) if inside else (OSError, ValueError, KeyError)
+    loader = AutoModelForCausalLM if config.task == "causal" else AutoModel
+    # On a CPU, plain attention over a few dozen tokens is faster than the fused kernel: a
+    # backward pass through MiniLM (256 texts of 32 tokens) took 2.8 s instead of 3.8 s.
+    is_cpu = resolve_device(config.device).type == "cpu"
+    attention = "eager" if is_cpu else None
     try:
         _check_reach(source)
+        if not inside:
+            _check_plain(config.name, find_adapter_config_file(source), AutoConfig, source)
         tokenizer = AutoTokenizer.from_pretrained(source, **inside)
-        # On a CPU, plain attention over a few dozen tokens is faster than the fused kernel: a
-        # backward pass through MiniLM (256 texts of 32 tokens) took 2.8 s instead of 3.8 s.
-        is_cpu = resolve_device(config.device).type == "cpu"
-        attention = "eager" if is_cpu else None
-        network = loader.from_pretrained(source, attn_implementation=attention, **inside)
-    except unreadable as error:
-        if inside:
-            raise ValueError(
-                f"model.name {config.name!r} could not be read as a model for task "
-                f"{config.task!r}; give a whole GGUF file of a family that transformers knows "
-                f"({type(error).__name__})"
-            ) from error
+        loaded: Any = loader.from_pretrained(
+            source, attn_implementation=attention, output_loading_info=True, **inside
+        )
+        network, info = loaded
+    except _Refused:
+        raise
+    except Exception as error:  # readers raise what they come upon
         logger.debug("loading %s failed", source, exc_info=True)
+        raise ValueError(_unreadable(config, source, error, is_gguf=bool(inside))) from error
+    base = BaseModel(config, network, tokenizer, num_classes=num_classes)
+    tokens = torch.arange(1, 4, device=base.device)[None] % base.num_embeddings
+    if lacking := unset_weights(
+        base.network, lambda: base.hidden(tokens, torch.ones_like(tokens)), info["missing_keys"]
+    ):
+        raise ValueError(
+            f"model.name {config.name!r} lacks weights that task {config.task!r} needs "
+            f"({', '.join(lacking)}); give the whole checkpoint of such a model"
+        )
+    return base
+
+
+class _Refused(ValueError):
+    """Said already, in a sentence of its own."""
+
+
+def _check_plain(name: str, adapter: str | None, reader: Any, source: str) -> None:
+    """Raise for a PEFT adapter and for quantised weights, neither of which has projections of its
+    own that a LoRA pair could go on."""
+    if adapter is not None:
+        raise _Refused(
+            f"model.name {name!r} is a PEFT adapter (it has adapter_config.json), not a base "
+            f"model; merge it into its base (merge_and_unload, save_pretrained in PEFT), and name "
+            f"the folder of the result"
+        )
+    quantisation = getattr(reader.from_pretrained(source), "quantization_config", None)
+    if quantisation is not None:
+        values = quantisation if isinstance(quantisation, dict) else vars(quantisation)
+        method = values.get("quant_method", "unknown")
+        raise _Refused(
+            f"model.name {name!r} is quantised ({getattr(method, 'value', method)}), and its base "
+            f"weights must be plain numbers here; name a full-precision copy, or a GGUF file, "
+            f"which is read to full precision"
+        )
+
+
+def _unreadable(config: ModelConfig, source: str, error: Exception, *, is_gguf: bool) -> str:
+    said = f"model.name {config.name!r} could not be read as a model for task {config.task!r}"
+    if is_gguf:
+        return (
+            f"{said}; give a whole GGUF file of a family that transformers knows "
+            f"({type(error).__name__})"
+        )
+    if isinstance(error, OSError) and not Path(source).is_dir():
         remedy = (
             MINILM_REMEDY
             if config.name == "minilm"
             else f"run `hf download {source}` where there is a network, or name a local folder"
         )
-        raise ValueError(
-            f"model.name {config.name!r} could not be loaded for task {config.task!r}: it is no "
-            f"usable local folder, not in the Hugging Face cache, and no hub was within reach; "
-            f"{remedy} ({type(error).__name__})"
-        ) from error
-    limit = getattr(network.config, "max_position_embeddings", None)
-    if limit is not None and config.max_length > limit:
-        raise ValueError(
-            f"model.max_length {config.max_length} exceeds the {limit} positions of {config.name}"
+        return (
+            f"{said}: it is no local folder, not in the Hugging Face cache, and no hub was within "
+            f"reach; {remedy} ({type(error).__name__})"
         )
-    return BaseModel(config, network, tokenizer, num_classes=num_classes)
+    if isinstance(error, ImportError):
+        return f"{said}, as a package is not there ({first_line(error)}); install it"
+    return (
+        f"{said} ({first_line(error)}); give a folder with config.json, "
+        f"weights and tokenizer of one model; {WORKING_FAMILIES}"
+    )

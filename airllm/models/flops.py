@@ -17,11 +17,18 @@ def forward_flops(base: BaseModel, shape: tuple[int, int], ranks: NDArray[np.int
     """
     batch, tokens = shape
     total = 0.0
-    for spec, rank in zip(base.specs, ranks, strict=True):
-        rows = batch if spec.kind == "head" else batch * tokens
+    for spec, calls, rank in zip(base.specs, base.num_calls, ranks, strict=True):
+        rows = calls * (batch if spec.kind == "head" else batch * tokens)
         total += 2.0 * rows * (spec.in_features * spec.out_features + rank * spec.params_per_rank)
-    blocks = len({spec.depth for spec in base.specs})
-    return total + 4.0 * blocks * batch * tokens**2 * base.num_features
+    return total + _attention_flops(base, shape)
+
+
+def _attention_flops(base: BaseModel, shape: tuple[int, int]) -> float:
+    """Of the two products of attention in all blocks, a shared one as often as it is passed."""
+    (batch, tokens), calls = shape, dict.fromkeys((s.depth for s in base.specs), 0)
+    for spec, count in zip(base.specs, base.num_calls, strict=True):
+        calls[spec.depth] = max(calls[spec.depth], count)
+    return 4.0 * sum(calls.values()) * batch * tokens**2 * base.num_features
 
 
 def training_flops(base: BaseModel, shape: tuple[int, int], ranks: NDArray[np.int64]) -> float:
@@ -31,9 +38,8 @@ def training_flops(base: BaseModel, shape: tuple[int, int], ranks: NDArray[np.in
     need their gradients as well, so its products count three times, and attention's, which have two
     inputs, too.
     """
-    batch, tokens = shape
     frozen = np.zeros(len(base.specs), dtype=np.int64)
-    attention = 4.0 * len({s.depth for s in base.specs}) * batch * tokens**2 * base.num_features
+    attention = _attention_flops(base, shape)
     plain = forward_flops(base, shape, frozen) - attention
     update = forward_flops(base, shape, ranks) - attention - plain
     return 2.0 * plain + 3.0 * (update + attention)
@@ -48,6 +54,9 @@ def training_bytes(base: BaseModel, shape: tuple[int, int], ranks: NDArray[np.in
     batch, tokens = shape
     width = 2 if base.precision == "bf16" else 4
     weights = sum(p.numel() for p in base.network.parameters())
-    kept = sum(batch * tokens * spec.params_per_rank for spec in base.specs)
+    kept = sum(
+        calls * batch * tokens * spec.params_per_rank
+        for spec, calls in zip(base.specs, base.num_calls, strict=True)
+    )
     trained = sum(r * spec.params_per_rank for spec, r in zip(base.specs, ranks, strict=True))
     return float(width * (weights + kept) + 16 * trained)

@@ -100,7 +100,11 @@ class PolicyConfig:
         if self.path and self.name != "airllm":
             raise ValueError(f"policy.path is for policy airllm alone, got it with {self.name!r}")
         if unknown := sorted(set(self.hide) - set(HIDEABLE)):
-            raise ValueError(f"policy.hide must name {', '.join(HIDEABLE)}, got {unknown[0]!r}")
+            near = difflib.get_close_matches(unknown[0], HIDEABLE, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"policy.hide must name {', '.join(HIDEABLE)}, got {unknown[0]!r}{hint}"
+            )
         check_least(*of, "r_min", 0)
 
 

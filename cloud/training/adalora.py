@@ -81,8 +81,10 @@ def train_adalora(
                 with _any_algorithms():
                     model.base_model.update_and_allocate(step + 1)
 
+            # PEFT's allocator cannot prune nothing.
+            after_step = allocate if target < config.r_max else None
             for round_index in range(num_rounds):
-                mean_losses.append(stepper.run_round(penalty=penalty, after_step=allocate))
+                mean_losses.append(stepper.run_round(penalty=penalty, after_step=after_step))
                 down, up = [], []
                 for layer in layers:
                     e = layer.lora_E["default"].detach()[:, 0]

@@ -20,7 +20,14 @@ from torch import Tensor
 
 from airllm.checks import check, check_least, check_positive
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Batch, BatchSampler, Examples, Head, generator_for, losses
+from airllm.lora.evaluation import (
+    Batch,
+    BatchSampler,
+    Examples,
+    Head,
+    generator_for,
+    mean_loss,
+)
 from airllm.models.base import BaseModel
 
 logger = logging.getLogger(__name__)
@@ -163,7 +170,7 @@ class Stepper:
             if before_step is not None:
                 before_step()
             batch = self.data.take(self.sampler.indices(self.step_index)).batch(self.base)
-            loss = losses(self.base, self.head, batch)[0].mean()
+            loss = mean_loss(self.base, self.head, batch)
             total += loss.detach()  # summed on the device: no synchronisation inside a step
             if penalty is not None:
                 loss = loss + penalty()

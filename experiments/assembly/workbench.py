@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -96,15 +96,46 @@ class Workbench:
         is_tiny = self.key.model.name.startswith("tiny:")
         # Where devices train it, the head is one more projection.
         is_trained = self.key.mode == "federated" and self.key.model.task == "classify"
-        num_classes = len(self.splits.train.label_names) if is_trained else 0
+        num_classes = len(self._loaded.train.label_names) if is_trained else 0
         return _base(self.key.model, self.key.seed if is_tiny else 0, num_classes)
 
     @cached_property
-    def splits(self) -> TextSplits:
+    def _loaded(self) -> TextSplits:
         source, own = self.key.data.source, None
         if is_own("data", source):
             own = make_own("data", source, seed=self.key.seed)
         return load_splits(self.key.data, seed=self.key.seed, own=own)
+
+    @cached_property
+    def splits(self) -> TextSplits:
+        """All texts of which the model has something to learn."""
+        loaded = self._loaded
+        return replace(
+            loaded, train=self._usable(loaded.train), evaluation=self._usable(loaded.evaluation)
+        )
+
+    def _usable(self, text: TextDataset) -> TextDataset:
+        """Texts of a token at least, or of two where the second is predicted from the first."""
+        least = 2 if self.key.model.task == "causal" else 1
+        tokens = tokenize(self.base, text.texts)
+        kept = [i for i, ids in enumerate(tokens) if len(ids) >= least]
+        if len(kept) == len(text):
+            return text
+        data = self.key.data
+        key, source = "data.source", data.source
+        if text is self._loaded.evaluation and data.eval_source:
+            key, source = "data.eval_source", data.eval_source
+        if not kept:
+            raise ValueError(
+                f"{key} {source!r} gives no text that model.task {self.key.model.task!r} can "
+                f"use: none of its {len(text)} has {least} token{'s' * (least > 1)} by the "
+                f"tokenizer of {self.key.model.name!r}; give longer texts"
+            )
+        logger.warning(
+            "%s %r: %d of %d texts have fewer than %d tokens and are left out",
+            key, source, len(text) - len(kept), len(text), least,
+        )  # fmt: skip
+        return text.take(kept)
 
     @cached_property
     def training_set(self) -> Examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,7 +78,13 @@ class LearnConfig:
             _check_seed("learn.seeds and learn.held_out_seeds", seed)
         for coding in self.codings:
             if coding not in CODINGS:
-                raise ValueError(f"learn.codings must name {' and '.join(CODINGS)}, got {coding!r}")
+                near = difflib.get_close_matches(coding, CODINGS, n=1, cutoff=0.4)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(
+                    f"learn.codings must name {' and '.join(CODINGS)}, got {coding!r}{hint}"
+                )
+        for preset in self.presets:
+            channel_preset(preset, key="learn.presets")
         check_least(
             "learn", self, "recordings scenarios held_out examples rows updates evaluate_every", 1
         )

@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DebertaV2Config, DebertaV2Model
 
 from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import Examples, Head, collate, losses, tokenize
 from airllm.lora.microbatches import make_passes, row_losses
 from airllm.lora.multi_lora import Fleet, Member
 from airllm.lora.stacked_linear import Factors
-from airllm.models.base import BaseModel, ModelConfig, load_base
+from airllm.models.base import ModelConfig, load_base
 
 TEXTS = [f"{'more ' * (i % 4)}words {i}" for i in range(20)]
 RATES = [1e-2, 1e-2, 3e-3, 1e-2]
@@ -397,21 +396,3 @@ def test_bad_arguments_are_named():
         pytest.raises(ValueError, match="examples must be those of 4 members, got 1"),
     ):
         fleet.step(examples_of(base)[:1])
-
-
-def deberta(base):
-    """Relative positions go through the same projections as tokens do."""
-    config = DebertaV2Config(
-        vocab_size=base.vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=64, relative_attention=True,
-        position_buckets=8, share_att_key=True, pos_att_type=["p2c", "c2p"], type_vocab_size=0,
-        position_biased_input=False, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    return BaseModel(base.config, DebertaV2Model(config), base.tokenizer)
-
-
-def test_a_model_whose_projections_see_more_than_tokens_is_refused():
-    base = deberta(load())
-    fleet = Fleet(base, head_of(base), members_of(base))
-    with fleet, pytest.raises(ValueError, match=r"projection .* set runtime.stacked = false"):
-        fleet.evaluate(examples_of(base))

@@ -85,6 +85,14 @@ def test_an_unknown_tiny_family_is_named():
         load_base(ModelConfig(name="tiny:mamba"))
 
 
-def test_targets_that_match_nothing_are_named():
-    with pytest.raises(ValueError, match="match no linear projection"):
-        load_base(ModelConfig(name="tiny:bert", targets=("nothing",), device="cpu"))
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nothing", "names 'nothing', which matches no linear projection"),
+        ("querry", "did you mean 'query'"),
+        ("attention.output.dens", "did you mean 'attention.output.dense'"),
+    ],
+)
+def test_a_target_that_matches_nothing_is_named_beside_ones_that_match(target, message):
+    with pytest.raises(ValueError, match=message):
+        load_base(ModelConfig(name="tiny:bert", targets=("key", target), device="cpu"))
