@@ -15,8 +15,8 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from airllm.lora.evaluation import Head
 from airllm.lora.sensitivity import Importance
+from airllm.models.head import Head
 
 _DAY_S = 86_400.0
 _HEAD, _UPDATE, _WORK, _GRANT, _REPORT = "head", "update", "work", "grant", "report"

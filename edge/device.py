@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Batch, Examples, Head, Metrics, evaluate
+from airllm.lora.evaluation import Metrics, evaluate
 from airllm.lora.payload import PayloadError, decode, encode
 from airllm.lora.sensitivity import Importance
 from airllm.models.base import BaseModel
+from airllm.models.batches import Batch, Examples
+from airllm.models.head import Head
 from airllm.protocol import DeviceReport
 from edge.local_update import LocalTask, LocalWork, Trained
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from airllm.lora.adapter import Adapter, svd_form
-from airllm.lora.evaluation import Batch, BatchSampler, Examples, Head, bucket
 from airllm.lora.local_update import (
     LocalJob,
     LocalResult,
@@ -22,6 +21,8 @@ from airllm.lora.privacy import Privacy
 from airllm.lora.residuals import ordered
 from airllm.lora.sensitivity import Importance
 from airllm.models.base import BaseModel
+from airllm.models.batches import Batch, BatchSampler, Examples, bucket
+from airllm.models.head import Head
 from edge.hardware import Hardware
 
 # Key of the random stream of a device's batches; the device's index follows.

@@ -10,8 +10,9 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Head, Metrics
+from airllm.lora.evaluation import Metrics
 from airllm.models.base import BaseModel
+from airllm.models.head import Head
 from airllm.models.projections import ProjectionSpec
 from edge.device import DeviceState
 

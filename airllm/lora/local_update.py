@@ -10,11 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from airllm.lora.adapter import Adapter, svd_form
-from airllm.lora.evaluation import Examples, Head, generator_for, mean_loss, padded_width
+from airllm.lora.evaluation import mean_loss
 from airllm.lora.multi_lora import Fleet, Member
 from airllm.models.base import BaseModel
+from airllm.models.batches import Examples, padded_width
 from airllm.models.flops import training_flops
+from airllm.models.head import Head
 from airllm.models.projections import ProjectionSpec
+from airllm.streams import generator_for
 
 STARTS = ("held", "fresh")
 _FACTOR_STREAM, _FRESH_STREAM = 80, 81

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from airllm.lora.evaluation import Examples, Head
 from airllm.models.base import BaseModel
+from airllm.models.batches import Examples
+from airllm.models.head import Head
 
 _IGNORED = -100  # a target that counts for nothing
 

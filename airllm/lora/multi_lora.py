@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Examples, Head
 from airllm.lora.microbatches import Pass, make_passes, row_losses
 from airllm.lora.stacked_linear import Factors, FleetLinear, Segment
-from airllm.models.base import BaseModel, HeadLayer
+from airllm.models.base import BaseModel
+from airllm.models.batches import Examples
+from airllm.models.head import Head
+from airllm.models.projections import HeadLayer
 
 # On CUDA, ranks are padded with zero components, which stay zero, to a multiple of a tensor core's
 # tile, so that runs are few; on a CPU one component more is time more.

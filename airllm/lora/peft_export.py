@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Head
-from airllm.models.base import MINILM_ID, BaseModel
+from airllm.models.base import BaseModel
+from airllm.models.head import Head
+from airllm.models.sources import MINILM_ID
 
 
 def save_peft(

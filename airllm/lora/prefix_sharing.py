@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Batch, Head, Metrics, losses
+from airllm.lora.evaluation import Metrics, losses
 from airllm.models.base import BaseModel
+from airllm.models.batches import Batch
+from airllm.models.head import Head
 
 
 @torch.no_grad()

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from airllm.lora.adapter import Adapter, svd_form
-from airllm.lora.evaluation import Batch, Head
 from airllm.lora.sensitivity import Importance, probe, second_order_worth
 from airllm.models.base import BaseModel
+from airllm.models.batches import Batch
+from airllm.models.head import Head
 
 Array = NDArray[np.float64]
 

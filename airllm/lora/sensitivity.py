@@ -13,8 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Batch, Head, generator_for, predictions
+from airllm.lora.evaluation import predictions
 from airllm.models.base import BaseModel
+from airllm.models.batches import Batch
+from airllm.models.head import Head
+from airllm.streams import generator_for
 
 Array = NDArray[np.float64]
 

@@ -10,12 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from airllm.models.families import refusal
 from airllm.models.projections import ProjectionSpec
 
-WORKING_FAMILIES = (
-    "encoders such as BERT, RoBERTa, DistilBERT, ELECTRA, ALBERT and MPNet, and decoders such as "
-    "GPT-2, OPT, GPT-NeoX, Llama, Mistral, Qwen and Gemma work"
-)
 _TOKENS, _SHORT = 5, 3  # of the trial's texts; other than their number, 2
 _TOLERANCE = 1e-3  # relative to the largest output: far above fp32's noise, below any real effect
 
@@ -28,11 +25,6 @@ class Trial:
     """of a token in the output"""
     num_calls: tuple[int, ...]
     """[projections] times that a pass goes through each; more than once where layers are shared"""
-
-
-def refusal(name: str, reason: str) -> ValueError:
-    """The error for a model that does not work here."""
-    return ValueError(f"model.name {name!r} does not work here: {reason}; {WORKING_FAMILIES}")
 
 
 def token_output(network: Any, task: str, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

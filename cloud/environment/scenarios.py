@@ -19,12 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Batch, Head, collate, losses
+from airllm.lora.evaluation import losses
 from airllm.lora.payload import PayloadConfig, bits_per_rank, encode
 from airllm.lora.payload import decode as decode_payload
 from airllm.lora.residuals import Candidates, candidates_of
 from airllm.lora.sensitivity import Importance
 from airllm.models.base import BaseModel
+from airllm.models.batches import Batch, collate
+from airllm.models.head import Head
 from airllm.policies.airllm import NUM_COARSE, decode
 from airllm.policies.knapsack import Ranks
 from airllm.policies.observation import RoundObservation

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from airllm.checkpoint import restore, state_of
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Batch, Head
 from airllm.lora.payload import PayloadConfig, bits_per_rank, encode
 from airllm.lora.residuals import Candidates, candidates_of
 from airllm.lora.sensitivity import Importance
 from airllm.models.base import BaseModel
+from airllm.models.batches import Batch
+from airllm.models.head import Head
 from airllm.policies.base import RankPolicy, RoundFeedback, decide
 from airllm.policies.knapsack import Ranks
 from airllm.policies.observation import RoundObservation

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from airllm.checkpoint import restore, state_of
 from airllm.lora.adapter import Adapter, accumulate
-from airllm.lora.evaluation import Batch, Examples, Head, evaluate
+from airllm.lora.evaluation import evaluate
 from airllm.lora.local_update import LocalJob, LocalTraining, train_local
 from airllm.lora.payload import PayloadConfig, bits_per_rank
 from airllm.models.base import BaseModel
+from airllm.models.batches import Batch, Examples
+from airllm.models.head import Head
 from airllm.policies.base import RankPolicy, RoundFeedback, decide
 from airllm.policies.observation import RoundObservation
 from airllm.policies.reward import paired_reward

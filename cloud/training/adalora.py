@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Examples, Head
 from airllm.models.base import BaseModel
+from airllm.models.batches import Examples
+from airllm.models.head import Head
 from cloud.training.lora import Stepper, TrainingConfig, Trajectory
 
 _STREAM = 9

@@ -20,15 +20,11 @@ from torch import Tensor
 
 from airllm.checks import check, check_least, check_positive
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import (
-    Batch,
-    BatchSampler,
-    Examples,
-    Head,
-    generator_for,
-    mean_loss,
-)
+from airllm.lora.evaluation import mean_loss
 from airllm.models.base import BaseModel
+from airllm.models.batches import Batch, BatchSampler, Examples
+from airllm.models.head import Head
+from airllm.streams import generator_for
 
 logger = logging.getLogger(__name__)
 

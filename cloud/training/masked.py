@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Examples, Head, generator_for
 from airllm.models.base import BaseModel
+from airllm.models.batches import Examples
+from airllm.models.head import Head
+from airllm.streams import generator_for
 from cloud.training.adalora import orthogonality
 from cloud.training.lora import INIT_STREAM, Stepper, TrainingConfig
 

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import BatchSampler, Examples
 from airllm.lora.local_update import LocalTraining, initial_factors
 from airllm.lora.payload import MAX_RANK
 from airllm.lora.privacy import Privacy
 from airllm.lora.sensitivity import Importance
+from airllm.models.batches import BatchSampler, Examples
 from airllm.models.flops import training_bytes
 from airllm.models.projections import ProjectionSpec
 from airllm.policies.knapsack import Ranks

@@ -14,9 +14,12 @@ from airllm.data.complexity import oov_rate, reference_vocabulary, token_entropy
 from airllm.data.datasets import DataConfig, TextDataset, TextSplits, load_splits
 from airllm.data.partition import partition
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Batch, Examples, Head, bucket, evaluate, tokenize, train_head
+from airllm.lora.evaluation import evaluate
 from airllm.lora.prefix_sharing import evaluate_many
-from airllm.models.base import BaseModel, ModelConfig, load_base
+from airllm.models.base import BaseModel, ModelConfig
+from airllm.models.batches import Batch, Examples, bucket, tokenize
+from airllm.models.head import Head, train_head
+from airllm.models.sources import load_base
 from airllm.policies.base import RankPolicy
 from airllm.policies.registry import make_policy
 from channel.cell import Cell

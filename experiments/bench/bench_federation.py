@@ -70,8 +70,8 @@ def config_of(
 
 def write_work(arguments: argparse.Namespace, folder: str) -> Path:
     """The peer's share: our texts, in our batches."""
-    from airllm.lora.evaluation import BatchSampler
-    from airllm.models.base import load_base, minilm_source
+    from airllm.models.batches import BatchSampler
+    from airllm.models.sources import load_base, minilm_source
     from edge.local_update import _BATCH_STREAM
     from experiments.assembly.workbench import workbench_for
 

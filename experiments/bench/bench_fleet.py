@@ -32,9 +32,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Examples, Head, tokenize
 from airllm.lora.multi_lora import Fleet, Member
-from airllm.models.base import BaseModel, ModelConfig, load_base
+from airllm.models.base import BaseModel, ModelConfig
+from airllm.models.batches import Examples, tokenize
+from airllm.models.head import Head
+from airllm.models.sources import load_base
 from airllm.models.tiny import byte_tokenizer
 from experiments.assembly.threads import use_determinism
 

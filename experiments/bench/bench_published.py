@@ -36,8 +36,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from airllm.lora.evaluation import Examples, Head, losses
+from airllm.lora.evaluation import losses
 from airllm.models.base import BaseModel, ModelConfig
+from airllm.models.batches import Examples
+from airllm.models.head import Head
 from airllm.models.tiny import byte_tokenizer
 from airllm.policies.observation import RoundObservation
 from airllm.policies.paper import PaperPolicy

@@ -19,9 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from airllm.lora.adapter import Adapter, accumulate
-from airllm.lora.evaluation import bucket, evaluate, tokenize
+from airllm.lora.evaluation import evaluate
 from airllm.lora.residuals import candidates_of
 from airllm.lora.sensitivity import Importance
+from airllm.models.batches import bucket, tokenize
 from airllm.policies.knapsack import fit_budget
 from experiments.assembly.workbench import workbench_for
 from experiments.config.schema import load_experiment

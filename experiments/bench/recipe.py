@@ -13,7 +13,8 @@ import time
 from dataclasses import replace
 
 from airllm.lora.adapter import Adapter, svd_form
-from airllm.lora.evaluation import bucket, evaluate, tokenize
+from airllm.lora.evaluation import evaluate
+from airllm.models.batches import bucket, tokenize
 from experiments.assembly.workbench import workbench_for
 from experiments.config.schema import ExperimentConfig, load_experiment
 

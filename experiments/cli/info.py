@@ -40,7 +40,7 @@ def _version(package: str) -> str:
 def _device() -> Iterator[tuple[str, str]]:
     import torch
 
-    from airllm.models.base import resolve_device, resolve_precision
+    from airllm.models.device import resolve_device, resolve_precision
 
     device = resolve_device("auto")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
@@ -52,7 +52,7 @@ def _device() -> Iterator[tuple[str, str]]:
 
 
 def _models() -> Iterator[tuple[str, str]]:
-    from airllm.models.base import MINILM_REMEDY, minilm_source
+    from airllm.models.sources import MINILM_REMEDY, minilm_source
 
     try:
         source = minilm_source()

@@ -104,7 +104,7 @@ def session_folder() -> Iterator[str | None]:
 
 
 def _uses_gpu(config: ExperimentConfig) -> bool:
-    from airllm.models.base import resolve_device
+    from airllm.models.device import resolve_device
 
     return resolve_device(config.model.device).type == "cuda"
 

@@ -150,7 +150,7 @@ def finished_summary(config: ExperimentConfig, folder: Path) -> dict[str, Any] |
 
 def default_jobs(sweep: Sweep) -> int:
     """As many runs side by side as there are, with cores and memory for; one on a GPU."""
-    from airllm.models.base import resolve_device
+    from airllm.models.device import resolve_device
 
     configs = [cell.config for cell in sweep.cells]
     devices = {resolve_device(name).type for name in {c.model.device for c in configs}}

@@ -192,10 +192,11 @@ def simulate(settings: list[str], out: Path) -> dict[str, float]:
 
 def waits_of_a_step() -> int:
     """How often the host waits for the card in one step of a fleet, and in the next."""
-    from airllm.lora.evaluation import Examples
     from airllm.lora.local_update import initial_factors
     from airllm.lora.multi_lora import Fleet, Member
-    from airllm.models.base import ModelConfig, load_base
+    from airllm.models.base import ModelConfig
+    from airllm.models.batches import Examples
+    from airllm.models.sources import load_base
 
     base = load_base(ModelConfig(name="tiny:opt", task="causal", precision="fp32"), seed=0)
     members = [Member(initial_factors(base.specs, 2, d), 1e-3) for d in range(3)]

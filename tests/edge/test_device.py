@@ -6,9 +6,12 @@ import torch
 from flwr.app import RecordDict
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Examples, Head, bucket, evaluate, tokenize
+from airllm.lora.evaluation import evaluate
 from airllm.lora.payload import encode
-from airllm.models.base import ModelConfig, load_base
+from airllm.models.base import ModelConfig
+from airllm.models.batches import Examples, bucket, tokenize
+from airllm.models.head import Head
+from airllm.models.sources import load_base
 from airllm.protocol import DeviceReport
 from edge.device import Device, DeviceProfile, DeviceState
 from edge.state import read_state, write_state

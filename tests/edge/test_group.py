@@ -8,11 +8,14 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Examples, Head, bucket, evaluate, tokenize
+from airllm.lora.evaluation import evaluate
 from airllm.lora.local_update import LocalTraining
 from airllm.lora.multi_lora import Fleet
 from airllm.lora.payload import decode
-from airllm.models.base import ModelConfig, load_base
+from airllm.models.base import ModelConfig
+from airllm.models.batches import Examples, bucket, tokenize
+from airllm.models.head import Head
+from airllm.models.sources import load_base
 from airllm.protocol import unpack_utility
 from edge.client_app import answer, answer_together
 from edge.device import Device, DeviceProfile, DeviceState

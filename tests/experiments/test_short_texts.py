@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from airllm.lora.evaluation import Examples, tokenize, train_head
-from airllm.models.base import ModelConfig, load_base
+from airllm.models.base import ModelConfig
+from airllm.models.batches import Examples, tokenize
+from airllm.models.head import train_head
+from airllm.models.sources import load_base
 from airllm.models.tiny import build_tiny, byte_tokenizer
 from airllm.policies.registry import PolicyConfig
 from cloud.training.adalora import train_adalora

@@ -5,16 +5,11 @@ import pytest
 import torch
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import (
-    BatchSampler,
-    Head,
-    bucket,
-    collate,
-    evaluate,
-    tokenize,
-    train_head,
-)
-from airllm.models.base import ModelConfig, load_base
+from airllm.lora.evaluation import evaluate
+from airllm.models.base import ModelConfig
+from airllm.models.batches import BatchSampler, bucket, collate, tokenize
+from airllm.models.head import Head, train_head
+from airllm.models.sources import load_base
 
 TEXTS = [f"text number {i} with {'more ' * (i % 5)}words" for i in range(12)]
 LABELS = [i % 3 for i in range(12)]

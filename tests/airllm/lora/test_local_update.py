@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from airllm.lora.adapter import Adapter, svd_form
-from airllm.lora.evaluation import Examples, Head, collate, losses, tokenize
+from airllm.lora.evaluation import losses
 from airllm.lora.local_update import (
     LocalJob,
     LocalTraining,
@@ -14,8 +14,11 @@ from airllm.lora.local_update import (
     train_local,
     train_local_together,
 )
-from airllm.models.base import ModelConfig, load_base
+from airllm.models.base import ModelConfig
+from airllm.models.batches import Examples, collate, tokenize
 from airllm.models.flops import forward_flops, training_flops
+from airllm.models.head import Head
+from airllm.models.sources import load_base
 
 TEXTS = [f"{a} {b}" for a in ("ab", "ba") for b in ("ab", "ba")] * 4
 LABELS = [int(t.split()[0] == t.split()[1]) for t in TEXTS]

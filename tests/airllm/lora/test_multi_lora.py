@@ -12,11 +12,14 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Examples, Head, collate, losses, tokenize
+from airllm.lora.evaluation import losses
 from airllm.lora.microbatches import make_passes, row_losses
 from airllm.lora.multi_lora import Fleet, Member
 from airllm.lora.stacked_linear import Factors
-from airllm.models.base import ModelConfig, load_base
+from airllm.models.base import ModelConfig
+from airllm.models.batches import Examples, collate, tokenize
+from airllm.models.head import Head
+from airllm.models.sources import load_base
 
 TEXTS = [f"{'more ' * (i % 4)}words {i}" for i in range(20)]
 RATES = [1e-2, 1e-2, 3e-3, 1e-2]

@@ -9,9 +9,11 @@ from peft import AutoPeftModel, PeftConfig, PeftModel
 from safetensors.torch import load_file
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Head, collate, tokenize
 from airllm.lora.peft_export import save_peft
-from airllm.models.base import ModelConfig, load_base, minilm_source
+from airllm.models.base import ModelConfig
+from airllm.models.batches import collate, tokenize
+from airllm.models.head import Head
+from airllm.models.sources import load_base, minilm_source
 
 TEXTS = ["A short text.", "Another one, and a little longer than the first."]
 PAGE = Path(__file__).parents[3] / "docs" / "interchange.md"

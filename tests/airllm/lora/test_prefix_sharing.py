@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Head, bucket, evaluate, tokenize
+from airllm.lora.evaluation import evaluate
 from airllm.lora.prefix_sharing import evaluate_many
-from airllm.models.base import ModelConfig, load_base
+from airllm.models.base import ModelConfig
+from airllm.models.batches import bucket, tokenize
+from airllm.models.head import Head
+from airllm.models.sources import load_base
 
 TEXTS = [f"text number {i} with {'more ' * (i % 5)}words" for i in range(12)]
 LABELS = [i % 3 for i in range(12)]

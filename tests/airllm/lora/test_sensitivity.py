@@ -6,9 +6,12 @@ import torch
 from transformers import AlbertConfig, AlbertModel
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Head, bucket, collate, evaluate, losses, predictions, tokenize
+from airllm.lora.evaluation import evaluate, losses, predictions
 from airllm.lora.sensitivity import Probe, _fisher_root, probe, second_order_worth
-from airllm.models.base import BaseModel, ModelConfig, load_base
+from airllm.models.base import BaseModel, ModelConfig
+from airllm.models.batches import bucket, collate, tokenize
+from airllm.models.head import Head
+from airllm.models.sources import load_base
 
 TEXTS = [f"text number {i} with {'more ' * (i % 5)}words" for i in range(12)]
 LABELS = [i % 3 for i in range(12)]

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from airllm.lora.evaluation import collate, tokenize
-from airllm.models.base import MINILM_ID, ModelConfig, load_base, minilm_source
+from airllm.models.base import ModelConfig
+from airllm.models.batches import collate, tokenize
+from airllm.models.sources import MINILM_ID, load_base, minilm_source
 
 PROJECTIONS = {"bert": 12, "opt": 12, "gpt2": 8, "llama": 14}
 

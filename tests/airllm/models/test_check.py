@@ -7,10 +7,12 @@ import torch
 import transformers as hf
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Examples, evaluate, tokenize
+from airllm.lora.evaluation import evaluate
 from airllm.lora.multi_lora import Fleet, Member
-from airllm.models.base import BaseModel, ModelConfig, load_base
+from airllm.models.base import BaseModel, ModelConfig
+from airllm.models.batches import Examples, tokenize
 from airllm.models.flops import forward_flops
+from airllm.models.sources import load_base
 from airllm.models.tiny import byte_tokenizer
 
 SHAPE = dict(

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from airllm.models.base import ModelConfig, load_base
+from airllm.models.base import ModelConfig
+from airllm.models.sources import load_base
 from airllm.models.tiny import byte_tokenizer
 
 WIDTH, HEADS, KV_HEADS = 32, 4, 2
@@ -111,6 +112,6 @@ def test_no_file_and_no_reader_are_named(tmp_path, write, monkeypatch):
     with pytest.raises(ValueError, match="no.gguf' is no file; give the path of a GGUF file"):
         load_base(ModelConfig(name=str(tmp_path / "no.gguf")))
     path, _ = write()
-    monkeypatch.setattr("airllm.models.base.find_spec", lambda name: None)
+    monkeypatch.setattr("airllm.models.sources.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'airllm-sim\[gguf\]'"):
         load_base(ModelConfig(name=str(path)))

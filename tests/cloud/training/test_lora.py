@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Examples, Head, bucket, evaluate, tokenize
-from airllm.models.base import ModelConfig, load_base
+from airllm.lora.evaluation import evaluate
+from airllm.models.base import ModelConfig
+from airllm.models.batches import Examples, bucket, tokenize
+from airllm.models.head import Head
+from airllm.models.sources import load_base
 from cloud.training.adalora import train_adalora
 from cloud.training.lora import TrainingConfig, probe_texts, train_lora
 from cloud.training.masked import MaskedTrainer

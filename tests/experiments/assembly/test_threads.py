@@ -175,7 +175,7 @@ def test_runs_side_by_side_have_a_core_and_memory_each(
 
 def test_a_gpu_has_one_run_at_a_time(machine, monkeypatch, tiny_toml):
     machine(16)
-    monkeypatch.setattr("airllm.models.base.resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("airllm.models.device.resolve_device", lambda name: torch.device("cuda"))
     assert default_jobs(load_sweep(tiny_toml)) == 1
 
 

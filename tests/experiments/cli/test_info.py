@@ -23,7 +23,7 @@ def test_versions_device_models_and_data_are_named():
 
 
 def test_what_is_absent_has_a_remedy(monkeypatch):
-    monkeypatch.setattr("airllm.models.base.minilm_source", lambda: None)
+    monkeypatch.setattr("airllm.models.sources.minilm_source", lambda: None)
     monkeypatch.setattr(info, "find_spec", lambda name: None)
     monkeypatch.setattr(info, "PACKAGES", ("no-such-package",))
     found = dict(info.describe())
