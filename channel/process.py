@@ -27,7 +27,7 @@ from channel.units import linear_to_db
 
 logger = logging.getLogger(__name__)
 
-_PLACE_HELD_S = 0.1  # in which a car at 30 m/s gets 3 m on
+_PLACE_STEP_S = 0.1  # in which a car at 30 m/s gets 3 m on
 _SLOW_BPS = 1e4  # no modern link's best is below this: the numbers are in another unit
 _SNR_STREAM, _SPREAD_STREAM, _TRACE_STREAM = 20, 21, 26
 
@@ -162,9 +162,9 @@ class LinkProcess:
         else:
             powers = repeat(self._power(round_index, begin_s, start_s))
         # Places cost more than all else of a slot, and change least.
-        held = 1 if self._large_scale is None else max(round(_PLACE_HELD_S / step_s), 1)
+        every = 1 if self._large_scale is None else max(round(_PLACE_STEP_S / step_s), 1)
         for number, power in zip(count(), powers):
-            if number == 0 or (self._moves and number % held == 0):
+            if number == 0 or (self._moves and number % every == 0):
                 mean_db = self.mean_snr_db(round_index, begin_s + number * step_s, direction)
             yield mean_db + linear_to_db(power)
 

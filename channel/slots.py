@@ -98,9 +98,9 @@ def run_slots(
 
 def _pick(scheduler: str, able: NDArray[np.bool_], rates: Array, average: Array, last: int) -> int:
     if scheduler == "round-robin":
-        candidates = np.flatnonzero(able)
-        later = candidates[candidates > last]
-        return int(later[0] if len(later) else candidates[0])
+        residuals = np.flatnonzero(able)
+        later = residuals[residuals > last]
+        return int(later[0] if len(later) else residuals[0])
     score = rates if scheduler == "best-first" else rates / np.maximum(average, 1e-9)
     return int(np.argmax(np.where(able, score, -1.0)))
 

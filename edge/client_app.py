@@ -29,7 +29,7 @@ from edge.state import is_deployed, read_state, write_state
 
 # Devices in the same passes: more would fill them no better, and each has factors and, where it
 # trains, an optimiser of its own in memory. Fewer where what a device may hold is large.
-_TOGETHER, _HELD_BYTES = 32, 1 << 30
+_TOGETHER, _ADAPTER_BYTES = 32, 1 << 30
 
 Load = Callable[[Context], tuple[BaseModel, DeviceProfile]]
 """gives the base model and the profile of a node"""
@@ -66,9 +66,9 @@ def answer_together(load: Load, asked: Sequence[tuple[Message, Context]]) -> lis
 
 def _group_size(base: BaseModel, profile: DeviceProfile) -> int:
     """How many devices are answered together; depends on nothing but the configuration."""
-    ranks = [min(profile.hold_rank, s.in_features, s.out_features) for s in base.specs]
-    held = 4 * sum(r * s.params_per_rank for r, s in zip(ranks, base.specs, strict=True))
-    return max(1, min(_TOGETHER, _HELD_BYTES // max(held, 1)))
+    ranks = [min(profile.adapter_rank, s.in_features, s.out_features) for s in base.specs]
+    adapter_bytes = 4 * sum(r * s.params_per_rank for r, s in zip(ranks, base.specs, strict=True))
+    return max(1, min(_TOGETHER, _ADAPTER_BYTES // max(adapter_bytes, 1)))
 
 
 def answer(load: Load, asked: Sequence[tuple[Message, Context]]) -> list[Message]:
@@ -129,7 +129,7 @@ class _Call:
         if self.trained is not None:
             hardware, flops = device.work.hardware, self.trained.flops
             training = TrainingReport(
-                pack_utility(self.trained.worth),
+                pack_utility(self.trained.utility),
                 hardware.compute_s(flops),
                 hardware.compute_j(flops),
             )

@@ -35,7 +35,7 @@ class DeviceProfile:
     """labelled text on which everything it reports is measured"""
     examples: Examples
     """the same text, not yet in batches"""
-    hold_rank: int
+    adapter_rank: int
     """rank to which accumulated residual updates are recompressed"""
     work: LocalWork | None = None
     """what it trains on, and how (federated mode)"""
@@ -45,11 +45,11 @@ class DeviceProfile:
 class DeviceState:
     """What a device keeps between rounds."""
 
-    held: Adapter
+    device_adapter: Adapter
     update_number: int = 0
     """of the last update installed; 0: none"""
     metrics: Metrics | None = None
-    """measured with ``held``; None: not measured yet"""
+    """measured with ``device_adapter``; None: not measured yet"""
     head: Head | None = None
     """preloaded with the base model"""
     trained: Adapter | None = None
@@ -72,8 +72,8 @@ class Device:
     def deploy(self, head: Head | None) -> None:
         """Take the head that comes with the base model, before the first round."""
         work = self.profile.work
-        held = Adapter.zero(self.base.specs) if work is None else work.initial
-        self.state = DeviceState(held, head=head)
+        device_adapter = Adapter.zero(self.base.specs) if work is None else work.initial
+        self.state = DeviceState(device_adapter, head=head)
 
     def install(self, data: bytes) -> bool:
         """Install a payload; a damaged one leaves everything as it was, and gives False."""
@@ -86,7 +86,7 @@ class Device:
         is_same = update.coding == "residual" and not update.adapter.ranks.any()
         self.state = replace(
             self.state,
-            held=update.onto(self.state.held, self.profile.hold_rank),
+            device_adapter=update.onto(self.state.device_adapter, self.profile.adapter_rank),
             update_number=update.number,
             metrics=self.state.metrics if is_same else None,
         )
@@ -96,7 +96,7 @@ class Device:
         """What it tells the cloud; measures only if something has changed since the last time."""
         if self.state.metrics is None:
             measured = evaluate(
-                self.base, self.state.head, self.state.held, list(self.profile.batches)
+                self.base, self.state.head, self.state.device_adapter, list(self.profile.batches)
             )
             self.take_metrics(measured)
         metrics = self.state.metrics
@@ -119,7 +119,12 @@ class Device:
     def task(self, ranks: NDArray[np.int64], importance: Importance, round_index: int) -> LocalTask:
         """What it has to train, asked to do so at these ranks."""
         return LocalTask(
-            self.work, self.state.held, ranks, importance, self.profile.device, round_index
+            self.work,
+            self.state.device_adapter,
+            ranks,
+            importance,
+            self.profile.device,
+            round_index,
         )
 
     def take_trained(self, trained: Trained) -> None:

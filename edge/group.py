@@ -22,8 +22,8 @@ def measure(devices: Sequence[Device]) -> None:
     base, head = waiting[0].base, waiting[0].state.head
     nothing = Adapter.zero(base.specs)
     examples = [device.profile.examples for device in waiting]
-    # What is held is not trained: loaded as frozen, it has neither gradients nor an optimiser.
-    members = [Member(nothing, 0.0, frozen=device.state.held) for device in waiting]
+    # A device's adapter is not trained here: frozen, it has neither gradients nor an optimiser.
+    members = [Member(nothing, 0.0, frozen=device.state.device_adapter) for device in waiting]
     with Fleet(base, head, members) as fleet:
         loss, right = (found.tolist() for found in fleet.evaluate(examples))
     for place, (device, own) in enumerate(zip(waiting, examples, strict=True)):

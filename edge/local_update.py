@@ -44,7 +44,7 @@ class LocalWork:
     r_max: int
     """components of an update that may be sent"""
     initial: Adapter
-    """held from the deployment on: zero, or the factors that the seed gives"""
+    """the device's adapter at the deployment: zero, or the factors that the seed gives"""
     shared_down: Sequence[Tensor] | None
     """the frozen A, where only B travels"""
     hardware: Hardware
@@ -58,7 +58,7 @@ class Trained:
 
     adapter: Adapter
     """components in the order in which they would be sent"""
-    worth: NDArray[np.float64]
+    utility: NDArray[np.float64]
     """[projections, r_max] of each component, by the importance that was asked for"""
     loss: float
     flops: float
@@ -69,7 +69,7 @@ class LocalTask:
     """What a device is asked to train in a round."""
 
     work: LocalWork
-    held: Adapter
+    device_adapter: Adapter
     """what it holds, and trains on from"""
     ranks: NDArray[np.int64]
     """[projections] to train at"""
@@ -83,8 +83,14 @@ class LocalTask:
         """The training itself."""
         work = self.work
         # Factors that nobody has trained yet are as the seed gives them.
-        held = self.held.completed(work.initial) if work.training.is_factored else self.held
-        return LocalJob(held, self.ranks, self.examples_of, (self.device, self.round_index))
+        device_adapter = (
+            self.device_adapter.completed(work.initial)
+            if work.training.is_factored
+            else self.device_adapter
+        )
+        return LocalJob(
+            device_adapter, self.ranks, self.examples_of, (self.device, self.round_index)
+        )
 
     def examples_of(self, step: int) -> Examples:
         """The device's own texts of a step of the round."""
@@ -105,8 +111,8 @@ class LocalTask:
                 after = work.privacy.privatise(result.before, after, key)
             return Trained(after, after.energy(work.r_max), result.loss, result.flops)
         update = result.after if work.sends == "adapter" else result.change
-        # A whole adapter takes the place of what is held; a change comes on top of it.
-        at = Adapter.zero(base.specs) if work.sends == "adapter" else self.held
+        # A whole adapter takes the place of the device's; a change comes on top of it.
+        at = Adapter.zero(base.specs) if work.sends == "adapter" else self.device_adapter
         probed: list[Batch] = []
         if self.importance not in ("first", "energy"):
             own = self.examples_of(0)
@@ -115,7 +121,7 @@ class LocalTask:
             base, head, [svd_form(update, work.r_max)], [at],
             importance=self.importance, r_max=work.r_max, batches=probed,
         )  # fmt: skip
-        return Trained(found.adapters[0], found.worth[0], result.loss, result.flops)
+        return Trained(found.adapters[0], found.utility[0], result.loss, result.flops)
 
 
 def train(base: BaseModel, head: Head | None, task: LocalTask) -> Trained:

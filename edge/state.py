@@ -16,17 +16,17 @@ from airllm.models.head import Head
 from airllm.models.projections import ProjectionSpec
 from edge.device import DeviceState
 
-_HELD, _NUMBERS, _HEAD, _TRAINED = "held", "numbers", "head", "trained"
+_ADAPTER, _NUMBERS, _HEAD, _TRAINED = "adapter", "numbers", "head", "trained"
 
 
 def is_deployed(store: RecordDict) -> bool:
     """Whether the device has a state; one that has come back with nothing has none."""
-    return _HELD in store
+    return _ADAPTER in store
 
 
 def write_state(store: RecordDict, state: DeviceState) -> None:
     """Put a device's state into its store."""
-    store[_HELD] = _pack(state.held)
+    store[_ADAPTER] = _pack(state.device_adapter)
     numbers: dict[str, int | float] = {"update_number": state.update_number}
     if state.metrics is not None:
         numbers |= {
@@ -62,7 +62,7 @@ def read_state(store: RecordDict, base: BaseModel) -> DeviceState:
         )
         head = Head(weight, bias).to(base.device)
     return DeviceState(
-        _unpack(store.array_records[_HELD], base.specs),
+        _unpack(store.array_records[_ADAPTER], base.specs),
         int(cast(int, numbers["update_number"])),
         metrics,
         head,

@@ -100,9 +100,9 @@ def _read_text(path: Path, encoding: str) -> str:
             f"data file {path} has zero bytes, so it is UTF-16 or no text at all; "
             f"set data.encoding or give a text file"
         )
-    for candidate in ("utf-8-sig", "cp1252") if encoding == "auto" else (encoding,):
+    for residual in ("utf-8-sig", "cp1252") if encoding == "auto" else (encoding,):
         try:
-            return data.decode(candidate).removeprefix("\ufeff")
+            return data.decode(residual).removeprefix("\ufeff")
         except UnicodeError:
             continue
     tried = "UTF-8 nor Windows-1252" if encoding == "auto" else f"readable as {encoding}"

@@ -161,13 +161,13 @@ def svd_of_product(down: Tensor, up: Tensor, max_rank: int | None) -> tuple[Tens
     )
 
 
-def accumulate(held: Adapter, update: Adapter, max_rank: int) -> Adapter:
+def accumulate(device_adapter: Adapter, update: Adapter, max_rank: int) -> Adapter:
     """What a device holds after an update: the sum, recompressed once it outgrows ``max_rank``.
 
     Cloud and device apply this one deterministic rule to the same decoded bytes, so the cloud
     always knows what the device holds.
     """
-    total = held.plus(update)
+    total = device_adapter.plus(update)
     if int(total.ranks.max(initial=0)) <= max_rank:
         return total
     return svd_form(total, max_rank)

@@ -19,7 +19,7 @@ from airllm.models.head import Head
 from airllm.models.projections import ProjectionSpec
 from airllm.streams import generator_for
 
-STARTS = ("held", "fresh")
+STARTS = ("device", "fresh")
 _FACTOR_STREAM, _FRESH_STREAM = 80, 81
 
 
@@ -32,9 +32,9 @@ class LocalTraining:
     scale: float
     """lora_alpha / r_max: the trained up factors are multiplied by it"""
     start: str
-    """'held': the strongest components of what is held go on; 'fresh': A random, B zero"""
+    """'device': the strongest components of the device's adapter go on; 'fresh': A random, B 0"""
     is_factored: bool
-    """True: the held factors themselves are trained, components keep their places"""
+    """True: the device adapter's factors themselves are trained, components keep their places"""
     trains_down: bool
     """False: A is frozen (FFA-LoRA)"""
     seed: int
@@ -62,9 +62,9 @@ class LocalResult:
 class LocalJob:
     """What is trained, on what."""
 
-    held: Adapter
+    device_adapter: Adapter
     ranks: NDArray[np.int64]
-    """[projections] components that are trained on top of what is held"""
+    """[projections] components that are trained on top of the device's adapter"""
     examples_of: Callable[[int], Examples]
     """what step n is on"""
     key: tuple[int, ...]
@@ -89,12 +89,12 @@ def train_local(
     job: LocalJob,
     training: LocalTraining,
 ) -> LocalResult:
-    """Train a job's components on top of what is held; the base is left bare.
+    """Train a job's components on top of the device's adapter; the base is left bare.
 
     By AdamW without decay, at a constant rate: a device keeps no optimiser between rounds. What is
     held and not trained stays loaded and frozen. Raises ValueError when training diverges.
     """
-    frozen, before = _split(base, job.held, job.ranks, training, job.key)
+    frozen, before = _split(base, job.device_adapter, job.ranks, training, job.key)
     scale, device = training.scale, base.device
     down = [d.to(device)[None].clone() for d in before.down]  # [1, rank, in]
     up = [(u / scale).to(device)[None].clone() for u in before.up]  # [1, out, rank]
@@ -140,7 +140,7 @@ def train_local_together(
     of a loss, and for what AdamW makes of these.
     """
     scale = training.scale
-    starts = [_split(base, job.held, job.ranks, training, job.key) for job in jobs]
+    starts = [_split(base, job.device_adapter, job.ranks, training, job.key) for job in jobs]
     results = [LocalResult(before, before, 0.0, 0.0) for _, before in starts]
     trained = [i for i, (_, before) in enumerate(starts) if before.ranks.any()]
     if not trained:
@@ -184,18 +184,18 @@ def _mean(total: float, training: LocalTraining) -> float:
 
 def _split(
     base: BaseModel,
-    held: Adapter,
+    device_adapter: Adapter,
     ranks: NDArray[np.int64],
     training: LocalTraining,
     key: tuple[int, ...],
 ) -> tuple[Adapter, Adapter]:
     """What stays frozen, and the components that are trained as they start."""
     if training.is_factored:
-        return Adapter.zero(base.specs), held.truncate(ranks)
-    if training.start == "fresh" or not held.ranks.any():
-        frozen, own = held, Adapter.zero(base.specs)
+        return Adapter.zero(base.specs), device_adapter.truncate(ranks)
+    if training.start == "fresh" or not device_adapter.ranks.any():
+        frozen, own = device_adapter, Adapter.zero(base.specs)
     else:
-        form = _without_zeros(svd_form(held))
+        form = _without_zeros(svd_form(device_adapter))
         own = form.truncate(ranks)
         frozen = Adapter(
             tuple(d[len(o) :] for d, o in zip(form.down, own.down, strict=True)),

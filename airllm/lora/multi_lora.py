@@ -328,10 +328,10 @@ class Fleet:
     def _frozen(self, projection: int) -> list[Factors]:
         device, runs = self.base.device, []
         none = Adapter.zero(self.base.specs)
-        held = [m.frozen or none for m in self.members]
-        for first, count, rank in _consecutive([len(h.down[projection]) for h in held]):
+        frozen = [m.frozen or none for m in self.members]
+        for first, count, rank in _consecutive([len(h.down[projection]) for h in frozen]):
             if rank:
-                own = held[first : first + count]
+                own = frozen[first : first + count]
                 dtype = self._dtype(projection)
                 down = torch.stack([h.down[projection] for h in own]).to(device, dtype)
                 up = torch.stack([h.up[projection].T for h in own]).to(device, dtype)

@@ -45,13 +45,13 @@ class PayloadConfig:
     coding: str = "residual"
     """'residual': the difference from what the device holds is sent, so that what was cut in one
     round comes in another; 'absolute': each update replaces the one before"""
-    hold_rank: int = 24
+    adapter_rank: int = 24
     """rank to which a device recompresses what it has accumulated (residual coding)"""
 
     def __post_init__(self) -> None:
         check_one_of("payload", self, "number_format", FORMATS)
         check_one_of("payload", self, "coding", CODINGS)
-        check_least("payload", self, "hold_rank", 1)
+        check_least("payload", self, "adapter_rank", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,10 @@ class Update:
     """round in which it was made, or the receiver's trip where rounds are asynchronous"""
     coding: str
 
-    def onto(self, held: Adapter, hold_rank: int) -> Adapter:
-        """What a device that held ``held`` has after this, by the one rule of device and cloud."""
+    def onto(self, device_adapter: Adapter, adapter_rank: int) -> Adapter:
+        """What a device with ``device_adapter`` has after this, by the one rule of both sides."""
         if self.coding == "residual":
-            return accumulate(held, self.adapter, hold_rank)
+            return accumulate(device_adapter, self.adapter, adapter_rank)
         return self.adapter
 
 

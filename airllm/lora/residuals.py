@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from airllm.lora.adapter import Adapter, svd_form
-from airllm.lora.sensitivity import Importance, probe, second_order_worth
+from airllm.lora.sensitivity import Importance, measure_sensitivity, second_order_utility
 from airllm.models.base import BaseModel
 from airllm.models.batches import Batch
 from airllm.models.head import Head
@@ -19,27 +19,27 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
+class Residuals:
     """Lists and arrays are [devices, ...]; components stand in the order in which they are sent."""
 
     adapters: list[Adapter]
     energy: Array
     """[devices, projections, rank] squared singular values"""
-    worth: Array
+    utility: Array
     """[devices, projections, rank] by the importance that was asked for"""
 
 
-def candidates_of(
+def residuals_of(
     base: BaseModel,
     head: Head | None,
     master: Adapter,
-    held: Sequence[Adapter],
+    device_adapters: Sequence[Adapter],
     *,
     importance: Importance,
     is_residual: bool,
     r_max: int,
     texts: Callable[[int], Sequence[Batch]],
-) -> Candidates:
+) -> Residuals:
     """The update that could be sent to each device, in SVD form and in order of importance.
 
     With residual coding it is what the master has and the device has not; else the master, whatever
@@ -47,13 +47,15 @@ def candidates_of(
     midpoint rule. ``texts`` gives what an importance needs to probe so many adapters on, in parts.
     """
     if importance == "first":
-        return _same_for_all(master, len(held), r_max)
+        return _same_for_all(master, len(device_adapters), r_max)
     # What is asked once serves all devices for which it is the same.
-    keys = [i if is_residual and h.ranks.any() else -1 for i, h in enumerate(held)]
+    keys = [i if is_residual and h.ranks.any() else -1 for i, h in enumerate(device_adapters)]
     distinct = list(dict.fromkeys(keys))
-    adapters = [svd_form(master if i < 0 else master.minus(held[i]), r_max) for i in distinct]
+    adapters = [
+        svd_form(master if i < 0 else master.minus(device_adapters[i]), r_max) for i in distinct
+    ]
     zero = Adapter.zero(base.specs)
-    probed_at = [zero if i < 0 else held[i] for i in distinct]
+    probed_at = [zero if i < 0 else device_adapters[i] for i in distinct]
     if importance == "second-order" and not is_residual:
         # As long a step as the whole update: halfway along it, gains add up to what it brings.
         probed_at, importance = [adapter.scaled(0.5) for adapter in adapters], "gain"
@@ -62,46 +64,50 @@ def candidates_of(
         base, head, adapters, probed_at, importance=importance, r_max=r_max, batches=parts
     )
     place = [distinct.index(key) for key in keys]
-    return Candidates([found.adapters[i] for i in place], found.energy[place], found.worth[place])
+    return Residuals([found.adapters[i] for i in place], found.energy[place], found.utility[place])
 
 
 def ordered(
     base: BaseModel,
     head: Head | None,
     updates: Sequence[Adapter],
-    held: Sequence[Adapter],
+    device_adapters: Sequence[Adapter],
     *,
     importance: Importance,
     r_max: int,
     batches: Sequence[Batch],
-) -> Candidates:
-    """Updates in SVD form with their components in order of importance to who holds ``held``."""
+) -> Residuals:
+    """Updates in SVD form, components in order of importance to the devices that hold adapters."""
     energy = np.stack([a.energy(r_max) for a in updates])
     if importance in ("first", "energy"):
-        return Candidates(list(updates), energy, energy)
-    at = [Adapter.zero(base.specs)] * len(held) if importance == "gain-at-start" else held
+        return Residuals(list(updates), energy, energy)
+    at = (
+        [Adapter.zero(base.specs)] * len(device_adapters)
+        if importance == "gain-at-start"
+        else device_adapters
+    )
     is_pooled = importance in ("second-order", "gain-at-start")
-    found = probe(
+    found = measure_sensitivity(
         base, head, at, updates, batches,
         width=r_max, is_pooled=is_pooled, with_curvature=importance == "second-order",
     )  # fmt: skip
     if importance == "second-order":
-        worth = second_order_worth(found, np.array([s.params_per_rank for s in base.specs]))
+        utility = second_order_utility(found, np.array([s.params_per_rank for s in base.specs]))
     elif importance == "gain-at-start":
-        worth = found.pooled_gain  # by the texts of all, who are all in one place
+        utility = found.pooled_gain  # by the texts of all, who are all in one place
     else:
-        worth = found.fisher if importance == "fisher" else found.gain
-    order = np.argsort(-worth, axis=2, kind="stable")
-    return Candidates(
+        utility = found.fisher if importance == "fisher" else found.gain
+    order = np.argsort(-utility, axis=2, kind="stable")
+    return Residuals(
         [_reordered(a, of) for a, of in zip(updates, order, strict=True)],
         np.take_along_axis(energy, order, axis=2),
-        np.take_along_axis(worth, order, axis=2),
+        np.take_along_axis(utility, order, axis=2),
     )
 
 
-def _same_for_all(master: Adapter, number: int, r_max: int) -> Candidates:
+def _same_for_all(master: Adapter, number: int, r_max: int) -> Residuals:
     energy = np.repeat(master.energy(r_max)[None], number, axis=0)
-    return Candidates([master] * number, energy, energy)
+    return Residuals([master] * number, energy, energy)
 
 
 def _reordered(adapter: Adapter, order: NDArray[np.int64]) -> Adapter:

@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class Sensitivity:
     """What components do to the loss, in nats, each with a scale in front of it, at a scale of 0.
 
     To first order component i = sigma u v^T of a projection with weight W lowers the loss by
@@ -52,18 +52,18 @@ class Probe:
         return np.stack([(each.astype(float) ** 2).mean(axis=0) for each in self.by_text])
 
 
-def probe(
+def measure_sensitivity(
     base: BaseModel,
     head: Head | None,
-    held: Sequence[Adapter],
-    candidates: Sequence[Adapter],
+    device_adapters: Sequence[Adapter],
+    residuals: Sequence[Adapter],
     parts: Sequence[Batch],
     *,
     width: int,
     is_pooled: bool = True,
     with_curvature: bool = False,
-) -> Probe:
-    """Probe every device's candidate components at what the device holds now.
+) -> Sensitivity:
+    """Probe every device's components of its residual at what the device holds now.
 
     The texts, in ``parts``, are dealt out to the devices by turns; where there are too few, some
     parts serve several. ``width`` is the size of the rank axis of the result. One backward pass for
@@ -72,24 +72,25 @@ def probe(
     ``with_curvature`` there is a second one. Without ``is_pooled`` the pooled gain is the device's
     own.
     """
-    dealt = [parts[i % len(parts) :: len(held)] for i in range(len(held))]
-    if is_pooled and len(held) > 1 and any(c.ranks.any() for c in candidates):
-        sums = _Sums(base, candidates)
+    dealt = [parts[i % len(parts) :: len(device_adapters)] for i in range(len(device_adapters))]
+    if is_pooled and len(device_adapters) > 1 and any(c.ranks.any() for c in residuals):
+        sums = _Sums(base, residuals)
         tables = [
-            sums.probe(head, i, held[i], dealt[i], width, with_curvature) for i in range(len(held))
+            sums.measure(head, i, device_adapters[i], dealt[i], width, with_curvature)
+            for i in range(len(device_adapters))
         ]
         pooled = sums.pooled_gain(width)
     else:
         nothing = np.zeros((2, 1, len(base.specs), width), dtype=np.float32)
         tables = [
-            _Sums(base, [candidate]).probe(head, 0, have, own, width, with_curvature)
-            if candidate.ranks.any()
+            _Sums(base, [residual]).measure(head, 0, have, own, width, with_curvature)
+            if residual.ranks.any()
             else nothing
-            for have, candidate, own in zip(held, candidates, dealt, strict=True)
+            for have, residual, own in zip(device_adapters, residuals, dealt, strict=True)
         ]
         pooled = np.stack([each[0].mean(axis=0, dtype=float) for each in tables])
     curvature = [each[1] for each in tables] if with_curvature else None
-    return Probe([each[0] for each in tables], pooled, curvature)
+    return Sensitivity([each[0] for each in tables], pooled, curvature)
 
 
 class _Sums:
@@ -99,9 +100,9 @@ class _Sums:
     whichever takes fewer multiplications: with many devices the gradient.
     """
 
-    def __init__(self, base: BaseModel, candidates: Sequence[Adapter]) -> None:
-        self.base, self.candidates, self.count = base, candidates, 0
-        ranks = np.stack([candidate.ranks for candidate in candidates])
+    def __init__(self, base: BaseModel, residuals: Sequence[Adapter]) -> None:
+        self.base, self.residuals, self.count = base, residuals, 0
+        ranks = np.stack([residual.ranks for residual in residuals])
         self._ends = np.cumsum(ranks, axis=0)  # [devices, projections] of each one's components
         self._all: list[_Factors | None] = []
         self._sums: list[Tensor] = []  # [components of all devices], or [out, in]
@@ -113,22 +114,22 @@ class _Sums:
                 self._all.append(None)
             else:
                 shape = (int(ranks[:, p].sum()),)
-                down = torch.cat([c.down[p] for c in candidates])
-                up = torch.cat([c.up[p].mT for c in candidates])
+                down = torch.cat([c.down[p] for c in residuals])
+                up = torch.cat([c.up[p].mT for c in residuals])
                 self._all.append((down.to(base.device), up.to(base.device)))
             self._sums.append(torch.zeros(shape, device=base.device))
 
-    def probe(
+    def measure(
         self,
         head: Head | None,
         device: int,
-        held: Adapter,
+        device_adapters: Adapter,
         batches: Sequence[Batch],
         width: int,
         with_curvature: bool,
     ) -> NDArray[np.float32]:
         """Count a device's texts in; the tables [1 or 2, texts, projections, width] of its own
-        components: decreases of the loss and, ``with_curvature``, that of `Probe.curvature`."""
+        components: decreases of the loss and, ``with_curvature``, `Sensitivity.curvature`."""
         base, found = self.base, []
         generator = generator_for(0, device=base.device)  # the same signs in every probe
         count, num_texts = _count(base, batches), sum(len(batch.labels) for batch in batches)
@@ -148,7 +149,7 @@ class _Sums:
             size = (1 + with_curvature, len(batch.labels), len(base.specs), width)
             tables, is_first = torch.zeros(size, device=base.device), True
             try:
-                base.bank.load_adapters([held], base.device)
+                base.bank.load_adapters([device_adapters], base.device)
                 base.bank.watch = watch
                 logits, target = predictions(base, head, batch)
                 F.cross_entropy(logits, target, reduction="sum").backward(
@@ -179,22 +180,22 @@ class _Sums:
     def _rows(self, device: int, projection: int) -> slice:
         """Where a device's components stand among those of all."""
         end = self._ends[device, projection]
-        return slice(end - len(self.candidates[device].down[projection]), end)
+        return slice(end - len(self.residuals[device].down[projection]), end)
 
     def _own(self, device: int, projection: int) -> _Factors:
         if (factors := self._all[projection]) is not None:
             rows = self._rows(device, projection)
             return factors[0][rows], factors[1][rows]
-        candidate = self.candidates[device]
-        down, up = candidate.down[projection], candidate.up[projection].mT
+        residual = self.residuals[device]
+        down, up = residual.down[projection], residual.up[projection].mT
         return down.to(self.base.device), up.to(self.base.device)
 
     def pooled_gain(self, width: int) -> Array:
         """[devices, projections, width] decreases of the mean loss."""
-        shape = (len(self.candidates), len(self._sums), width)
+        shape = (len(self.residuals), len(self._sums), width)
         found = torch.zeros(shape, device=self.base.device)
         for p, (factors, total) in enumerate(zip(self._all, self._sums, strict=True)):
-            for i in range(len(self.candidates)):
+            for i in range(len(self.residuals)):
                 if factors is None:
                     down, up = self._own(i, p)
                     own = ((up @ total) * down).sum(dim=1)
@@ -238,7 +239,7 @@ def _count(base: BaseModel, batches: Sequence[Batch]) -> int:
     return sum(len(batch.labels) for batch in batches)
 
 
-def second_order_worth(found: Probe, cost: NDArray[np.floating]) -> Array:
+def second_order_utility(found: Sensitivity, cost: NDArray[np.floating]) -> Array:
     """[devices, projections, rank] decrease of the loss by each component after those before it.
 
     A set S of components is expected to lower the loss by the sum of their pooled gains g less half
@@ -247,17 +248,17 @@ def second_order_worth(found: Probe, cost: NDArray[np.floating]) -> Array:
     the mean over the device's texts n of (sum of c_ni over S)^2, c the table of its curvature. So
     what pulls a text where others pull it already is worth less and less, and no set steps too far.
     Components are taken one after another, the one that brings most for its ``cost`` [projections]
-    first; one that would bring nothing any more has no worth.
+    first; one that would bring nothing any more has no utility.
     """
     if found.curvature is None:
-        raise ValueError("a worth of second order needs a probe with_curvature")
-    worth = np.zeros_like(found.pooled_gain)
+        raise ValueError("a utility of second order needs a probe with_curvature")
+    utility = np.zeros_like(found.pooled_gain)
     for i, each in enumerate(found.curvature):
         table = each.reshape(len(each), -1).astype(float)  # [texts, components]
         paid = np.repeat(cost, each.shape[2])
         # What each one would bring now.
         brings = found.pooled_gain[i].reshape(-1) - 0.5 * (table**2).mean(axis=0)
-        value = worth[i].reshape(-1)  # a view
+        value = utility[i].reshape(-1)  # a view
         last = np.inf
         for _ in range(len(brings)):
             k = int(np.argmax(brings / paid))
@@ -268,7 +269,7 @@ def second_order_worth(found: Probe, cost: NDArray[np.floating]) -> Array:
             value[k] = last * paid[k]
             brings -= table.T @ table[:, k] / len(table)
             brings[k] = -np.inf
-    return worth
+    return utility
 
 
 Importance = Literal["first", "energy", "gain", "gain-at-start", "second-order", "fisher"]

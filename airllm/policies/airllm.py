@@ -1,6 +1,6 @@
 """AirLLM's policy: PPO proposes, DDIM refines, a water level turns priorities into ranks.
 
-Decisions start at the greedy rule by second-order worth, for which both networks are at zero, and
+Decisions start at the greedy rule by second-order utility, for which both networks are at zero, and
 move from there by what the devices measure.
 """
 
@@ -29,7 +29,7 @@ _STREAM = 50
 
 Array = NDArray[np.float64]
 
-NUM_COARSE = 16  # as published: budget fraction, level of the bids, and 14 priorities
+NUM_COARSE = 16  # as published: budget fraction, level of the scaled utilities, and 14 priorities
 PROPOSERS = ("ppo", "direct", "none")
 REFINERS = ("ddim", "mlp", "none")
 _NUM_CELL = 2  # the components that are about the whole cell
@@ -122,7 +122,7 @@ class AirLlmPolicy:
         self.network = Refiner(tensor(basis), num_states, ddim, self._generator)
         self._optimiser = torch.optim.Adam(self.network.parameters(), lr=ddim.learning_rate)
         self._scheduler = make_scheduler(ddim)
-        self._turns = Turns(self.ppo, update_every=ppo.update_every, replay_size=ddim.replay_size)
+        self._turns = Turns(self.ppo, num_steps=ppo.num_steps, replay_size=ddim.replay_size)
 
     def decide(self, observation: RoundObservation) -> Ranks:
         """Ranks whose plan fits the budget fraction that was proposed."""
@@ -258,35 +258,37 @@ class AirLlmPolicy:
 def decode(observation: RoundObservation, coarse: Array, priority: Array) -> Ranks:
     """Ranks from coarse vectors [devices, coarse] and priorities [devices, projections].
 
-    Devices on one band share its budget, so its fraction and the level of all bids against what is
-    at stake are means over them: no device can outbid the others by raising its own.
+    Devices on one band share its budget, so its fraction and the level of all scaled utilities
+    against the fixed charges are means over them: no device can take the others' air time by
+    raising its own.
     """
     cell = coarse[:, :_NUM_CELL]
     if observation.is_shared_band:
         cell = np.broadcast_to(cell.mean(axis=0), cell.shape)
     level = np.exp(_LEVEL_SCALE * cell[:, 1])
     return fit_budget(
-        level[:, None, None] * bid(priority, observation.worth),
+        level[:, None, None] * scaled_utility(priority, observation.utility),
         observation.unit_cost_s,
         budget_fraction(cell[:, 0]) * observation.budget_s,
         is_joint=observation.is_shared_band,
-        stake=observation.stake,
+        fixed_charge=observation.fixed_charge,
     )
 
 
-def bid(priority: Array, worth: Array) -> Array:
-    """Worths [devices, projections, rank] times e^priority [devices, projections].
+def scaled_utility(priority: Array, utility: Array) -> Array:
+    """Utilities [devices, projections, rank] times e^priority [devices, projections].
 
-    Each device's positive bids add up to its worths' own sum, so that priorities say what comes
-    first within a device, while between devices the worths decide, which are in the same unit.
-    Otherwise every device would learn to raise all of its bids and take the others' air time.
+    Each device's positive scaled utilities add up to the sum of its utilities, so that priorities
+    say what comes first within a device, while between devices the utilities decide, which are in
+    the same unit. Otherwise every device would learn to raise all of its priorities and take the
+    others' air time.
     """
-    raised = np.exp(priority)[:, :, None] * worth
+    raised = np.exp(priority)[:, :, None] * utility
 
-    def total(worth: Array) -> Array:
-        return np.clip(np.nan_to_num(worth), 0.0, 1e30).sum(axis=(1, 2)) + 1e-30
+    def total(utility: Array) -> Array:
+        return np.clip(np.nan_to_num(utility), 0.0, 1e30).sum(axis=(1, 2)) + 1e-30
 
-    return raised * (total(worth) / total(raised))[:, None, None]
+    return raised * (total(utility) / total(raised))[:, None, None]
 
 
 def budget_fraction(coarse: Array) -> Array:

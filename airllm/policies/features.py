@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from airllm.policies.knapsack import fit_budget
 from airllm.policies.observation import Array, RoundObservation
 
-HIDEABLE = ("link", "complexity", "loss", "round", "worth")
+HIDEABLE = ("link", "complexity", "loss", "round", "utility")
 LARGEST = 1e6  # no number in a row is beyond it
 _NUM_THIRDS = 3
 _MAX_LOSS = 20.0  # nats; a uniform guess over 100,000 tokens costs 11.5
@@ -29,7 +29,7 @@ class Features:
     ) -> None:
         self.groups = _groups(depths, kinds)
         of = ["link"] * 4 + ["complexity"] * 2 + ["loss"] * 3 + ["round"]
-        of += ["worth"] * (1 + len(self.groups))
+        of += ["utility"] * (1 + len(self.groups))
         self._shown = np.tile([float(name not in hide) for name in of], 2)
 
     @property
@@ -58,29 +58,31 @@ class Features:
             observation.oov_rate,
             loss,
             first_loss - loss,
-            np.clip(np.nan_to_num(observation.stake), 0.0, _MAX_LOSS),
+            np.clip(np.nan_to_num(observation.fixed_charge), 0.0, _MAX_LOSS),
             np.full(devices, observation.round_index / max(observation.num_rounds, 1)),
         ]
         # What the greedy rule would earn, in first-order nats: most of what tells rounds apart.
         kept = fit_budget(
-            observation.worth,
+            observation.utility,
             observation.unit_cost_s,
             observation.budget_s,
             is_joint=observation.is_shared_band,
         )
-        known = np.clip(np.nan_to_num(observation.worth), 0.0, 1e30)  # [devices, projections, rank]
+        known = np.clip(
+            np.nan_to_num(observation.utility), 0.0, 1e30
+        )  # [devices, projections, rank]
         is_kept = np.arange(known.shape[2]) < kept[:, :, None]
         own.append(np.log((known * is_kept).sum(axis=(1, 2)) + 1e-3))
-        worth = known.sum(axis=2)  # [devices, projections]
-        worth = worth / (worth.sum(axis=1, keepdims=True) + 1e-12)
-        own += [np.log(worth[:, group].sum(axis=1) + 1e-3) for group in self.groups]
+        utility = known.sum(axis=2)  # [devices, projections]
+        utility = utility / (utility.sum(axis=1, keepdims=True) + 1e-12)
+        own += [np.log(utility[:, group].sum(axis=1) + 1e-3) for group in self.groups]
         rows = np.clip(np.nan_to_num(np.stack(own, axis=1)), -LARGEST, LARGEST)
         pooled = np.broadcast_to(rows.mean(axis=0), rows.shape)
         return np.concatenate([rows, pooled], axis=1) * self._shown
 
 
 def _groups(depths: Sequence[int], kinds: Sequence[str]) -> list[NDArray[np.int64]]:
-    """Projections by third of the depth and kind: what worth is summed over."""
+    """Projections by third of the depth and kind: what utility is summed over."""
     third = np.asarray(depths) * _NUM_THIRDS // (max(depths) + 1)
     names = sorted(set(kinds))
     kind = np.array([names.index(k) for k in kinds])

@@ -81,7 +81,7 @@ class RandomFeasible(_Formula):
         # Sorted along the rank axis, so that any order keeps the first components of each.
         value = -np.sort(-np.random.default_rng(key).random(shape), axis=2)
         cost = observation.unit_cost_s
-        # Worth per cost is what is ranked: multiplied by the cost, all components stand equal.
+        # Utility per cost is what is ranked: multiplied by the cost, all components stand equal.
         finite = np.where(np.isfinite(cost), cost, 0.0)
         return fit_budget(value * finite[:, :, None], cost, observation.budget_s, is_joint=False)
 
@@ -95,7 +95,7 @@ class Greedy(_Formula):
 
     def decide(self, observation: RoundObservation) -> Ranks:
         return fit_budget(
-            observation.worth, observation.unit_cost_s, observation.budget_s,
+            observation.utility, observation.unit_cost_s, observation.budget_s,
             is_joint=observation.is_shared_band,
         )  # fmt: skip
 
@@ -110,7 +110,7 @@ class Knapsack(Greedy):
 
     def decide(self, observation: RoundObservation) -> Ranks:
         return fit_knapsack(
-            observation.worth, observation.unit_cost_s, observation.budget_s,
+            observation.utility, observation.unit_cost_s, observation.budget_s,
             is_joint=observation.is_shared_band,
         )  # fmt: skip
 

@@ -95,5 +95,5 @@ class ForwardSelection:
                 heapq.heappush(queue, (density, d, p, taken[d] - 1))
         for d in group:
             # An absolute update replaces what the device holds: worse than that is not sent.
-            if before[d] - loss[d] <= seen.stake[d]:
+            if before[d] - loss[d] <= seen.fixed_charge[d]:
                 ranks[d] = 0

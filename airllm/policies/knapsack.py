@@ -27,11 +27,11 @@ def fit_budget(
     budget: NDArray[np.floating],
     *,
     is_joint: bool,
-    stake: NDArray[np.floating] | None = None,
+    fixed_charge: NDArray[np.floating] | None = None,
 ) -> Ranks:
     """Project component values onto a budget: keep what is worth most per unit of cost.
 
-    ``value`` [devices, projections, rank] is the worth of each component, non-increasing along
+    ``value`` [devices, projections, rank] is the utility of each component, non-increasing along
     the rank axis once made so by a running minimum (rank r stands for the *first* r components);
     components with value <= 0 are never kept. ``unit_cost`` [devices, projections] > 0 is what one
     component costs (infinite: it cannot be had), ``budget`` [devices] what there is; with
@@ -39,8 +39,9 @@ def fit_budget(
     decides, so the plan never exceeds the budget, grows with it, and leaves less unused than the
     next component in line costs.
 
-    ``stake`` [devices] >= 0 is what a device gives up as soon as it is sent anything; it is served
-    only where what it is sent is worth more (`_admitted`), and the others share the budget.
+    ``fixed_charge`` [devices] >= 0 is what a device gives up as soon as it is sent anything; it is
+    served only where the utility of what it is sent is larger (`_admitted`), and the others share
+    the budget.
     """
     devices, projections, rank = value.shape
     ranks = np.zeros((devices, projections), dtype=np.int64)
@@ -54,10 +55,10 @@ def fit_budget(
     for group in groups:
         own = density[group].reshape(len(group), -1)
         paid = cost[group].reshape(len(group), -1)
-        if stake is None or not stake[group].any():
+        if fixed_charge is None or not fixed_charge[group].any():
             kept = _level(own, paid, budget[group])
         else:
-            kept = _admitted(own, paid, budget[group], stake[group])
+            kept = _admitted(own, paid, budget[group], fixed_charge[group])
         ranks[group] = kept.reshape(len(group), projections, rank).sum(axis=2)
     return ranks
 
@@ -75,26 +76,26 @@ def _level(density: Array, cost: Array, budget: Array) -> NDArray[np.bool_]:
     return chosen.reshape(density.shape)
 
 
-def _admitted(density: Array, cost: Array, budget: Array, stake: Array) -> NDArray[np.bool_]:
+def _admitted(density: Array, cost: Array, budget: Array, fixed_charge: Array) -> NDArray[np.bool_]:
     """`_level` over those devices only that it is worth serving.
 
     At a price for air time each device decides alone what it would take and whether that is worth
-    more than its stake (Lagrange relaxation of a knapsack with fixed charges); the price is found
-    by bisection. What it leaves unused goes to those admitted, or to a few more devices, the
-    nearest to being served first, as long as the sum of worth less stakes grows.
+    more than its fixed charge (Lagrange relaxation of a knapsack with fixed charges); the price is
+    found by bisection. What it leaves unused goes to those admitted, or to a few more devices, the
+    nearest to being served first, as long as the sum of utility less fixed charges grows.
     """
     paid = np.where(density > 0.0, cost, 0.0)
-    worth = np.where(density > 0.0, density * cost, 0.0)
+    utility = np.where(density > 0.0, density * cost, 0.0)
 
     def demand(price: float) -> tuple[NDArray[np.bool_], Array, float]:
         takes = density > price
-        surplus = ((worth - price * paid) * takes).sum(axis=1) - stake
+        surplus = ((utility - price * paid) * takes).sum(axis=1) - fixed_charge
         served = surplus > 0.0
         return served, surplus, float((paid * takes)[served].sum())
 
     def plan(served: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], float]:
         kept = _level(density * served[:, None], cost, budget)
-        return kept, float((worth * kept).sum() - stake[kept.any(axis=1)].sum())
+        return kept, float((utility * kept).sum() - fixed_charge[kept.any(axis=1)].sum())
 
     total = budget.sum() * (1 + 1e-12)
     low, high = 0.0, float(density.max(initial=0.0))
@@ -116,8 +117,8 @@ def _admitted(density: Array, cost: Array, budget: Array, stake: Array) -> NDArr
             kept, other = plan(more)
             if other > net:
                 served, best, net = more, kept, other
-    # Rounding may leave a device with less than its stake.
-    worthwhile = (worth * best).sum(axis=1) > stake
+    # Rounding may leave a device with less than its fixed charge.
+    worthwhile = (utility * best).sum(axis=1) > fixed_charge
     return best & worthwhile[:, None]
 
 
@@ -145,14 +146,14 @@ def fit_knapsack(
             continue
         with np.errstate(invalid="ignore", over="ignore"):
             levels = np.ceil(unit_cost[group] / total * _GRID * (1 - 1e-12))  # [group, projections]
-        worth = running[group].reshape(-1)
+        utility = running[group].reshape(-1)
         cost = np.repeat(np.where(np.isfinite(levels), levels, _GRID + 1).reshape(-1), rank)
-        items = np.flatnonzero((worth > 0) & (cost <= _GRID))
+        items = np.flatnonzero((utility > 0) & (cost <= _GRID))
         best = np.zeros(_GRID + 1)
         taken = np.zeros((len(items), _GRID + 1), dtype=bool)
         for n, item in enumerate(items):
             c = max(int(cost[item]), 1)
-            with_it = best[:-c] + worth[item]
+            with_it = best[:-c] + utility[item]
             taken[n, c:] = with_it > best[c:]
             best[c:] = np.maximum(with_it, best[c:])
         level = _GRID

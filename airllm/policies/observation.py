@@ -36,7 +36,7 @@ class RoundObservation:
     """[devices] measured with the adapter the device holds"""
     first_loss: Array
     """[devices] measured before anything was sent"""
-    stake: Array
+    fixed_charge: Array
     """[devices] nats that a device gives up by being sent anything, because an absolute update
     replaces what it holds; 0 with residual coding"""
     previous_ranks: NDArray[np.int64]
@@ -49,7 +49,7 @@ class RoundObservation:
     energy: Array
     """[devices, projections, rank] squared singular values of the update that could be sent, in
     the order in which components would be sent"""
-    worth: Array
+    utility: Array
     """[devices, projections, rank] of each component by the policy's importance, same order; in
     nats where that is a gain"""
     trained_ranks: NDArray[np.int64] | None = None

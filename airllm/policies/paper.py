@@ -61,7 +61,7 @@ class PaperPolicy:
         )
         self._optimiser = torch.optim.Adam(self.denoiser.parameters(), lr=ddim.learning_rate)
         self._scheduler = make_scheduler(ddim, clip=True)
-        self._turns = Turns(self.ppo, update_every=ppo.update_every, replay_size=ddim.replay_size)
+        self._turns = Turns(self.ppo, num_steps=ppo.num_steps, replay_size=ddim.replay_size)
 
     def decide(self, observation: RoundObservation) -> Ranks:
         """Floored proposals; nothing keeps them inside the budget."""

@@ -32,15 +32,15 @@ PAPER: dict[str, Any] = {
         "hidden": 256,
         "activation": "mish",
         "learning_rate": 1e-4,
-        "num_epochs": 4,
-        "clip": 0.2,
+        "update_epochs": 4,
+        "clip_coef": 0.2,
         "gamma": 0.95,
         "gae_lambda": 0.95,
-        "entropy_weight": 0.01,
-        "value_weight": 0.5,
-        "update_every": 15,
+        "ent_coef": 0.01,
+        "vf_coef": 0.5,
+        "num_steps": 15,
         "log_std": -1.0,  # not published
-        "max_kl": 1e9,
+        "target_kl": 1e9,
     },
     "ddim": {
         "hidden": 512,
@@ -74,7 +74,7 @@ class PolicyConfig:
     r_min: int = 1
     """smallest rank of a projection (paper alone; the others may leave projections out)"""
     priority_scale: float = 1.0
-    """a priority of 1 counts a projection's worth e^this times (airllm)"""
+    """a priority of 1 counts a projection's utility e^this times (airllm)"""
     refine_std: float = 0.1
     """exploration in the priorities of single projections (airllm)"""
     path: str = ""
@@ -85,7 +85,7 @@ class PolicyConfig:
     refiner: str = "ddim"
     """'ddim' refines them; 'mlp': a network of its size, without diffusion; 'none' (airllm)"""
     hide: tuple[str, ...] = ()
-    """what the networks do not see: link, complexity, loss, round, worth (airllm)"""
+    """what the networks do not see: link, complexity, loss, round, utility (airllm)"""
     is_exploring: bool = False
     """True: proposals are drawn and learned from; False: the policy's mode, nothing learned"""
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 BUNDLED = Path(__file__).parent / "learned"
 _STATE = "policy.safetensors"
-_FORMAT = 2
+_FORMAT = 3
 _SETTINGS = ("proposer", "refiner", "hide", "priority_scale", "refine_std")
 
 

@@ -50,8 +50,8 @@ class Experience:
 class Turns:
     """Collects decisions and rewards; when a segment is full PPO learns, then it is DDIM's turn."""
 
-    def __init__(self, ppo: Ppo, *, update_every: int, replay_size: int) -> None:
-        self.ppo, self.update_every = ppo, update_every
+    def __init__(self, ppo: Ppo, *, num_steps: int, replay_size: int) -> None:
+        self.ppo, self.num_steps = ppo, num_steps
         self.replay: deque[tuple[Any, ...]] = deque(maxlen=replay_size)  # rows of Experience
         self._rollout = Rollout()
         self._scale = ReturnScale(ppo.config.gamma)
@@ -81,7 +81,7 @@ class Turns:
         bound = _NOT_A_REWARD
         known = np.nan_to_num(reward, nan=-bound, posinf=bound, neginf=-bound)
         known = known.clip(-_MAX_REWARD, _MAX_REWARD)
-        if self.ppo.config.normalises_rewards:
+        if self.ppo.config.norm_reward:
             over = np.full(len(known), is_last) if is_terminal is None else is_terminal | is_last
             known = self._scale(known, over)
         self._rollout.add(
@@ -92,7 +92,7 @@ class Turns:
             rewards=known,
             is_terminal=is_terminal,
         )
-        if len(self._rollout) < self.update_every and not is_last:
+        if len(self._rollout) < self.num_steps and not is_last:
             return None
         config = self.ppo.config
         last_values = step.values if next_states is None else self.ppo.value(next_states)

@@ -28,41 +28,41 @@ class PpoConfig:
     """'tanh' or 'mish'"""
     learning_rate: float = 1e-3
     """of Adam"""
-    num_epochs: int = 4
+    update_epochs: int = 4
     """K, passes over the rows of an update"""
-    batch_size: int = 64
+    minibatch_size: int = 64
     """rows of a minibatch"""
-    clip: float = 0.2
+    clip_coef: float = 0.2
     """epsilon of the clipped objective"""
     gamma: float = 0.5
-    """discount from round to round; most of an allocation's worth shows in its own round"""
+    """discount from round to round; most of an allocation's utility shows in its own round"""
     gae_lambda: float = 0.95
     """lambda of the generalised advantage estimate"""
-    entropy_weight: float = 0.0
+    ent_coef: float = 0.0
     """c2, bonus for the entropy of the policy"""
-    value_weight: float = 0.5
+    vf_coef: float = 0.5
     """c1, weight of the critic's squared error"""
-    value_clip: float = 0.0
+    vf_clip_coef: float = 0.0
     """how far a value may move in one update; 0: as far as it likes"""
-    normalises_rewards: bool = False
+    norm_reward: bool = False
     """True: rewards are divided by the standard deviation of the discounted return so far"""
     max_grad_norm: float = 0.5
     """bound on the norm of the gradient"""
-    max_kl: float = 0.05
+    target_kl: float = 0.05
     """an update stops early once the policy has moved by this divergence (a huge one: never)"""
     log_std: float = -2.0
     """initial log standard deviation of the proposal, before tanh"""
-    update_every: int = 4
+    num_steps: int = 4
     """rounds between two updates"""
 
     def __post_init__(self) -> None:
         of = ("policy.ppo", self)
         check_one_of(*of, "activation", ACTIVATIONS)
-        check_least(*of, "hidden num_epochs batch_size update_every", 1)
+        check_least(*of, "hidden update_epochs minibatch_size num_steps", 1)
         check(*of, "hidden", lambda v: v <= MAX_WIDTH, f"<= {MAX_WIDTH}")
         check(*of, "gamma gae_lambda", lambda v: 0.0 <= v <= 1.0, "in [0, 1]")
-        check_least(*of, "value_clip", 0)
-        check(*of, "learning_rate clip max_grad_norm max_kl", lambda v: v > 0, "> 0")
+        check_least(*of, "vf_clip_coef", 0)
+        check(*of, "learning_rate clip_coef max_grad_norm target_kl", lambda v: v > 0, "> 0")
 
 
 class Ppo:
@@ -121,10 +121,10 @@ class Ppo:
         """Maximise the clipped objective over a segment; returns its diagnostics.
 
         Passes end early at the first minibatch on which the policy has moved too far. ``share`` of
-        the learning rate and of ``clip`` is used, for a caller that anneals them.
+        the learning rate and of ``clip_coef`` is used, for a caller that anneals them.
         """
         config, model = self.config, self.model
-        clip = share * config.clip
+        clip = share * config.clip_coef
         self.optimiser.param_groups[0]["lr"] = share * config.learning_rate
         s, a = tensor(segment.states), tensor(segment.actions)
         old, adv = tensor(segment.log_probs), tensor(segment.advantages)
@@ -143,7 +143,7 @@ class Ppo:
             batch_kl = float((ratio - 1.0 - log_ratio).detach().mean())
             if math.isnan(first_ratio):
                 first_ratio = float(off.max())
-            if batch_kl > config.max_kl:
+            if batch_kl > config.target_kl:
                 break
             batch = adv[index]
             if len(index) > 1:
@@ -152,11 +152,11 @@ class Ppo:
             loss = -torch.minimum(ratio * batch, bound * batch).mean()
             value = model.value(s[index])
             error = (value - ret[index]).pow(2)
-            if config.value_clip:
-                near = (value - old_value[index]).clamp(-config.value_clip, config.value_clip)
+            if config.vf_clip_coef:
+                near = (value - old_value[index]).clamp(-config.vf_clip_coef, config.vf_clip_coef)
                 error = torch.maximum(error, (old_value[index] + near - ret[index]).pow(2))
-            loss = loss + config.value_weight * error.mean()
-            loss = loss - config.entropy_weight * model.entropy()
+            loss = loss + config.vf_coef * error.mean()
+            loss = loss - config.ent_coef * model.entropy()
             self.optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
@@ -172,9 +172,9 @@ class Ppo:
         }
 
     def _minibatches(self, num_rows: int) -> Iterator[Tensor]:
-        for _ in range(self.config.num_epochs):
+        for _ in range(self.config.update_epochs):
             order = torch.randperm(num_rows, generator=self.generator)
-            yield from order.split(self.config.batch_size)
+            yield from order.split(self.config.minibatch_size)
 
     def networks(self) -> dict[str, Any]:
         """What `act` depends on without exploration."""

@@ -29,14 +29,14 @@ class Merger:
         config: FederatedConfig,
         inspector: Inspector,
         *,
-        hold_rank: int,
+        adapter_rank: int,
         seed: int,
         aggregator: Aggregator | None = None,
     ) -> None:
-        """``hold_rank`` is the rank of the global adapter; ``aggregator`` takes the place of the
+        """``adapter_rank`` is the rank of the global adapter; ``aggregator`` takes the place of the
         named one, and what it gives is inspected."""
         self.adapter, self.config, self.inspector = adapter, config, inspector
-        self.hold_rank, self.seed, self._own = hold_rank, seed, aggregator
+        self.adapter_rank, self.seed, self._own = adapter_rank, seed, aggregator
         self.num_examples: dict[int, int] = {}
         """of each device, as it said at the deployment: who could change its weight later could
         take over the mean"""
@@ -63,11 +63,11 @@ class Merger:
             weights = weights * np.array(discounts)
         aggregator = aggregator or self._own
         aggregator = aggregator or (AGGREGATORS | ROBUST)[self.config.aggregator]
-        merged = aggregator(updates, list(weights), self.hold_rank)
+        merged = aggregator(updates, list(weights), self.adapter_rank)
         if self._own is not None:
             self.inspector.check_merged(
                 merged,
-                max_rank=self.hold_rank,
+                max_rank=self.adapter_rank,
                 num_updates=len(updates),
                 name=self.config.aggregator,
             )
@@ -78,7 +78,7 @@ class Merger:
         else:
             rate = self.config.server_learning_rate * step
             change = merged.scaled(rate)
-            self.adapter.replace(accumulate(self.adapter.adapter, change, self.hold_rank))
+            self.adapter.replace(accumulate(self.adapter.adapter, change, self.adapter_rank))
 
     def superposition(self, round_index: int, snr_db: Sequence[float]) -> Aggregator:
         """The channel's own sum, at unit noise power: |h|^2 is then the SNR."""

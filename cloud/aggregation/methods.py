@@ -24,7 +24,7 @@ EQUAL_RANKS = ("naive", "aircomp")
 """and the ones that need the same ranks of all devices: everybody gets the smallest"""
 
 METHODS: dict[str, dict[str, Any]] = {
-    # What this project proposes: changes of what is held, merged exactly.
+    # What this project proposes: changes of the adapters, merged exactly.
     "airllm": {},
     # FedIT (Zhang et al. 2023, arXiv 2305.05644): uniform rank, both factors averaged.
     "fedit": {"aggregator": "naive"},
@@ -56,9 +56,9 @@ class FederatedConfig:
     sends: str = "change"
     """'change': what training has added to what a device holds; 'adapter': the trained components
     whole (exact, rank-partition and stacking; the other aggregators take factors)"""
-    start: str = "held"
-    """'held': training goes on with the strongest components that a device holds; 'fresh': with
-    random ones"""
+    start: str = "device"
+    """'device': training goes on with the strongest components of the device's adapter; 'fresh':
+    with random ones"""
     weights: str = "examples"
     """of devices in the mean: by their 'examples', 'uniform', or by the 'norm' of their update"""
     server_learning_rate: float = 1.0

@@ -1,8 +1,8 @@
 """Where a rank policy learns: many scenarios at once, a forward pass a step.
 
 The reward of a device is paired twice: the decrease of its loss on some of its texts, less the
-decrease on the same texts that the reference rule (where the policy starts: greedy by worth) has in
-the same round behind the same channel.
+decrease on the same texts that the reference rule (where the policy starts: greedy by utility) has
+in the same round behind the same channel.
 """
 
 from __future__ import annotations
@@ -180,13 +180,13 @@ def _play(references: Sequence[_Reference]) -> None:
     for reference in references:
         scenario, start = reference.scenario, reference.scenario.start
         nothing = Adapter.zero(start.world.base.specs)
-        for adapters in (start.held, [nothing] * len(start.held)):
+        for adapters in (start.device_adapters, [nothing] * len(start.device_adapters)):
             jobs += [
                 Job(start.world, d, (scenario.part,), a)
                 for d, a in zip(start.devices, adapters, strict=True)
             ]
     found = iter(np.split(losses_of(jobs), np.cumsum([
-        len(r.scenario.start.held) for r in references for _ in range(2)
+        len(r.scenario.start.device_adapters) for r in references for _ in range(2)
     ])[:-1]))  # fmt: skip
     for reference in references:
         reference.loss, reference.first_loss = next(found), next(found)

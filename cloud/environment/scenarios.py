@@ -3,9 +3,9 @@
 A *world* is what one training of the master leaves: base model, head, the master's trajectory and
 devices' texts. A *start* is what a group of devices held in some round of a real run, with what
 they could be sent and what that is worth, measured once. A *scenario* puts it behind a channel of
-its own. With residual coding an *episode* of it is one round long, since the worth of the next
+its own. With residual coding an *episode* of it is one round long, since the utility of the next
 update would have to be measured anew; with absolute coding it goes on until the last round, since
-there the worth depends on the round alone.
+there the utility depends on the round alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import losses
 from airllm.lora.payload import PayloadConfig, bits_per_rank, encode
 from airllm.lora.payload import decode as decode_payload
-from airllm.lora.residuals import Candidates, candidates_of
+from airllm.lora.residuals import Residuals, residuals_of
 from airllm.lora.sensitivity import Importance
 from airllm.models.base import BaseModel
 from airllm.models.batches import Batch, collate
@@ -78,12 +78,12 @@ class Start:
     round_index: int
     devices: tuple[int, ...]
     """whose texts of the world these are"""
-    held: tuple[Adapter, ...]
+    device_adapters: tuple[Adapter, ...]
     loss: Array
     """with what they hold"""
     first_loss: Array
     """with nothing"""
-    candidates: tuple[Candidates, ...]
+    residuals: tuple[Residuals, ...]
     """of this round and of those after it that are known"""
 
     def take(self, places: Sequence[int]) -> Start:
@@ -92,12 +92,12 @@ class Start:
         return replace(
             self,
             devices=tuple(self.devices[i] for i in index),
-            held=tuple(self.held[i] for i in index),
+            device_adapters=tuple(self.device_adapters[i] for i in index),
             loss=self.loss[index],
             first_loss=self.first_loss[index],
-            candidates=tuple(
-                Candidates([c.adapters[i] for i in index], c.energy[index], c.worth[index])
-                for c in self.candidates
+            residuals=tuple(
+                Residuals([c.adapters[i] for i in index], c.energy[index], c.utility[index])
+                for c in self.residuals
             ),
         )
 
@@ -128,11 +128,13 @@ class Episode:
         """The losses [devices], now and with nothing sent, are of the texts that count."""
         start = scenario.start
         self.scenario, self.world = scenario, start.world
-        self.round_index, self.held = start.round_index, list(start.held)
+        self.round_index, self.device_adapters = start.round_index, list(start.device_adapters)
         self.loss, self.first_loss = loss.copy(), first_loss
-        self.is_changed = np.zeros(len(self.held), dtype=bool)
-        self._ranks = np.zeros((len(self.held), len(self.world.base.specs)), dtype=np.int64)
-        self._cell = Cell(scenario.channel, len(self.held), seed=scenario.seed)
+        self.is_changed = np.zeros(len(self.device_adapters), dtype=bool)
+        self._ranks = np.zeros(
+            (len(self.device_adapters), len(self.world.base.specs)), dtype=np.int64
+        )
+        self._cell = Cell(scenario.channel, len(self.device_adapters), seed=scenario.seed)
         channel, payload = scenario.channel, start.payload
         self._observer = Observer(
             self.world.num_rounds, channel.deadline_s, channel.sharing == "shared",
@@ -142,19 +144,19 @@ class Episode:
         self._look()
 
     @property
-    def candidates(self) -> Candidates:
+    def residuals(self) -> Residuals:
         start = self.scenario.start
-        return start.candidates[self.round_index - start.round_index]
+        return start.residuals[self.round_index - start.round_index]
 
     @property
     def is_last(self) -> bool:
         """Nothing is known of the round after this one."""
         start = self.scenario.start
-        return self.round_index + 1 == start.round_index + len(start.candidates)
+        return self.round_index + 1 == start.round_index + len(start.residuals)
 
     def send(self, ranks: Ranks) -> float:
         """Send and install; the share of the air time that the plan uses."""
-        payload, found = self.scenario.start.payload, self.candidates
+        payload, found = self.scenario.start.payload, self.residuals
         updates = [c.truncate(r) for c, r in zip(found.adapters, ranks, strict=True)]
         self._ranks = np.stack([u.ranks for u in updates])
         data = {
@@ -171,7 +173,7 @@ class Episode:
             if not delivery.is_delivered or delivery.has_bit_error:
                 continue
             update = decode_payload(data[d], self.world.base.specs)
-            self.held[d] = update.onto(self.held[d], payload.hold_rank)
+            self.device_adapters[d] = update.onto(self.device_adapters[d], payload.adapter_rank)
             self.is_changed[d] = True
         seen = self.observation
         cost = np.where(self._ranks > 0, seen.unit_cost_s, 0.0) * self._ranks
@@ -186,7 +188,7 @@ class Episode:
         self._cell.begin_round(self.round_index)
         links = self._cell.reported_links()
         planned_bps = self._cell.planned_rate_bps(links)
-        found = self.candidates
+        found = self.residuals
         texts = [self.world.texts[d] for d in self.scenario.start.devices]
         self.observation = self._observer.observe(
             self.round_index,
@@ -200,7 +202,7 @@ class Episode:
             first_loss=self.first_loss,
             previous_ranks=self._ranks,
             energy=found.energy,
-            worth=found.worth,
+            utility=found.utility,
         )
 
 
@@ -218,7 +220,8 @@ def measure(episodes: Sequence[Episode]) -> None:
     """The losses after an update, of the devices that got one."""
     places = [(e, d) for e in episodes for d in np.flatnonzero(e.is_changed)]
     jobs = [
-        Job(e.world, e.scenario.start.devices[d], (e.scenario.part,), e.held[d]) for e, d in places
+        Job(e.world, e.scenario.start.devices[d], (e.scenario.part,), e.device_adapters[d])
+        for e, d in places
     ]
     for e in episodes:
         e.loss = e.loss.copy()
@@ -264,32 +267,35 @@ def record(
 ) -> list[Start]:
     """Play a whole run by ``behaviour`` and keep the start of every round, [rounds].
 
-    With absolute coding the candidates of all later rounds are known from the first one on.
+    With absolute coding the residuals of all later rounds are known from the first one on.
     """
     devices, specs = tuple(range(len(world.texts))), world.base.specs
     parts = tuple(range(len(world.texts[0].parts)))
     is_residual = payload.coding == "residual"
-    held: list[Adapter] = [Adapter.zero(specs)] * len(devices)
-    first_loss = losses_of([Job(world, d, parts, held[d]) for d in devices])
+    device_adapters: list[Adapter] = [Adapter.zero(specs)] * len(devices)
+    first_loss = losses_of([Job(world, d, parts, device_adapters[d]) for d in devices])
     loss = first_loss
 
-    def candidates(round_index: int) -> Candidates:
-        return candidates_of(
-            world.base, world.head, world.masters[round_index], held, importance=importance,
+    def residuals(round_index: int) -> Residuals:
+        return residuals_of(
+            world.base, world.head, world.masters[round_index], device_adapters,
+            importance=importance,
             is_residual=is_residual, r_max=world.r_max,
-            texts=partial(world.probe_texts, round_index, len(held)),
+            texts=partial(world.probe_texts, round_index, len(device_adapters)),
         )  # fmt: skip
 
-    known = [] if is_residual else [candidates(r) for r in range(world.num_rounds)]
+    known = [] if is_residual else [residuals(r) for r in range(world.num_rounds)]
     starts = []
     for round_index in range(world.num_rounds):
-        ahead = (candidates(round_index),) if is_residual else tuple(known[round_index:])
-        start = Start(world, payload, round_index, devices, tuple(held), loss, first_loss, ahead)
+        ahead = (residuals(round_index),) if is_residual else tuple(known[round_index:])
+        start = Start(
+            world, payload, round_index, devices, tuple(device_adapters), loss, first_loss, ahead
+        )
         starts.append(start)
         episode = Episode(Scenario(start, channel, seed, 0), loss, first_loss)
         episode.send(behaviour(episode.observation))
-        held = list(episode.held)
+        device_adapters = list(episode.device_adapters)
         changed = [d for d in devices if episode.is_changed[d]]
         loss = loss.copy()
-        loss[changed] = losses_of([Job(world, d, parts, held[d]) for d in changed])
+        loss[changed] = losses_of([Job(world, d, parts, device_adapters[d]) for d in changed])
     return starts

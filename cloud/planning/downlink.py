@@ -13,7 +13,7 @@ from torch import Tensor
 from airllm.checkpoint import restore, state_of
 from airllm.lora.adapter import Adapter
 from airllm.lora.payload import PayloadConfig, bits_per_rank, encode
-from airllm.lora.residuals import Candidates, candidates_of
+from airllm.lora.residuals import Residuals, residuals_of
 from airllm.lora.sensitivity import Importance
 from airllm.models.base import BaseModel
 from airllm.models.batches import Batch
@@ -75,7 +75,7 @@ class Downlink:
             r_max, is_absolute=payload.coding == "absolute",
         )  # fmt: skip
         self.ledger = AdapterLedger(
-            base.specs, num_devices, hold_rank=payload.hold_rank, shared_down=shared_down
+            base.specs, num_devices, adapter_rank=payload.adapter_rank, shared_down=shared_down
         )
         self._ranks = np.zeros((num_devices, len(base.specs)), dtype=np.int64)
         self._devices: list[int] = []
@@ -110,7 +110,7 @@ class Downlink:
             self.ledger.settle(i, report.update_number)
         self._reports |= reports
         master = self.master.before(round_index)
-        found = candidates_of(
+        found = residuals_of(
             self.base,
             self.head,
             master,
@@ -125,14 +125,14 @@ class Downlink:
             rewards, self._awaited = self._awaited, None
             self.policy.learn(RoundFeedback(rewards, False, observation))
         ranks = self._limit(devices, decide(self.policy, observation))
-        sent_master, candidates = self.master.after(round_index, ranks), found.adapters
+        sent_master, residuals = self.master.after(round_index, ranks), found.adapters
         if sent_master is not master:
-            candidates = [sent_master] * len(devices)
+            residuals = [sent_master] * len(devices)
         self._ranks = np.zeros_like(self._ranks)
         payloads = [b""] * self.num_devices
-        for d, candidate, of_device in zip(devices, candidates, ranks, strict=True):
-            # A rank beyond what a candidate has (a rank-deficient update) sends what there is.
-            update, fresh = candidate.truncate(of_device), self.ledger.is_fresh(d)
+        for d, residual, of_device in zip(devices, residuals, ranks, strict=True):
+            # A rank beyond what a residual has (a rank-deficient update) sends what there is.
+            update, fresh = residual.truncate(of_device), self.ledger.is_fresh(d)
             self._ranks[d] = update.ranks
             if not update.ranks.any() and not fresh:
                 continue  # rank 0 everywhere: the device keeps what it has
@@ -209,7 +209,7 @@ class Downlink:
         self,
         round_index: int,
         links: Sequence[LinkReport],
-        found: Candidates,
+        found: Residuals,
     ) -> RoundObservation:
         reports = [self._reports[d] for d in self._devices]
         is_residual = self.payload.coding == "residual"
@@ -223,7 +223,7 @@ class Downlink:
             first_loss=self._first_loss[self._devices],
             previous_ranks=self._ranks[self._devices],
             energy=found.energy,
-            worth=found.worth,
+            utility=found.utility,
             trained_ranks=self.master.trained_ranks(round_index),
             updates=found.adapters,
             starts=[self.ledger.adapter(d) if is_residual else nothing for d in self._devices],

@@ -24,12 +24,12 @@ class AdapterLedger:
         specs: Sequence[ProjectionSpec],
         num_devices: int,
         *,
-        hold_rank: int,
+        adapter_rank: int,
         shared_down: Sequence[Tensor] | None,
     ) -> None:
-        """``hold_rank`` bounds what a device accumulates; ``shared_down`` are frozen factors that
-        all have."""
-        self._specs, self._hold_rank, self._shared_down = specs, hold_rank, shared_down
+        """``adapter_rank`` bounds what a device accumulates; ``shared_down`` are frozen factors
+        that all have."""
+        self._specs, self._adapter_rank, self._shared_down = specs, adapter_rank, shared_down
         self._adapters = [Adapter.zero(specs) for _ in range(num_devices)]
         self._numbers = [0] * num_devices
         self._sent = [b""] * num_devices
@@ -53,7 +53,7 @@ class AdapterLedger:
     def confirm(self, device: int, payload: bytes) -> None:
         """A device has installed a payload."""
         update = decode(payload, self._specs, shared_down=self._shared_down)
-        self._adapters[device] = update.onto(self._adapters[device], self._hold_rank)
+        self._adapters[device] = update.onto(self._adapters[device], self._adapter_rank)
         self._numbers[device] = update.number
 
     def settle(self, device: int, number: int) -> None:

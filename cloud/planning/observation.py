@@ -42,13 +42,13 @@ class Observer:
         first_loss: Array,
         previous_ranks: Ranks,
         energy: Array,
-        worth: Array,
+        utility: Array,
         **more: Any,
     ) -> RoundObservation:
         """One row for each device; ``more`` are the optional fields of `RoundObservation`."""
-        stake = np.zeros(len(links))
+        fixed_charge = np.zeros(len(links))
         if self.is_absolute:
-            stake = np.maximum(np.nan_to_num(first_loss - loss), 0.0)
+            fixed_charge = np.maximum(np.nan_to_num(first_loss - loss), 0.0)
         return RoundObservation(
             round_index=round_index,
             num_rounds=self.num_rounds,
@@ -61,12 +61,12 @@ class Observer:
             oov_rate=np.array(oov_rate),
             loss=loss,
             first_loss=first_loss,
-            stake=stake,
+            fixed_charge=fixed_charge,
             previous_ranks=previous_ranks,
             bits_per_rank=self.bits_per_rank,
             overhead_bits=float(overhead_bits(len(self.bits_per_rank))),
             r_max=self.r_max,
             energy=energy,
-            worth=worth,
+            utility=utility,
             **more,
         )

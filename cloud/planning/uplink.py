@@ -66,18 +66,18 @@ class Uplink:
         capacity: NDArray[np.int64],
         r_max: int,
         payload: PayloadConfig,
-        hold_rank: int,
+        adapter_rank: int,
         cloud_text: CloudText,
         cost_weight: float,
         probes: Sequence[Batch],
         aggregator: Aggregator | None = None,
     ) -> None:
         """``capacity`` [devices] is the largest rank of each device, ``r_max`` that of an update on
-        its way up, ``hold_rank`` that of the global adapter; ``probes`` are texts on which a
+        its way up, ``adapter_rank`` that of the global adapter; ``probes`` are texts on which a
         learning policy's merges are judged; ``aggregator`` takes the place of the named one."""
         self.downlink, self.policy, self.master = downlink, policy, master
         self.config, self.training, self.participation = config, training, participation
-        self.capacity, self.hold_rank, self.cloud_text = capacity, hold_rank, cloud_text
+        self.capacity, self.adapter_rank, self.cloud_text = capacity, adapter_rank, cloud_text
         self.r_max = r_max
         self.base: BaseModel = downlink.base
         self.head: Head | None = downlink.head
@@ -90,7 +90,7 @@ class Uplink:
             max_norm=config.max_norm, shared_down=shared,
         )  # fmt: skip
         self.merger = Merger(
-            master, config, self.inspector, hold_rank=hold_rank, seed=participation.seed,
+            master, config, self.inspector, adapter_rank=adapter_rank, seed=participation.seed,
             aggregator=aggregator,
         )  # fmt: skip
         bits = bits_per_rank(self.base.specs, payload.number_format, is_half=shared is not None)
@@ -219,12 +219,12 @@ class Uplink:
         if not self.config.is_absolute or not self.master.num_merges:
             return everything
         has_new = bool(plan.payloads[device])
-        held = plan.ranks[device] if has_new else self.downlink.ledger.adapter(device).ranks
-        if not held.any():  # no download came through yet: it starts where all started
+        present = plan.ranks[device] if has_new else self.downlink.ledger.adapter(device).ranks
+        if not present.any():  # no download came through yet: it starts where all started
             return everything
         # So does a projection in which nothing has been learned yet.
         is_empty = ~self.master.adapter.energy(self.r_max).any(axis=1)
-        return np.where(is_empty, everything, np.minimum(held, everything))
+        return np.where(is_empty, everything, np.minimum(present, everything))
 
     def _utility_of(self, device: int, request: UplinkRequest) -> NDArray[np.float64]:
         """[projections, r_max]; nothing for a device that sends no proper table."""
@@ -259,7 +259,7 @@ class Uplink:
             first_loss=np.array([self._first_loss[d] for d in self._asked]),
             previous_ranks=self._previous[self._asked],
             energy=np.abs(utility),
-            worth=utility,
+            utility=utility,
         )
 
     def _in_time(self, request: UplinkRequest) -> LinkReport:
@@ -286,7 +286,7 @@ class Uplink:
         if self.config.is_factored:
             self.master.replace(result.after.completed(self.master.adapter))
         else:
-            changed = accumulate(self.master.adapter, result.change, self.hold_rank)
+            changed = accumulate(self.master.adapter, result.change, self.adapter_rank)
             self.master.replace(changed)
 
     def _rewards(

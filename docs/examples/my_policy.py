@@ -18,10 +18,10 @@ class BestLinks:
         self.num_served = max(1, round(share * num_devices))
 
     def decide(self, observation):
-        worth = observation.worth.copy()  # [devices, projections, rank]
-        worth[np.argsort(-observation.snr_db)[self.num_served :]] = 0.0
+        utility = observation.utility.copy()  # [devices, projections, rank]
+        utility[np.argsort(-observation.snr_db)[self.num_served :]] = 0.0
         return fit_budget(
-            worth, observation.unit_cost_s, observation.budget_s,
+            utility, observation.unit_cost_s, observation.budget_s,
             is_joint=observation.is_shared_band,
         )  # fmt: skip
 

@@ -42,7 +42,7 @@ def federated_profile(bench: Workbench, device: int, config: ExperimentConfig) -
     hardware = _hardware(federated.hardware[device % len(federated.hardware)])
     _check_memory(bench, device, config, hardware)
     return replace(
-        bench.profile(device, _hold_rank(bench, config)),
+        bench.profile(device, _adapter_rank(bench, config)),
         entropy=entropy,
         oov_rate=oov,
         num_examples=len(own.ids),
@@ -84,7 +84,7 @@ def federated_planners(bench: Workbench, config: ExperimentConfig) -> tuple[Down
         r_max=_downlink_rank(config),
         deadline_s=config.channel.deadline_s,
         is_shared_band=config.channel.sharing == "shared",
-        payload=replace(payload, hold_rank=_hold_rank(bench, config)),
+        payload=replace(payload, adapter_rank=_adapter_rank(bench, config)),
         reward=config.reward,
         probe_texts=bench.probe_texts,
         importance=importance,
@@ -101,7 +101,7 @@ def federated_planners(bench: Workbench, config: ExperimentConfig) -> tuple[Down
         capacity=capacity,
         r_max=config.training.r_max,
         payload=payload,
-        hold_rank=_hold_rank(bench, config),
+        adapter_rank=_adapter_rank(bench, config),
         cloud_text=_cloud_text(bench, config),
         cost_weight=config.reward.cost_weight,
         probes=bench.probe_texts(0, 1, 1) if config.policy.is_exploring else (),
@@ -158,13 +158,13 @@ def _factors(specs: tuple[ProjectionSpec, ...], r_max: int, seed: int) -> Adapte
     return initial_factors(specs, r_max, seed)
 
 
-def _hold_rank(bench: Workbench, config: ExperimentConfig) -> int:
+def _adapter_rank(bench: Workbench, config: ExperimentConfig) -> int:
     """Largest rank of the global adapter, and of what a device holds of it."""
     if config.federated.is_absolute:
         return config.training.r_max
     if config.federated.aggregator == "stacking":
         return max(min(s.in_features, s.out_features) for s in bench.base.specs)
-    return config.payload.hold_rank
+    return config.payload.adapter_rank
 
 
 def _downlink_rank(config: ExperimentConfig) -> int:

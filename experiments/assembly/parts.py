@@ -16,7 +16,7 @@ def device_profile(bench: Workbench, device: int, config: ExperimentConfig) -> D
     """One device of a run."""
     if config.mode == "federated":
         return federated_profile(bench, device, config)
-    return bench.profile(device, config.payload.hold_rank)
+    return bench.profile(device, config.payload.adapter_rank)
 
 
 def planners(bench: Workbench, config: ExperimentConfig) -> tuple[Downlink, Uplink | None]:

@@ -254,7 +254,7 @@ class Workbench:
         own = self.splits.evaluation.take(self.shares[device])
         return Examples(tokenize(self.base, own.texts), own.labels.tolist())
 
-    def profile(self, device: int, hold_rank: int) -> DeviceProfile:
+    def profile(self, device: int, adapter_rank: int) -> DeviceProfile:
         """What one device is: its text, and how complex that is."""
         if device not in self._texts:
             own = self.splits.evaluation.take(self.shares[device])
@@ -273,7 +273,7 @@ class Workbench:
             num_examples=len(self.shares[device]),
             batches=batches,
             examples=examples,
-            hold_rank=hold_rank,
+            adapter_rank=adapter_rank,
         )
 
     def training_text(self, device: int) -> tuple[Examples, float, float]:

@@ -28,7 +28,12 @@ _REPEATS = 5
 
 
 def observation(
-    num_devices: int, layers: int, params: tuple[int, ...], *, has_stake: bool, r_max: int = 8
+    num_devices: int,
+    layers: int,
+    params: tuple[int, ...],
+    *,
+    has_fixed_charge: bool,
+    r_max: int = 8,
 ) -> RoundObservation:
     """A round in which a third of one rank everywhere fits, on average."""
     rng = np.random.default_rng(0)
@@ -44,10 +49,10 @@ def observation(
         planned_rate_bps=rate_bps, deadline_s=1.0, is_shared_band=True,
         entropy=rng.random(num_devices), oov_rate=rng.random(num_devices),
         loss=loss, first_loss=loss + 0.2,
-        stake=rng.uniform(0.0, 0.2, num_devices) if has_stake else np.zeros(num_devices),
+        fixed_charge=rng.uniform(0.0, 0.2 * has_fixed_charge, num_devices),
         previous_ranks=np.zeros(shape[:2], dtype=np.int64), bits_per_rank=bits,
         overhead_bits=368.0, r_max=r_max, energy=energy,
-        worth=1e-2 * energy + 1e-3 * rng.standard_normal(shape),
+        utility=1e-2 * energy + 1e-3 * rng.standard_normal(shape),
     )  # fmt: skip
 
 
@@ -63,8 +68,8 @@ def main() -> None:
         )  # fmt: skip
         for num_devices in (10, 100, 1000):
             row = []
-            for has_stake in (False, True):  # what absolute coding adds
-                seen = observation(num_devices, layers, params, has_stake=has_stake)
+            for has_fixed_charge in (False, True):  # what absolute coding adds
+                seen = observation(num_devices, layers, params, has_fixed_charge=has_fixed_charge)
                 times = []
                 for _ in range(_REPEATS):
                     started = time.process_time()

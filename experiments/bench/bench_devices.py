@@ -32,7 +32,7 @@ def main() -> None:
     print(
         f"{platform.machine()}, one thread, torch {torch.__version__}; {config.model.name}, "
         f"{config.num_devices} devices, {config.rounds} rounds, r_max {config.training.r_max}, "
-        f"hold_rank {config.payload.hold_rank}; all devices train, send and are measured"
+        f"adapter_rank {config.payload.adapter_rank}; all devices train, send and are measured"
     )
     ends = [time.perf_counter()]
 

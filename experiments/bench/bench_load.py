@@ -52,7 +52,7 @@ def config_for(folder: Path, runtime: str, devices: int, rounds: int) -> Experim
         f"data.source={source}", "data.eval_fraction=0.5", f"num_devices={devices}",
         f"rounds={rounds}", "examples_per_device=1", "training.r_max=2",
         "training.steps_per_round=2", "training.batch_size=8", "training.head_examples=16",
-        "training.head_steps=5", "payload.hold_rank=4", "policy.name=greedy:energy",
+        "training.head_steps=5", "payload.adapter_rank=4", "policy.name=greedy:energy",
         "channel.preset=wide-band", "channel.sharing=orthogonal", "runtime.threads=1",
         "runtime.checkpoint_s=60",
     ]  # fmt: skip

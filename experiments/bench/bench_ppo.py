@@ -51,8 +51,8 @@ class SignAction(gym.ActionWrapper):
 
 
 _CARTPOLE = PpoConfig(
-    learning_rate=1e-3, num_epochs=10, batch_size=128, gamma=0.98, gae_lambda=0.9, log_std=0.0,
-    max_kl=1e9, normalises_rewards=True,
+    learning_rate=1e-3, update_epochs=10, batch_size=128, gamma=0.98, gae_lambda=0.9, log_std=0.0,
+    target_kl=1e9, norm_reward=True,
 )  # fmt: skip
 _PENDULUM = replace(_CARTPOLE, gamma=0.9, gae_lambda=0.95)
 TASKS = (
@@ -110,10 +110,10 @@ def theirs(task: Task, seed: int) -> float:
     model = PPO(
         "MlpPolicy", envs, seed=seed, device="cpu", n_steps=task.segment,
         learning_rate=lambda left: left * config.learning_rate,
-        clip_range=lambda left: left * config.clip,
-        batch_size=config.batch_size, n_epochs=config.num_epochs, gamma=config.gamma,
-        gae_lambda=config.gae_lambda, ent_coef=config.entropy_weight,
-        vf_coef=config.value_weight, max_grad_norm=config.max_grad_norm,
+        clip_range=lambda left: left * config.clip_coef,
+        batch_size=config.minibatch_size, n_epochs=config.update_epochs, gamma=config.gamma,
+        gae_lambda=config.gae_lambda, ent_coef=config.ent_coef,
+        vf_coef=config.vf_coef, max_grad_norm=config.max_grad_norm,
         policy_kwargs={"log_std_init": config.log_std},
     )  # fmt: skip
     per_update = task.num_envs * task.segment

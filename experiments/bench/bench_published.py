@@ -186,7 +186,7 @@ def show(name: str, ours: np.ndarray, plain: np.ndarray, note: str = "") -> None
 def decisions(layers: int, width: int, policy: PolicyConfig) -> None:
     """Of one device."""
     params = (2 * width,) * 4 + (5 * width,) * 2
-    seen = observation(1, layers, params, has_stake=False)
+    seen = observation(1, layers, params, has_fixed_charge=False)
     parts: dict[str, Any] = {
         "num_projections": 6 * layers, "depths": np.arange(layers).repeat(6).tolist(),
         "kinds": _KINDS * layers, "r_max": seen.r_max, "seed": 0,

@@ -5,7 +5,7 @@ python -m experiments.bench.bench_worth [--config headline] [--set KEY=VALUE ...
 The first rounds of one device, which takes in every round what `second-order` plans by the texts of
 all devices (128 at most). A plan has `share` of the bits of one rank everywhere; it is made by each
 importance on the texts of one device, and on those of all. Losses are in nats; `promised` is by
-what the worths of the plan's components add up to lower the loss (energy and Fisher information
+what the utilities of the plan's components add up to lower the loss (energy and Fisher information
 promise nothing).
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from airllm.lora.adapter import Adapter, accumulate
 from airllm.lora.evaluation import evaluate
-from airllm.lora.residuals import candidates_of
+from airllm.lora.residuals import residuals_of
 from airllm.lora.sensitivity import Importance
 from airllm.models.batches import bucket, tokenize
 from airllm.policies.knapsack import fit_budget
@@ -50,25 +50,27 @@ def main() -> None:
     print(f"{config.model.name}, seed {config.seed}, {arguments.share} of a rank a round")
     print(f"{'':52}on the same texts   on {len(chosen)} others")
     print("round  texts  importance    components  promised    before   after   before   after")
-    held = Adapter.zero(base.specs)
+    device_adapters = Adapter.zero(base.specs)
     for round_index, master in enumerate(bench.lora_trajectory.adapters[: arguments.rounds]):
-        following = held
+        following = device_adapters
         for devices in (1, config.num_devices):
             texts = bench.probe_texts(round_index, devices, 1)
-            before = [evaluate(base, head, held, part).loss for part in (texts, others)]
+            before = [evaluate(base, head, device_adapters, part).loss for part in (texts, others)]
             for importance in RULES:
-                found = candidates_of(
-                    base, head, master, [held], importance=importance, is_residual=True,
+                found = residuals_of(
+                    base, head, master, [device_adapters], importance=importance, is_residual=True,
                     r_max=r_max, texts=lambda _, texts=texts: texts,
                 )  # fmt: skip
                 budget = np.array([arguments.share * bits.sum()])
-                ranks = fit_budget(found.worth, bits[None], budget, is_joint=True)
+                ranks = fit_budget(found.utility, bits[None], budget, is_joint=True)
                 kept = np.arange(r_max) < ranks[0][:, None]
                 plan = accumulate(
-                    held, found.adapters[0].truncate(ranks[0]), config.payload.hold_rank
+                    device_adapters,
+                    found.adapters[0].truncate(ranks[0]),
+                    config.payload.adapter_rank,
                 )
                 after = [evaluate(base, head, plan, part).loss for part in (texts, others)]
-                promised = f"{found.worth[0][kept].sum():8.3f}" if importance in PROMISING else ""
+                promised = f"{found.utility[0][kept].sum():8.3f}" if importance in PROMISING else ""
                 print(
                     f"{round_index + 1:5}  {sum(len(t.labels) for t in texts):5}  {importance:12}"
                     f"  {ranks.sum():10}  {promised:>8}  {before[0]:8.3f}{after[0]:8.3f}"
@@ -77,7 +79,7 @@ def main() -> None:
                 )
                 if importance == "second-order":
                     following = plan
-        held = following
+        device_adapters = following
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class LearnConfig:
     rows: int = 56
     """devices in all cells that are stepped side by side"""
     updates: int = 60
-    """PPO's updates, each after policy.ppo.update_every steps of all cells"""
+    """PPO's updates, each after policy.ppo.num_steps steps of all cells"""
     evaluate_every: int = 10
     """updates between two scores, and between two checkpoints"""
 
@@ -172,9 +172,9 @@ class ExperimentConfig:
                 raise ValueError(f"{key} must be from 1 to 1000000, got {getattr(self, key)}")
         if self.examples_per_device < 0:
             raise ValueError(f"examples_per_device must be >= 0, got {self.examples_per_device}")
-        if self.payload.coding == "residual" and self.payload.hold_rank < self.training.r_max:
+        if self.payload.coding == "residual" and self.payload.adapter_rank < self.training.r_max:
             raise ValueError(
-                f"payload.hold_rank {self.payload.hold_rank} must be at least training.r_max "
+                f"payload.adapter_rank {self.payload.adapter_rank} must be at least training.r_max "
                 f"{self.training.r_max}, or a device could not hold a whole update"
             )
         if self.mode not in MODES:

@@ -29,9 +29,9 @@ class RankAllocationEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     """One cell of devices that share a band, drawn anew with every episode.
 
     The observation holds `airllm.policies.features.Features` of each device, [devices * features];
-    the action 16 numbers in [-1, 1] for each, [devices * 16]: budget fraction, level of the bids
-    and 14 priorities (`airllm.policies.airllm.decode`). The reward is by how many nats the devices'
-    losses fell more than under the reference rule, mean over the devices.
+    the action 16 numbers in [-1, 1] for each, [devices * 16]: budget fraction, level of the scaled
+    utilities and 14 priorities (`airllm.policies.airllm.decode`). The reward is by how many nats
+    the devices' losses fell more than under the reference rule, mean over the devices.
 
     ``config`` is what `airllm learn` takes (a file or the name of a bundled one), ``sets`` are
     settings such as ``{"learn.recordings": 1}``. Making it records runs of the real model, which

@@ -280,7 +280,7 @@ def _world(config: ExperimentConfig) -> World:
             ([ids[i] for i in order[k : k + size]], [labels[i] for i in order[k : k + size]])
             for k in range(0, len(order) - size + 1, size)
         )
-        profile = bench.profile(device, config.payload.hold_rank)
+        profile = bench.profile(device, config.payload.adapter_rank)
         texts.append(DeviceText(parts, profile.entropy, profile.oov_rate))
     return World(
         base=bench.base,

@@ -31,7 +31,7 @@ def device(base):
     batches = bucket(base, ids, LABELS, 4)
     device = Device(
         base,
-        DeviceProfile(3, 0.5, 0.1, 6, batches, Examples(ids, LABELS), hold_rank=4),
+        DeviceProfile(3, 0.5, 0.1, 6, batches, Examples(ids, LABELS), adapter_rank=4),
         DeviceState(Adapter.zero(base.specs)),
     )
     generator = torch.Generator().manual_seed(0)
@@ -73,16 +73,16 @@ def test_residual_updates_add_up_and_absolute_ones_replace(base, device):
     second, b = payload_of(base, coding="residual", seed=2)
     device.install(first)
     device.install(second)
-    torch.testing.assert_close(device.state.held.delta(0), a.delta(0) + b.delta(0))
+    torch.testing.assert_close(device.state.device_adapter.delta(0), a.delta(0) + b.delta(0))
     third, c = payload_of(base, coding="absolute", seed=3)
     device.install(third)
-    torch.testing.assert_close(device.state.held.delta(0), c.delta(0))
+    torch.testing.assert_close(device.state.device_adapter.delta(0), c.delta(0))
 
 
 def test_accumulated_updates_stay_within_the_rank_that_is_held(base, device):
     for seed in range(4):
         device.install(payload_of(base, coding="residual", seed=seed)[0])
-    assert device.state.held.ranks.max() == 4
+    assert device.state.device_adapter.ranks.max() == 4
 
 
 def test_an_empty_update_costs_no_measurement(base, device, monkeypatch):
@@ -105,7 +105,7 @@ def test_the_state_survives_flowers_records(base, device):
     again = read_state(store, base)
     assert again.metrics == device.state.metrics
     assert again.update_number == 1
-    for kept, read in zip(device.state.held.up, again.held.up, strict=True):
+    for kept, read in zip(device.state.device_adapter.up, again.device_adapter.up, strict=True):
         assert torch.equal(kept, read)
     assert torch.equal(again.head.weight, device.state.head.weight)
     assert read_state(RecordDict(), base).metrics is None

@@ -51,7 +51,7 @@ def profile_of(base, device):
     texts = ["a word or two" + " and more" * (i % 4) for i in range(4 + 3 * device)]
     ids, labels = tokenize(base, texts), [i % 2 for i in range(len(texts))]
     batches = bucket(base, ids, labels, 4)
-    return DeviceProfile(device, 0.5, 0.1, len(ids), batches, Examples(ids, labels), hold_rank=4)
+    return DeviceProfile(device, 0.5, 0.1, len(ids), batches, Examples(ids, labels), adapter_rank=4)
 
 
 def devices_of(base, head, count=4):
@@ -68,7 +68,7 @@ def test_devices_measured_together_have_what_each_measures_alone(name):
     devices = devices_of(base, head)
     measure(devices)
     for device in devices:
-        alone = evaluate(base, head, device.state.held, list(device.profile.batches))
+        alone = evaluate(base, head, device.state.device_adapter, list(device.profile.batches))
         found = device.state.metrics
         assert (found.accuracy, found.count) == (alone.accuracy, alone.count)
         assert found.loss == pytest.approx(alone.loss, rel=1e-6)
@@ -86,7 +86,7 @@ def test_what_has_not_changed_is_not_measured_again(monkeypatch):
     monkeypatch.setattr("edge.group.Fleet", must_not_run)
     measure(devices)
     # One alone measures by itself, when it reports.
-    devices[0].state = DeviceState(devices[0].state.held, head=devices[0].state.head)
+    devices[0].state = DeviceState(devices[0].state.device_adapter, head=devices[0].state.head)
     measure(devices)
     assert devices[0].state.metrics is None
     assert [d.state.metrics for d in devices[1:]] == known[1:]
@@ -138,7 +138,7 @@ def worker_of(base, device):
     work = LocalWork(
         examples=profile.examples, batch_size=3,
         training=LocalTraining(
-            steps=2, learning_rate=1e-2, scale=2.0, start="held", is_factored=False,
+            steps=2, learning_rate=1e-2, scale=2.0, start="device", is_factored=False,
             trains_down=True, seed=0,
         ),
         sends="change", number_format="fp32", r_max=4, initial=Adapter.zero(base.specs),

@@ -197,11 +197,13 @@ def test_after_a_lost_answer_the_books_say_what_the_device_holds(
         silent = [of for of in records if not of.is_answered[1] and of.down.payload_bits[1]]
         assert silent
         assert not any(of.down.delivered_bits[1] for of in silent)
-    held, known = (
-        read_state(grid._contexts[3].state, downlink.base).held,
+    device_adapter, known = (
+        read_state(grid._contexts[3].state, downlink.base).device_adapter,
         downlink.ledger.adapter(1),
     )
-    for ours, theirs in zip(held.down + held.up, known.down + known.up, strict=True):
+    for ours, theirs in zip(
+        device_adapter.down + device_adapter.up, known.down + known.up, strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 
@@ -216,11 +218,13 @@ def test_a_device_that_comes_back_with_nothing_goes_on(tiny_toml, monkeypatch):
     ]  # fmt: skip
     (missed,) = [i for i, r in enumerate(results) if not r.record.is_answered[1]]
     assert any(r.record.up.is_delivered[1] for r in results[missed + 1 :])
-    held, known = (
-        read_state(grid._contexts[3].state, downlink.base).held,
+    device_adapter, known = (
+        read_state(grid._contexts[3].state, downlink.base).device_adapter,
         downlink.ledger.adapter(1),
     )
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(held.up, known.up, strict=True))
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(device_adapter.up, known.up, strict=True)
+    )
 
 
 def test_stale_updates_move_less(tiny_toml):

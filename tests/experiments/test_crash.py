@@ -14,7 +14,7 @@ LEARNING = """
 name = "{policy}"
 is_exploring = true
 [policy.ppo]
-update_every = 2
+num_steps = 2
 [runtime]
 threads = 1
 checkpoint_s = 0

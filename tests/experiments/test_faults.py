@@ -92,8 +92,8 @@ FEDERATED = (
 @pytest.mark.parametrize(
     "sets",
     [
-        ("policy.name=airllm", "policy.is_exploring=true", "policy.ppo.update_every=2"),
-        ("policy.name=paper", "policy.ppo.update_every=2", "training.dropout=0.1"),
+        ("policy.name=airllm", "policy.is_exploring=true", "policy.ppo.num_steps=2"),
+        ("policy.name=paper", "policy.ppo.num_steps=2", "training.dropout=0.1"),
         ("policy.name=greedy:gain", "channel.preset=uma-vehicular", "channel.away_per_s=0.3"),
         FEDERATED,
         ("mode=federated", "federated.aggregator=trimmed", "federated.dropout=0.2"),

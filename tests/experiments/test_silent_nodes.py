@@ -81,9 +81,11 @@ def test_an_update_without_an_answer_counts_as_missed_and_the_device_starts_afre
     assert row[["answered", "delivered", "delivered_bits"]].tolist() == [0, 0, 0]
     assert row["loss"] == frame.loc[1, 1]["loss"]  # the last that was heard of it
     # It had installed what it did not acknowledge: only an absolute update is safe then.
-    held = read_state(grid._contexts[3].state, downlink.base).held
+    device_adapter = read_state(grid._contexts[3].state, downlink.base).device_adapter
     known = downlink.ledger.adapter(1)
-    for ours, theirs in zip(held.down + held.up, known.down + known.up, strict=True):
+    for ours, theirs in zip(
+        device_adapter.down + device_adapter.up, known.down + known.up, strict=True
+    ):
         assert np.array_equal(ours, theirs)
 
 

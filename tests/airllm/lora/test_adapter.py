@@ -65,19 +65,19 @@ def test_difference_of_equal_updates_has_no_energy():
 
 def test_accumulated_residuals_converge_to_the_master():
     """Error feedback: one component a round, and after rank many rounds nothing is missing."""
-    master, held = svd_form(random_adapter([4, 4, 4])), Adapter.zero(SPECS)
+    master, device_adapter = svd_form(random_adapter([4, 4, 4])), Adapter.zero(SPECS)
     for _ in range(4):
-        residual = svd_form(master.minus(held))
-        held = accumulate(held, residual.truncate([1, 1, 1]), max_rank=6)
+        residual = svd_form(master.minus(device_adapter))
+        device_adapter = accumulate(device_adapter, residual.truncate([1, 1, 1]), max_rank=6)
     for p in range(3):
-        torch.testing.assert_close(held.delta(p), master.delta(p), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(device_adapter.delta(p), master.delta(p), atol=1e-4, rtol=1e-4)
 
 
 def test_accumulate_never_exceeds_its_rank():
-    held = Adapter.zero(SPECS)
+    device_adapter = Adapter.zero(SPECS)
     for seed in range(5):
-        held = accumulate(held, random_adapter([3, 3, 3], seed), max_rank=4)
-        assert held.ranks.max() <= (4 if seed else 3)
+        device_adapter = accumulate(device_adapter, random_adapter([3, 3, 3], seed), max_rank=4)
+        assert device_adapter.ranks.max() <= (4 if seed else 3)
 
 
 def test_truncate_names_a_wrong_length():

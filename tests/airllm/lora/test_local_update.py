@@ -35,7 +35,7 @@ def world():
 
 def training(**values):
     defaults = {
-        "steps": 5, "learning_rate": 1e-2, "scale": 2.0, "start": "held", "is_factored": False,
+        "steps": 5, "learning_rate": 1e-2, "scale": 2.0, "start": "device", "is_factored": False,
         "trains_down": True, "seed": 0,
     }  # fmt: skip
     return LocalTraining(**(defaults | values))
@@ -51,11 +51,11 @@ def some_adapter(base, rank, seed=1):
     )
 
 
-def run(world, held, ranks, key=(0, 0), **values):
+def run(world, device_adapter, ranks, key=(0, 0), **values):
     base, head, _ = world
     ranks = np.full(len(base.specs), ranks) if np.isscalar(ranks) else np.asarray(ranks)
     examples = Examples(tokenize(base, TEXTS), LABELS)
-    job = LocalJob(held, ranks, lambda step: examples, key)
+    job = LocalJob(device_adapter, ranks, lambda step: examples, key)
     return train_local(base, head, job, training(**values))
 
 
@@ -72,14 +72,14 @@ def test_the_head_is_a_projection_that_changes_logits(world):
     assert torch.equal(correct, batch.labels == 0)
 
 
-@pytest.mark.parametrize("start", ["held", "fresh"])
+@pytest.mark.parametrize("start", ["device", "fresh"])
 def test_training_lowers_the_loss_and_the_change_is_what_did_it(world, start):
     base, head, batch = world
-    held = some_adapter(base, 3)
-    result = run(world, held, 2, start=start, steps=15)
-    base.bank.load_adapters([held], base.device)
+    device_adapter = some_adapter(base, 3)
+    result = run(world, device_adapter, 2, start=start, steps=15)
+    base.bank.load_adapters([device_adapter], base.device)
     before = losses(base, head, batch)[0].mean()
-    base.bank.load_adapters([held.plus(result.change)], base.device)
+    base.bank.load_adapters([device_adapter.plus(result.change)], base.device)
     after = losses(base, head, batch)[0].mean()
     base.bank.clear()
     assert after < before
@@ -87,11 +87,11 @@ def test_training_lowers_the_loss_and_the_change_is_what_did_it(world, start):
 
 
 def test_a_warm_start_trains_the_strongest_components(world):
-    base, held = world[0], some_adapter(world[0], 3)
-    result = run(world, held, 2, steps=1)
+    base, device_adapter = world[0], some_adapter(world[0], 3)
+    result = run(world, device_adapter, 2, steps=1)
     for p in range(len(base.specs)):
         torch.testing.assert_close(
-            result.before.delta(p), held.truncate([2] * len(base.specs)).delta(p)
+            result.before.delta(p), device_adapter.truncate([2] * len(base.specs)).delta(p)
         )
 
 
@@ -103,7 +103,7 @@ def test_what_rounding_leaves_of_a_lower_rank_is_not_trained(world):
         noise = some_adapter(base, 1, seed=seed)
         return alone.plus(noise.scaled(1e-9))
 
-    results = [run(world, held, 2) for held in (alone, noisy(5), noisy(6))]
+    results = [run(world, device_adapter, 2) for device_adapter in (alone, noisy(5), noisy(6))]
     for other in results[1:]:
         for p in range(len(base.specs)):
             torch.testing.assert_close(other.after.delta(p), results[0].after.delta(p))
@@ -172,7 +172,7 @@ def test_operations_are_those_that_torch_counts(world):
 @pytest.mark.parametrize(
     "values",
     [{}, {"start": "fresh"}, {"is_factored": True}, {"is_factored": True, "trains_down": False}],
-    ids=["held", "fresh", "factored", "frozen A"],
+    ids=["device", "fresh", "factored", "frozen A"],
 )
 @pytest.mark.parametrize("name", ["tiny:bert", "tiny:opt"])
 def test_many_devices_together_come_to_what_each_comes_to_alone(name, values):
@@ -186,10 +186,14 @@ def test_many_devices_together_come_to_what_each_comes_to_alone(name, values):
         generator = torch.Generator().manual_seed(0)
         head = Head(torch.randn(2, base.num_features, generator=generator), torch.zeros(2))
     how, count = training(**values), len(base.specs)
-    held = [Adapter.zero(base.specs), some_adapter(base, 3), some_adapter(base, 1, seed=2)]
+    device_adapter = [
+        Adapter.zero(base.specs),
+        some_adapter(base, 3),
+        some_adapter(base, 1, seed=2),
+    ]
     if how.is_factored:
         start = initial_factors(base.specs, 4, 0)
-        held = [h.completed(start) for h in held]
+        device_adapter = [h.completed(start) for h in device_adapter]
     ranks = [np.full(count, 2), np.arange(count) % 4, np.zeros(count, dtype=int)]
     ids = tokenize(base, [text + " more words" * (i % 3) for i, text in enumerate(TEXTS)])
 
@@ -198,7 +202,7 @@ def test_many_devices_together_come_to_what_each_comes_to_alone(name, values):
         return Examples([ids[i] for i in own], [LABELS[i] for i in own])
 
     jobs = [
-        LocalJob(held[d], ranks[d], lambda step, d=d: examples_of(d, step), (d, 0))
+        LocalJob(device_adapter[d], ranks[d], lambda step, d=d: examples_of(d, step), (d, 0))
         for d in range(3)
     ]
     together = train_local_together(base, head, jobs, how)

@@ -139,7 +139,7 @@ def test_rank_above_one_byte_is_refused():
     [
         ({"number_format": "fp8"}, "payload.number_format must be one of .*'fp8'"),
         ({"coding": "delta"}, "payload.coding must be one of .*'delta'"),
-        ({"hold_rank": 0}, "payload.hold_rank must be >= 1, got 0"),
+        ({"adapter_rank": 0}, "payload.adapter_rank must be >= 1, got 0"),
     ],
 )
 def test_bad_values_are_named(values, message):

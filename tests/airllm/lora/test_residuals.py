@@ -5,7 +5,7 @@ import torch
 
 from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import evaluate
-from airllm.lora.residuals import candidates_of
+from airllm.lora.residuals import residuals_of
 from airllm.models.base import ModelConfig
 from airllm.models.batches import collate, tokenize
 from airllm.models.head import Head
@@ -28,13 +28,13 @@ def test_an_absolute_updates_worths_add_up_to_what_it_brings():
     batch = collate(base, tokenize(base, TEXTS), LABELS)
     change = evaluate(base, head, zero, [batch]).loss - evaluate(base, head, master, [batch]).loss
 
-    def worth(importance):
-        found = candidates_of(
+    def utility(importance):
+        found = residuals_of(
             base, head, master, [zero, master], importance=importance, is_residual=False,
             r_max=2, texts=lambda num_held: [batch],
         )  # fmt: skip
-        assert (found.worth[0] == found.worth[1]).all()  # whatever a device holds
-        return found.worth[0].sum()
+        assert (found.utility[0] == found.utility[1]).all()  # whatever a device holds
+        return found.utility[0].sum()
 
-    assert worth("second-order") == pytest.approx(change, rel=0.05)
-    assert worth("gain-at-start") != pytest.approx(change, rel=0.3)
+    assert utility("second-order") == pytest.approx(change, rel=0.05)
+    assert utility("gain-at-start") != pytest.approx(change, rel=0.3)

@@ -7,7 +7,12 @@ from transformers import AlbertConfig, AlbertModel
 
 from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import evaluate, losses, predictions
-from airllm.lora.sensitivity import Probe, _fisher_root, probe, second_order_worth
+from airllm.lora.sensitivity import (
+    Sensitivity,
+    _fisher_root,
+    measure_sensitivity,
+    second_order_utility,
+)
 from airllm.models.base import BaseModel, ModelConfig
 from airllm.models.batches import bucket, collate, tokenize
 from airllm.models.head import Head
@@ -53,25 +58,25 @@ def test_the_gains_of_two_devices_are_finite_differences_of_the_loss(base, head,
         base = load_base(base.config, seed=0, num_classes=3)
     elif name == "albert":
         base = albert(base)
-    held = [Adapter.zero(base.specs), adapter_of(base, 2, seed=1)]
-    candidates = [adapter_of(base, 2, seed=2), adapter_of(base, 3, seed=3)]
+    device_adapters = [Adapter.zero(base.specs), adapter_of(base, 2, seed=1)]
+    residuals = [adapter_of(base, 2, seed=2), adapter_of(base, 3, seed=3)]
     batch = collate(base, tokenize(base, TEXTS), LABELS)
-    found = probe(base, head, held, candidates, [batch], width=3)
+    found = measure_sensitivity(base, head, device_adapters, residuals, [batch], width=3)
     assert not found.gain[0, :, 2].any()
     step = 1e-2
-    for i, (have, candidate) in enumerate(zip(held, candidates, strict=True)):
+    for i, (have, residual) in enumerate(zip(device_adapters, residuals, strict=True)):
         for p in (0, 4, 5, len(base.specs) - 1):
-            for component in range(int(candidate.ranks[p])):
+            for component in range(int(residual.ranks[p])):
                 change = []
                 for sign in (1, -1):
                     one = Adapter(
                         tuple(
                             d[component : component + 1] if q == p else d[:0]
-                            for q, d in enumerate(candidate.down)
+                            for q, d in enumerate(residual.down)
                         ),
                         tuple(
                             sign * step * u[:, component : component + 1] if q == p else u[:, :0]
-                            for q, u in enumerate(candidate.up)
+                            for q, u in enumerate(residual.up)
                         ),
                     )
                     change.append(evaluate(base, head, have.plus(one), [batch]).loss)
@@ -83,111 +88,129 @@ def test_the_gains_of_two_devices_are_finite_differences_of_the_loss(base, head,
 def test_the_gains_of_a_causal_model_are_along_the_gradient_of_its_weights(name):
     config = ModelConfig(name=f"tiny:{name}", task="causal", precision="fp32", device="cpu")
     base = load_base(config, seed=0)
-    held, candidates = [adapter_of(base, 2, seed=1)], [adapter_of(base, 3, seed=3)]
+    device_adapters, residuals = [adapter_of(base, 2, seed=1)], [adapter_of(base, 3, seed=3)]
     batch = collate(base, tokenize(base, TEXTS), LABELS)
-    found = probe(base, None, held, candidates, [batch], width=3).gain[0]
-    base.bank.load_adapters(held, base.device)
+    found = measure_sensitivity(base, None, device_adapters, residuals, [batch], width=3).gain[0]
+    base.bank.load_adapters(device_adapters, base.device)
     weights = [module.weight.requires_grad_() for module in base.modules]
     losses(base, None, batch)[0].mean().backward()
     for p, weight in enumerate(weights):
         slope = weight.grad.T if name == "gpt2" else weight.grad
         for component in range(3):
-            change = candidates[0].up[p][:, component] @ slope @ candidates[0].down[p][component]
+            change = residuals[0].up[p][:, component] @ slope @ residuals[0].down[p][component]
             assert found[p, component] == pytest.approx(-float(change), rel=1e-3, abs=1e-6)
 
 
 def test_the_batches_of_a_probe_do_not_matter(base, head):
-    held, candidates = [adapter_of(base, 1, seed=1)], [adapter_of(base, 2, seed=2)]
+    device_adapters, residuals = [adapter_of(base, 1, seed=1)], [adapter_of(base, 2, seed=2)]
     ids = tokenize(base, TEXTS)
-    one = probe(base, head, held, candidates, bucket(base, ids, LABELS, 12), width=2)
-    many = probe(base, head, held, candidates, bucket(base, ids, LABELS, 5), width=2)
+    one = measure_sensitivity(
+        base, head, device_adapters, residuals, bucket(base, ids, LABELS, 12), width=2
+    )
+    many = measure_sensitivity(
+        base, head, device_adapters, residuals, bucket(base, ids, LABELS, 5), width=2
+    )
     np.testing.assert_allclose(one.gain, many.gain, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(one.fisher, many.fisher, rtol=1e-3, atol=1e-6)
 
 
 def test_the_fisher_information_is_the_mean_square_of_each_texts_gain(base, head):
-    held, candidates = [Adapter.zero(base.specs)], [adapter_of(base, 2, seed=2)]
+    device_adapters, residuals = [Adapter.zero(base.specs)], [adapter_of(base, 2, seed=2)]
     ids = tokenize(base, TEXTS)
     each = np.stack(
         [
-            probe(base, head, held, candidates, [collate(base, [i], [y])], width=2).gain
+            measure_sensitivity(
+                base, head, device_adapters, residuals, [collate(base, [i], [y])], width=2
+            ).gain
             for i, y in zip(ids, LABELS, strict=True)
         ]
     )
-    found = probe(base, head, held, candidates, [collate(base, ids, LABELS)], width=2)
+    found = measure_sensitivity(
+        base, head, device_adapters, residuals, [collate(base, ids, LABELS)], width=2
+    )
     np.testing.assert_allclose(found.gain, each.mean(axis=0), rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(found.fisher, (each**2).mean(axis=0), rtol=1e-3, atol=1e-6)
 
 
 def test_each_device_is_probed_on_texts_of_its_own(base, head):
-    held = [adapter_of(base, 1, seed=1), adapter_of(base, 1, seed=2)]
-    candidates = [adapter_of(base, 2, seed=3), adapter_of(base, 2, seed=4)]
+    device_adapters = [adapter_of(base, 1, seed=1), adapter_of(base, 1, seed=2)]
+    residuals = [adapter_of(base, 2, seed=3), adapter_of(base, 2, seed=4)]
     ids = tokenize(base, TEXTS)
     parts = [collate(base, ids[i::4], LABELS[i::4]) for i in range(4)]
-    both = probe(base, head, held, candidates, parts, width=2, with_curvature=True)
+    both = measure_sensitivity(
+        base, head, device_adapters, residuals, parts, width=2, with_curvature=True
+    )
     # Of many, with the dense gradients of weights.
-    many = probe(base, head, held * 20, candidates * 20, parts, width=2, with_curvature=True)
+    many = measure_sensitivity(
+        base, head, device_adapters * 20, residuals * 20, parts, width=2, with_curvature=True
+    )
     for i in range(2):
-        alone = probe(
-            base, head, held[i : i + 1], candidates[i : i + 1], parts[i::2],
+        alone = measure_sensitivity(
+            base, head, device_adapters[i : i + 1], residuals[i : i + 1], parts[i::2],
             width=2, with_curvature=True,
         )  # fmt: skip
         np.testing.assert_allclose(both.gain[i], alone.gain[0], rtol=1e-5)
         np.testing.assert_allclose(both.curvature[i], alone.curvature[0], rtol=1e-3, atol=1e-6)
-        one = probe(
-            base, head, held[i : i + 1], candidates[i : i + 1], parts[i : i + 1],
+        one = measure_sensitivity(
+            base, head, device_adapters[i : i + 1], residuals[i : i + 1], parts[i : i + 1],
             width=2, with_curvature=True,
         )  # fmt: skip
         np.testing.assert_allclose(many.curvature[i], one.curvature[0], rtol=1e-3, atol=1e-6)
     # With fewer parts than devices, a part serves several.
-    one = probe(base, head, held, candidates, parts[:1], width=2)
+    one = measure_sensitivity(base, head, device_adapters, residuals, parts[:1], width=2)
     np.testing.assert_allclose(
         one.gain[1],
-        probe(base, head, held[1:], candidates[1:], parts[:1], width=2).gain[0],
+        measure_sensitivity(
+            base, head, device_adapters[1:], residuals[1:], parts[:1], width=2
+        ).gain[0],
         rtol=1e-5,
     )
 
 
 @pytest.mark.parametrize("copies", [1, 20])  # of each device: by components, by weights
 def test_a_pooled_gain_is_the_mean_over_all_devices_texts_at_their_weights(base, head, copies):
-    held = [Adapter.zero(base.specs), adapter_of(base, 2, seed=1)]
-    candidates = [adapter_of(base, 2, seed=2), adapter_of(base, 3, seed=3)]
+    device_adapters = [Adapter.zero(base.specs), adapter_of(base, 2, seed=1)]
+    residuals = [adapter_of(base, 2, seed=2), adapter_of(base, 3, seed=3)]
     ids = tokenize(base, TEXTS)
     parts = [collate(base, ids[:4], LABELS[:4]), collate(base, ids[4:], LABELS[4:])]
-    found = probe(base, head, held * copies, candidates * copies, parts, width=3).pooled_gain
+    found = measure_sensitivity(
+        base, head, device_adapters * copies, residuals * copies, parts, width=3
+    ).pooled_gain
     expected = sum(
         len(part.labels)
         / len(TEXTS)
-        * probe(base, head, [have] * 2, candidates, [part], width=3).gain
-        for have, part in zip(held, parts, strict=True)
+        * measure_sensitivity(base, head, [have] * 2, residuals, [part], width=3).gain
+        for have, part in zip(device_adapters, parts, strict=True)
     )
     np.testing.assert_allclose(found, np.tile(expected, (copies, 1, 1)), rtol=1e-4, atol=1e-7)
     assert base.bank.watch is None
     # Where it is not asked for, and by itself, a device's pooled gain is its gain.
-    apart = probe(base, head, held, candidates, parts, width=3, is_pooled=False)
+    apart = measure_sensitivity(
+        base, head, device_adapters, residuals, parts, width=3, is_pooled=False
+    )
     np.testing.assert_array_equal(apart.pooled_gain, apart.gain)
-    alone = probe(base, head, held[:1], candidates[:1], parts, width=3)
+    alone = measure_sensitivity(base, head, device_adapters[:1], residuals[:1], parts, width=3)
     np.testing.assert_array_equal(alone.pooled_gain, alone.gain)
 
 
 @pytest.mark.parametrize("ranks", [(0,), (0, 0), (0, 2)])
 @pytest.mark.parametrize("is_pooled", [True, False])
 def test_where_there_is_nothing_to_send_nothing_is_worth_anything(base, head, ranks, is_pooled):
-    candidates = [adapter_of(base, rank, seed=2) for rank in ranks]
+    residuals = [adapter_of(base, rank, seed=2) for rank in ranks]
     batch = collate(base, tokenize(base, TEXTS), LABELS)
-    found = probe(
-        base, head, candidates, candidates, [batch],
+    found = measure_sensitivity(
+        base, head, residuals, residuals, [batch],
         width=2, is_pooled=is_pooled, with_curvature=True,
     )  # fmt: skip
-    worth = second_order_worth(found, np.ones(len(base.specs)))
-    assert worth.shape == (len(ranks), len(base.specs), 2)
-    for rank, own in zip(ranks, worth, strict=True):
+    utility = second_order_utility(found, np.ones(len(base.specs)))
+    assert utility.shape == (len(ranks), len(base.specs), 2)
+    for rank, own in zip(ranks, utility, strict=True):
         assert own.any() == (rank > 0)
 
 
 def probe_of(table):
     """Of one device, whose texts' gains [texts, projections, 1] are as large as their curvature."""
-    return Probe([table], table.mean(axis=0, dtype=float)[None], [table])
+    return Sensitivity([table], table.mean(axis=0, dtype=float)[None], [table])
 
 
 def test_components_that_pull_a_text_the_same_way_are_worth_less_together():
@@ -196,35 +219,39 @@ def test_components_that_pull_a_text_the_same_way_are_worth_less_together():
     table[:2, 0] = table[:2, 1] = 0.8
     table[2:, 2] = 0.7
     found = probe_of(table)
-    worth = second_order_worth(found, np.ones(3))[0, :, 0]
+    utility = second_order_utility(found, np.ones(3))[0, :, 0]
     first = 0.4 - 0.5 * 0.5 * 0.64
-    assert worth[0] == pytest.approx(first)
-    assert worth[2] == pytest.approx(0.35 - 0.5 * 0.5 * 0.49)
-    assert worth[1] == 0.0  # 0.24 less the 0.32 that they have in common
+    assert utility[0] == pytest.approx(first)
+    assert utility[2] == pytest.approx(0.35 - 0.5 * 0.5 * 0.49)
+    assert utility[1] == 0.0  # 0.24 less the 0.32 that they have in common
     # Small steps do not get into each other's way.
     small = probe_of(table * 1e-4)
-    np.testing.assert_allclose(second_order_worth(small, np.ones(3)), small.pooled_gain, rtol=2e-4)
+    np.testing.assert_allclose(
+        second_order_utility(small, np.ones(3)), small.pooled_gain, rtol=2e-4
+    )
 
 
 def test_what_brings_more_for_its_cost_comes_first():
     table = np.full((2, 2, 1), 0.5, dtype=np.float32)
     found = probe_of(table)
-    worth = second_order_worth(found, np.array([10.0, 1.0]))[0, :, 0]
-    assert worth[1] == pytest.approx(0.375)
-    assert worth[0] == pytest.approx(0.125)
+    utility = second_order_utility(found, np.array([10.0, 1.0]))[0, :, 0]
+    assert utility[1] == pytest.approx(0.375)
+    assert utility[0] == pytest.approx(0.125)
 
 
 def test_worth_falls_along_the_order_of_selection(base, head):
-    candidates = [adapter_of(base, 3, seed=2)]
+    residuals = [adapter_of(base, 3, seed=2)]
     batch = collate(base, tokenize(base, TEXTS), LABELS)
-    held = [Adapter.zero(base.specs)]
-    found = probe(base, head, held, candidates, [batch], width=3, with_curvature=True)
-    worth = second_order_worth(found, np.ones(len(base.specs)))[0]
-    assert 0.0 < worth.sum() < np.maximum(found.gain, 0.0).sum()
+    device_adapters = [Adapter.zero(base.specs)]
+    found = measure_sensitivity(
+        base, head, device_adapters, residuals, [batch], width=3, with_curvature=True
+    )
+    utility = second_order_utility(found, np.ones(len(base.specs)))[0]
+    assert 0.0 < utility.sum() < np.maximum(found.gain, 0.0).sum()
     # The model of the loss at all that has any worth is the sum of it, up to the running minimum.
-    chosen = worth > 0.0
+    chosen = utility > 0.0
     pull = found.curvature[0][:, chosen].sum(axis=1)
-    assert worth.sum() <= found.pooled_gain[0][chosen].sum() - 0.5 * np.mean(pull**2) + 1e-6
+    assert utility.sum() <= found.pooled_gain[0][chosen].sum() - 0.5 * np.mean(pull**2) + 1e-6
 
 
 def test_the_signs_of_a_prediction_have_the_hessian_of_the_cross_entropy_on_average():
@@ -249,7 +276,7 @@ def test_the_curvature_is_the_fisher_information_of_the_components(head, name, m
     base = load_base(config, seed=0, num_classes=2 * ("head" in name))
     base = albert(base) if name == "albert" else base
     head = None if is_causal else Head(head.weight[:2], head.bias[:2])
-    have, candidate = adapter_of(base, 1, seed=1), adapter_of(base, 1, seed=2)
+    have, residual = adapter_of(base, 1, seed=1), adapter_of(base, 1, seed=2)
     parts = [
         collate(base, tokenize(base, TEXTS[:5]), [0] * 5),
         collate(base, tokenize(base, TEXTS[5:]), [0] * 7),
@@ -260,8 +287,8 @@ def test_the_curvature_is_the_fisher_information_of_the_components(head, name, m
         logits = []
         for component, step in ((0, 0.0), (0, 1e-2), (0, -1e-2), (1, 1e-2), (1, -1e-2)):
             change = Adapter(
-                tuple(step * d if q == component else d[:0] for q, d in enumerate(candidate.down)),
-                tuple(u if q == component else u[:, :0] for q, u in enumerate(candidate.up)),
+                tuple(step * d if q == component else d[:0] for q, d in enumerate(residual.down)),
+                tuple(u if q == component else u[:, :0] for q, u in enumerate(residual.up)),
             )
             base.bank.load_adapters([have.plus(change)], base.device)
             with torch.no_grad():
@@ -277,8 +304,8 @@ def test_the_curvature_is_the_fisher_information_of_the_components(head, name, m
         monkeypatch.setattr(
             "airllm.lora.sensitivity.generator_for", lambda *_, **__: generator.manual_seed(seed)
         )
-        table = probe(
-            base, head, [have], [candidate], parts, width=1, with_curvature=True
+        table = measure_sensitivity(
+            base, head, [have], [residual], parts, width=1, with_curvature=True
         ).curvature[0][:, :2, 0]
         return table.T @ table / len(table)
 

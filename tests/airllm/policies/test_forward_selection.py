@@ -36,9 +36,9 @@ def world(seed, *, devices=2, projections=4, is_shared=True, fraction=0.3):
         round_index=0, num_rounds=1, snr_db=np.zeros(devices), bandwidth_hz=np.ones(devices),
         planned_rate_bps=rate, deadline_s=1.0, is_shared_band=is_shared,
         entropy=np.zeros(devices), oov_rate=np.zeros(devices), loss=np.full(devices, 9.0),
-        first_loss=np.full(devices, 9.0), stake=np.zeros(devices),
+        first_loss=np.full(devices, 9.0), fixed_charge=np.zeros(devices),
         previous_ranks=np.zeros((devices, projections), dtype=np.int64), bits_per_rank=bits,
-        overhead_bits=0.0, r_max=R_MAX, energy=size**2, worth=size,
+        overhead_bits=0.0, r_max=R_MAX, energy=size**2, utility=size,
         updates=updates, starts=[nothing] * devices,
     )  # fmt: skip
     return seen, size
@@ -103,8 +103,8 @@ def test_what_helps_nobody_is_not_sent():
 
 def test_an_absolute_update_must_be_worth_what_it_replaces():
     seen, _ = world(2)
-    all_in_all = seen.worth.sum(axis=(1, 2))
-    seen = replace(seen, stake=np.array([0.0, 2.0 * all_in_all[1]]))
+    all_in_all = seen.utility.sum(axis=(1, 2))
+    seen = replace(seen, fixed_charge=np.array([0.0, 2.0 * all_in_all[1]]))
     ranks = ForwardSelection(additive).decide(seen)
     assert ranks[0].any()
     assert not ranks[1].any()

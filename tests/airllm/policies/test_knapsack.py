@@ -76,7 +76,7 @@ def test_no_plan_inside_the_budget_is_worth_more_than_the_knapsacks(
     cost = cost * budget.sum() if is_joint else cost * 0.1
     ranks = fit_knapsack(value, cost * 20, budget, is_joint=is_joint)
 
-    def worth(ranks):
+    def utility(ranks):
         return (value * (np.arange(rank) < ranks[:, :, None])).sum(axis=(1, 2))
 
     spent = (ranks * cost * 20).sum(axis=1)
@@ -88,10 +88,10 @@ def test_no_plan_inside_the_budget_is_worth_more_than_the_knapsacks(
             other = np.zeros_like(ranks)
             other[group] = np.reshape(flat, (len(group), projections))
             if (other * cost * 20)[group].sum() <= budget[group].sum() * (1 + 1e-9):
-                best = max(best, worth(other)[group].sum())
-        assert worth(ranks)[group].sum() == pytest.approx(best, abs=1e-9)
+                best = max(best, utility(other)[group].sum())
+        assert utility(ranks)[group].sum() == pytest.approx(best, abs=1e-9)
     greedy = fit_budget(value, cost * 20, budget, is_joint=is_joint)
-    assert worth(ranks).sum() >= worth(greedy).sum() - 1e-9
+    assert utility(ranks).sum() >= utility(greedy).sum() - 1e-9
 
 
 def test_a_knapsack_on_a_dead_link_is_empty():
@@ -103,11 +103,11 @@ def test_a_knapsack_on_a_dead_link_is_empty():
     assert not fit_knapsack(value, cost, np.zeros(2), is_joint=True).any()
 
 
-def net_worth(value, ranks, stake):
-    """[devices] worth of what is sent, less the stakes of those that are sent anything."""
+def net_utility(value, ranks, fixed_charge):
+    """[devices] utility of what is sent, less the fixed charges of those that are sent anything."""
     rank = value.shape[2]
-    worth = (value * (np.arange(rank) < ranks[:, :, None])).sum(axis=(1, 2))
-    return np.where(ranks.any(axis=1), worth - stake, 0.0)
+    utility = (value * (np.arange(rank) < ranks[:, :, None])).sum(axis=(1, 2))
+    return np.where(ranks.any(axis=1), utility - fixed_charge, 0.0)
 
 
 def test_whom_to_serve_is_nearly_always_the_best_choice_there_is():
@@ -118,16 +118,16 @@ def test_whom_to_serve_is_nearly_always_the_best_choice_there_is():
         value = -np.sort(-rng.exponential(size=(devices, projections, rank)), axis=2)
         cost = np.broadcast_to(rng.uniform(0.2, 2.0, (devices, 1)), (devices, projections))
         budget = rng.uniform(0.0, projections * rank / 2, devices)
-        stake = rng.uniform(0.0, projections * rank / 2, devices)
-        ranks = fit_budget(value, cost, budget, is_joint=True, stake=stake)
-        net = net_worth(value, ranks, stake)
+        fixed_charge = rng.uniform(0.0, projections * rank / 2, devices)
+        ranks = fit_budget(value, cost, budget, is_joint=True, fixed_charge=fixed_charge)
+        net = net_utility(value, ranks, fixed_charge)
         assert (net[ranks.any(axis=1)] > 0.0).all()
         assert (ranks * cost).sum() <= budget.sum() + 1e-9
         best = 0.0
         for served in product((0, 1), repeat=int(devices)):
             own = value * np.array(served)[:, None, None]
             other = fit_budget(own, cost, budget, is_joint=True)
-            best = max(best, net_worth(value, other, stake).sum())
+            best = max(best, net_utility(value, other, fixed_charge).sum())
         if best > 0.0:
             ratios.append(net.sum() / best)
     assert len(ratios) > 150
@@ -138,11 +138,11 @@ def test_whom_to_serve_is_nearly_always_the_best_choice_there_is():
 def test_a_stake_above_all_that_could_be_sent_leaves_the_air_to_the_others():
     value = np.array([[[3.0, 2.0]], [[4.0, 3.0]]])
     ranks = fit_budget(
-        value, np.ones((2, 1)), np.ones(2), is_joint=True, stake=np.array([0.0, 7.5])
+        value, np.ones((2, 1)), np.ones(2), is_joint=True, fixed_charge=np.array([0.0, 7.5])
     )
     assert ranks.tolist() == [[2], [0]]
-    # What is worth as much as its stake is not worth being sent.
+    # What is worth as much as its fixed charge is not worth being sent.
     ranks = fit_budget(
-        value, np.ones((2, 1)), np.full(2, 2.0), is_joint=True, stake=np.array([5.0, 6.9])
+        value, np.ones((2, 1)), np.full(2, 2.0), is_joint=True, fixed_charge=np.array([5.0, 6.9])
     )
     assert ranks.tolist() == [[0], [2]]

@@ -28,13 +28,13 @@ def observation(*, rate_bps=1e5, previous=0):
         oov_rate=np.full(3, 0.1),
         loss=np.ones(3),
         first_loss=np.ones(3),
-        stake=np.zeros(3),
+        fixed_charge=np.zeros(3),
         previous_ranks=np.full(shape[:2], previous),
         bits_per_rank=np.full(NUM, 2000.0),
         overhead_bits=100.0,
         r_max=R_MAX,
         energy=np.ones(shape),
-        worth=np.ones(shape),
+        utility=np.ones(shape),
     )
 
 
@@ -44,7 +44,7 @@ def policy():
         num_projections=NUM,
         r_min=1,
         r_max=R_MAX,
-        ppo=PpoConfig(hidden=32, activation="mish", update_every=4),
+        ppo=PpoConfig(hidden=32, activation="mish", num_steps=4),
         ddim=DdimConfig(hidden=64, prediction="epsilon", sampling_steps=20, updates_per_turn=4),
         is_exploring=True,
         seed=0,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airllm.policies.airllm import bid, budget_fraction, smooth_basis
+from airllm.policies.airllm import budget_fraction, scaled_utility, smooth_basis
 from airllm.policies.base import RoundFeedback
 from airllm.policies.formulas import spread_order
 from airllm.policies.knapsack import fit_budget
@@ -45,13 +45,13 @@ def observation(*, rate_bps=(3e4, 1e5, 6e4), seed=0, is_shared=True, r_max=4, ro
         oov_rate=rng.random(devices),
         loss=rng.random(devices),
         first_loss=rng.random(devices),
-        stake=np.zeros(devices),
+        fixed_charge=np.zeros(devices),
         previous_ranks=np.zeros((devices, NUM), dtype=np.int64),
         bits_per_rank=rng.integers(1000, 3000, NUM).astype(float),
         overhead_bits=100.0,
         r_max=r_max,
         energy=energy,
-        worth=gain,
+        utility=gain,
         trained_ranks=rng.integers(0, r_max + 1, NUM),
     )
 
@@ -97,7 +97,7 @@ def test_a_dead_link_and_a_loss_that_is_not_finite_break_nothing(name):
             **{f: getattr(seen, f) for f in seen.__dataclass_fields__},
             "loss": np.array([np.inf, np.nan]),
             "snr_db": np.array([-np.inf, 3.0]),
-            "worth": np.where(seen.energy > 0.9, np.nan, seen.worth),
+            "utility": np.where(seen.energy > 0.9, np.nan, seen.utility),
         }
     )
     policy = policy_of(name)
@@ -237,20 +237,20 @@ def test_airllms_proposal_moves_the_ranks_it_is_about():
 
 
 def test_no_device_outbids_the_others_by_raising_all_of_its_priorities():
-    gain = observation().worth
+    gain = observation().utility
     priority = np.random.default_rng(0).normal(size=gain.shape[:2])
-    raised = bid(priority + np.array([[5.0], [0.0], [-5.0]]), gain)
-    np.testing.assert_allclose(raised, bid(priority, gain))
+    raised = scaled_utility(priority + np.array([[5.0], [0.0], [-5.0]]), gain)
+    np.testing.assert_allclose(raised, scaled_utility(priority, gain))
     np.testing.assert_allclose(raised.clip(0.0).sum(axis=(1, 2)), gain.clip(0.0).sum(axis=(1, 2)))
-    np.testing.assert_array_equal(bid(np.zeros_like(priority), gain), gain)
-    assert np.isnan(bid(priority, np.full_like(gain, np.nan))).all()
-    assert not bid(priority, np.zeros_like(gain)).any()
+    np.testing.assert_array_equal(scaled_utility(np.zeros_like(priority), gain), gain)
+    assert np.isnan(scaled_utility(priority, np.full_like(gain, np.nan))).all()
+    assert not scaled_utility(priority, np.zeros_like(gain)).any()
 
 
 def test_guidance_means_more_of_what_was_better_than_expected():
     """Whoever sends more of one projection does better: the refiner learns to raise it."""
     config = DdimConfig(updates_per_turn=300, learning_rate=1e-3)
-    policy = policy_of("airllm", ddim=config, refine_std=0.3, ppo=PpoConfig(update_every=1))
+    policy = policy_of("airllm", ddim=config, refine_std=0.3, ppo=PpoConfig(num_steps=1))
     rng = np.random.default_rng(0)
     states, coarse = np.zeros((400, policy.features.size)), np.zeros((400, 16))
     refined = 0.3 * rng.normal(size=(400, NUM))
@@ -291,14 +291,14 @@ def misleading(seed, round_index):
     seen = observation(
         rate_bps=rng.uniform(2e4, 6e4, 8), seed=round_index, round_index=round_index % 8
     )
-    gain = -np.sort(-rng.exponential(size=seen.worth.shape), axis=2)
-    return replace(seen, worth=gain, bits_per_rank=np.full(NUM, 2000.0))
+    gain = -np.sort(-rng.exponential(size=seen.utility.shape), axis=2)
+    return replace(seen, utility=gain, bits_per_rank=np.full(NUM, 2000.0))
 
 
 def reward_of_ranks(seen, ranks):
     """[devices] the true decrease of the loss, in hundredths of a nat as on a real task."""
     is_kept = np.arange(seen.r_max) < ranks[:, :, None]
-    return 0.02 * (is_kept * seen.worth * USEFUL).sum(axis=(1, 2))
+    return 0.02 * (is_kept * seen.utility * USEFUL).sum(axis=(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_airllm_learns_what_the_gain_does_not_say(rounds, share):
         return np.mean([reward_of_ranks(seen, decide(seen)) for seen in fresh])
 
     def oracle(seen):
-        return fit_budget(seen.worth * USEFUL, seen.unit_cost_s, seen.budget_s, is_joint=True)
+        return fit_budget(seen.utility * USEFUL, seen.unit_cost_s, seen.budget_s, is_joint=True)
 
     greedy = mean_reward(policy_of("greedy:gain").decide)
     best, learned = mean_reward(oracle), mean_reward(policy.decide)

@@ -32,7 +32,9 @@ def test_log_probabilities_are_the_gaussians():
 
 def learned_values(*, steps, updates):
     """Reward 1 for ever in one state, cut into segments by a time limit."""
-    ppo = Ppo(1, 1, PpoConfig(gamma=0.8, learning_rate=3e-3, num_epochs=8, max_kl=1e9), seed=0)
+    ppo = Ppo(
+        1, 1, PpoConfig(gamma=0.8, learning_rate=3e-3, update_epochs=8, target_kl=1e9), seed=0
+    )
     state = np.zeros((4, 1))
     for _ in range(updates):
         rollout = Rollout()
@@ -54,7 +56,7 @@ def test_a_bootstrapped_time_limit_gives_the_infinite_horizons_value():
 def test_ppo_learns_to_copy_what_it_sees_and_its_first_ratio_is_one():
     """Reward -|action - state|^2: 2/3 on average for an action of 0 and states in [-1, 1]^2."""
     rng = np.random.default_rng(0)
-    config = PpoConfig(learning_rate=3e-3, num_epochs=6, log_std=-1.0, max_kl=0.2)
+    config = PpoConfig(learning_rate=3e-3, update_epochs=6, log_std=-1.0, target_kl=0.2)
     ppo = Ppo(2, 2, config, seed=0)
     for _ in range(60):
         wanted = rng.uniform(-1, 1, (256, 2))
@@ -80,7 +82,7 @@ def segment_of(ppo, *, rows=64, seed=0):
 
 def test_an_update_stops_once_the_policy_has_moved_too_far():
     """A limit that the second minibatch exceeds leaves one step, whatever the epochs."""
-    config = PpoConfig(batch_size=16, num_epochs=5, learning_rate=1e-2, max_kl=1e-9)
+    config = PpoConfig(minibatch_size=16, update_epochs=5, learning_rate=1e-2, target_kl=1e-9)
     ppo = Ppo(3, 2, config, seed=0)
     before = ppo.optimiser.state_dict()["state"]
     scalars = ppo.update(segment_of(ppo))
@@ -91,7 +93,7 @@ def test_an_update_stops_once_the_policy_has_moved_too_far():
 
 def test_the_divergence_reported_is_that_between_the_gaussians():
     """KL between two Gaussians of one spread is |difference of means|^2 / (2 std^2)."""
-    ppo = Ppo(3, 2, PpoConfig(num_epochs=1, batch_size=50_000, max_kl=1e9), seed=0)
+    ppo = Ppo(3, 2, PpoConfig(update_epochs=1, minibatch_size=50_000, target_kl=1e9), seed=0)
     segment = segment_of(ppo, rows=50_000)
     with torch.no_grad():
         ppo.model.actor[-1].bias += 0.1
@@ -140,7 +142,12 @@ def test_ppo_balances_a_pole():
     """CartPole-v1 with a real-valued action's sign as the push: 500 steps within 100,000."""
     agents, steps, limit = 8, 128, 500
     config = PpoConfig(
-        learning_rate=1e-3, num_epochs=6, batch_size=128, gamma=0.98, log_std=0.0, max_kl=0.05
+        learning_rate=1e-3,
+        update_epochs=6,
+        minibatch_size=128,
+        gamma=0.98,
+        log_std=0.0,
+        target_kl=0.05,
     )
     ppo, rng = Ppo(4, 1, config, seed=0), np.random.default_rng(0)
     state, age = rng.uniform(-0.05, 0.05, (agents, 4)), np.zeros(agents)
@@ -180,7 +187,7 @@ def test_the_seed_decides():
         ({"activation": "relu"}, "policy.ppo.activation must be one of tanh, mish, got 'relu'"),
         ({"gamma": 1.5}, r"policy.ppo.gamma must be in \[0, 1\], got 1.5"),
         ({"hidden": 0}, "policy.ppo.hidden must be >= 1, got 0"),
-        ({"clip": 0.0}, "policy.ppo.clip must be > 0, got 0.0"),
+        ({"clip_coef": 0.0}, "policy.ppo.clip_coef must be > 0, got 0.0"),
     ],
 )
 def test_bad_values_are_named(values, message):

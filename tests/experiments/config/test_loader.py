@@ -103,7 +103,7 @@ def test_values_are_read_as_their_fields_types(setting, key, value):
         ("seed=-1", "seed must be >= 0 and below 2.63, got -1"),
         ("seed=99999999999999999999", "seed must be >= 0 and below 2.63, got 99999999999999999999"),
         ("rounds", "--set must be key=value, got 'rounds'"),
-        ("payload.hold_rank=2", "payload.hold_rank 2 must be at least training.r_max 8"),
+        ("payload.adapter_rank=2", "payload.adapter_rank 2 must be at least training.r_max 8"),
         ("data.label_column=", "'classify' needs data.label_column"),
     ],
 )
@@ -286,9 +286,9 @@ def test_a_files_policy_section_is_for_the_policy_that_it_names(tmp_path):
     assert (own.path, own.refine_std) == ("some", 0.3)
     other = load_config(ExperimentConfig, path, ["policy.name=uniform"], presets=PRESETS).policy
     assert (other.path, other.refine_std) == ("", 0.1)
-    sets = ["policy.name=paper", "policy.ppo.clip=0.3"]
+    sets = ["policy.name=paper", "policy.ppo.clip_coef=0.3"]
     paper = load_config(ExperimentConfig, path, sets, presets=PRESETS).policy
-    assert (paper.ppo.clip, paper.ppo.activation, paper.path) == (0.3, "mish", "")
+    assert (paper.ppo.clip_coef, paper.ppo.activation, paper.path) == (0.3, "mish", "")
 
 
 def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):

@@ -15,7 +15,7 @@ from experiments.learning.learn import Score, build_scenarios, make_learner
 from experiments.runtimes.local import run_simulation
 
 SETS = (
-    "policy.name=airllm", "rounds=3", "policy.ppo.update_every=2", "policy.ppo.log_std=0.0",
+    "policy.name=airllm", "rounds=3", "policy.ppo.num_steps=2", "policy.ppo.log_std=0.0",
     "learn.sharers=[1,2]", "learn.recordings=2", "learn.scenarios=8", "learn.held_out=4",
     "learn.examples=4", "learn.rows=6", "learn.updates=4", "learn.evaluate_every=2",
     "learn.bandwidth_min_hz=1e4", "learn.bandwidth_max_hz=1e5",
@@ -64,7 +64,7 @@ def test_an_interrupted_learner_ends_where_an_uninterrupted_one_does(config, tmp
 def test_a_folder_of_another_configuration_is_not_continued(config, tiny_toml, tmp_path):
     make_learner(config_of(tiny_toml, "learn.updates=1")).run(tmp_path / "out")
     with pytest.raises(ValueError, match="another configuration"):
-        make_learner(config_of(tiny_toml, "policy.ppo.clip=0.1")).run(tmp_path / "out")
+        make_learner(config_of(tiny_toml, "policy.ppo.clip_coef=0.1")).run(tmp_path / "out")
 
 
 def test_a_finished_policy_learns_on_to_the_same_bytes(tiny_toml, tmp_path):
@@ -181,7 +181,7 @@ def test_scenarios_span_codings_sharers_and_rounds(config):
     for s in scenarios:
         rounds_left = 3 - s.start.round_index
         expected = 1 if s.start.payload.coding == "residual" else rounds_left
-        assert len(s.start.candidates) == expected
+        assert len(s.start.residuals) == expected
 
 
 def test_a_recorded_run_is_the_run_that_the_federation_makes(tiny_toml):
@@ -205,7 +205,7 @@ def test_a_recorded_run_is_the_run_that_the_federation_makes(tiny_toml):
         class Spy(Recorder):
             def record(self, result, seen=seen):
                 super().record(result)
-                seen.append((result.down.ranks, [r.loss for r in result.requests]))
+                seen.append((result.record.down.ranks, [r.loss for r in result.record.before]))
 
         import experiments.run.rounds as module
 
@@ -221,8 +221,8 @@ def test_a_recorded_run_is_the_run_that_the_federation_makes(tiny_toml):
             np.testing.assert_array_equal(reference_rule(episode.observation), ranks)
 
 
-@pytest.mark.parametrize(("coding", "held"), [("absolute", [1, 1]), ("residual", [1, 2])])
-def test_a_recording_probes_on_the_texts_that_a_run_would(tiny_toml, coding, held):
+@pytest.mark.parametrize(("coding", "num_adapters"), [("absolute", [1, 1]), ("residual", [1, 2])])
+def test_a_recording_probes_on_the_texts_that_a_run_would(tiny_toml, coding, num_adapters):
     from dataclasses import replace
 
     from experiments.learning.learn import _world
@@ -239,7 +239,7 @@ def test_a_recording_probes_on_the_texts_that_a_run_would(tiny_toml, coding, hel
         importance="second-order", seed=config.seed,
     )  # fmt: skip
     # Round, devices, and how many different adapters these hold.
-    assert asked[:2] == [(0, 2, held[0]), (1, 2, held[1])]
+    assert asked[:2] == [(0, 2, num_adapters[0]), (1, 2, num_adapters[1])]
 
 
 def test_the_reward_of_the_reference_rule_is_nothing(config):
