@@ -19,6 +19,20 @@ def test_the_libraries_say_that_they_are_typed(package):
     assert "py.typed" in PROJECT["tool"]["setuptools"]["package-data"][package]
 
 
+def test_what_is_read_at_run_time_is_packed():
+    packed = {
+        file
+        for package, patterns in PROJECT["tool"]["setuptools"]["package-data"].items()
+        for pattern in patterns
+        for file in (ROOT / package).glob(pattern)
+    }
+    suffixes = {".toml", ".j2", ".safetensors"}
+    packages = ("airllm", "channel", "edge", "cloud", "experiments")
+    read = {file for name in packages for file in (ROOT / name).rglob("*")
+            if file.suffix in suffixes and "notebooks" not in file.parts}  # fmt: skip
+    assert read - packed == set()
+
+
 def test_the_citation_file_agrees_with_the_package():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["cff-version"] == "1.2.0"

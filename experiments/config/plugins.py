@@ -91,7 +91,8 @@ def is_own(kind: str, name: str) -> bool:
     target = _target(name)
     if KINDS[kind].is_bundled(target):
         return False
-    return bool(_MODULE.fullmatch(target)) or target in _entry_points(KINDS[kind])
+    is_offered = target in entry_points(group=KINDS[kind].group).names
+    return bool(_MODULE.fullmatch(target)) or is_offered
 
 
 def check_policy_name(name: str) -> None:
@@ -117,7 +118,7 @@ def policy_preset(name: str) -> dict[str, Any]:
 
 
 def _others(kind: str) -> tuple[str, ...]:
-    return (*_entry_points(KINDS[kind]), "<module>:<object>")
+    return (*sorted(entry_points(group=KINDS[kind].group).names), "<module>:<object>")
 
 
 def make_own(kind: str, name: str, **offered: Any) -> Any:
@@ -175,7 +176,7 @@ class _Own:
         self._part, self._where, self._module = part, where, module
 
     @property
-    def __class__(self) -> type:  # for isinstance, which protocols ask
+    def __class__(self) -> type:  # type: ignore[misc]  # for isinstance; typeshed lets it be set
         return type(self._part)
 
     def __getattr__(self, name: str) -> Any:
@@ -273,43 +274,39 @@ def _parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         return {}
 
 
-def _entry_points(kind: Kind) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=kind.group)}
-
-
 def _find(kind: Kind, target: str, where: str) -> Any:
-    points = _entry_points(kind)
-    if not _MODULE.fullmatch(target):
-        if target not in points:
-            raise ValueError(
-                f"{where} is neither module:object nor an entry point of the group {kind.group} "
-                f"({', '.join(points) or 'there is none'})"
-            )
-        target = points[target].value
-    module_name, _, path = target.partition(":")
+    points = entry_points(group=kind.group)
+    if _MODULE.fullmatch(target):
+        point = EntryPoint(target, target, kind.group)
+    elif target in points.names:
+        point = points[target]
+    else:
+        raise ValueError(
+            f"{where} is neither module:object nor an entry point of the group {kind.group} "
+            f"({', '.join(sorted(points.names)) or 'there is none'})"
+        )
     if str(Path.cwd()) not in sys.path:
         # Last, so that no file of the working directory stands in for an installed module.
         sys.path.append(str(Path.cwd()))
     try:
-        found: Any = importlib.import_module(module_name)
+        importlib.import_module(point.module)
     except ModuleNotFoundError as error:
-        if error.name and module_name.startswith(error.name):
+        if error.name and point.module.startswith(error.name):
             raise ValueError(
                 f"{where}: there is no module {error.name!r} in {Path.cwd()} or installed; start "
                 f"from the folder that it is in, or install it"
             ) from None
-        raise ValueError(f"{where}: {module_name} cannot be imported: {error}") from error
+        raise ValueError(f"{where}: {point.module} cannot be imported: {error}") from error
     except Exception as error:  # whatever one's own code raises, the remedy is the same
         raise ValueError(
-            f"{where}: {module_name} cannot be imported: {type(error).__name__}: {error}"
+            f"{where}: {point.module} cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    for part in path.split("."):
-        if not hasattr(found, part):
-            near = difflib.get_close_matches(part, dir(found), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; check the name"
-            file = getattr(found, "__file__", None)
-            raise ValueError(
-                f"{where}: {module_name}{f' ({file})' if file else ''} has no {part!r}{hint}"
-            )
-        found = getattr(found, part)
-    return found
+    try:
+        return point.load()
+    except AttributeError as error:
+        near = difflib.get_close_matches(error.name, dir(error.obj), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "check the name"
+        file = getattr(error.obj, "__file__", None)
+        raise ValueError(
+            f"{where}: {point.module}{f' ({file})' if file else ''} has no {error.name!r}; {hint}"
+        ) from None

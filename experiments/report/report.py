@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import logging
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from numpy.typing import NDArray
 
 from experiments.figures import FIGURES, Source, check_label
 from experiments.figures.style import PAGE_IN, style
@@ -39,28 +41,6 @@ METRICS = {
 }
 """name, unit, factor and decimals of each metric"""
 
-_CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: 0.2rem; }
-h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
-h3 { font-size: 1rem; margin-bottom: 0.3rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-th, td { padding: 0.2rem 0.7rem; border-bottom: 1px solid #e4e4e4; text-align: right;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #999; white-space: normal; max-width: 9rem;
-  vertical-align: bottom; }
-td.sure { font-weight: 600; }
-td small { color: #666; }
-figure { margin: 1.2rem 0; }
-figure img { height: auto; }
-summary { cursor: pointer; }
-figcaption, p.note { color: #555; font-size: 0.9rem; max-width: 48rem; }
-pre { background: #f6f6f6; padding: 0.8rem; overflow-x: auto; font-size: 0.8rem; }
-"""
-
 
 def write_report(
     folder: Path,
@@ -84,247 +64,195 @@ def write_report(
             check_label(label, cells, option)
     if best == "uniform":
         raise ValueError("--best 'uniform' is what a score of 0 stands for; name another one")
-    several = cells.groupby("label")["seed"].nunique().max() > 1
-    parts = [
-        f"<h1>{escape(folder.resolve().name)}</h1>",
-        f"<p class=note>{_summary(cells)}</p>",
-        "<h2>Results</h2>",
-        *_aggregates(cells, several),
-        *_by_condition(cells),
-    ]
-    if cells["label"].nunique() > 1 and several:
-        parts += _comparisons(cells, reference, best)
-        parts += _equal_accuracy(source, reference)
-    parts += ["<h2>Figures</h2>", *(_figure(name, source) for name in FIGURES)]
-    parts += ["<h2>Configuration</h2>", *_configuration(folder)]
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>{escape(folder.resolve().name)}</title><style>{_CSS}</style></head><body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
+    page = _context(source, reference or str(cells["label"].iloc[0]), best)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True,
+    )  # fmt: skip
+    text = environment.get_template("page.html.j2").render(
+        page, name=folder.resolve().name, **_configuration(folder)
     )
     out = out or folder / "report.html"
-    write_text(out, page)
+    write_text(out, text)
     return out
 
 
-def _summary(cells: pd.DataFrame) -> str:
+def _context(source: Source, reference: str, best: str | None) -> dict[str, Any]:
+    """What the page says of the results."""
+    cells = source.cells
     seeds = cells.groupby("label")["seed"].nunique()
     few, many = seeds.min(), seeds.max()
-    counted = f"{many} seed{'s' if many > 1 else ''}" if few == many else f"{few} to {many} seeds"
-    keys = condition_keys(cells)
-    crossed = ", ".join(
-        f"{escape(key)} ({', '.join(escape(spoken(key, v)) for v in pd.unique(cells[key]))})"
-        for key in keys
-    )
-    return (
-        f"{len(cells)} runs of {cells['label'].nunique()} policies or variants, {counted} each"
-        f"{f'; under {crossed}' if crossed else ''}."
-    )
+    crossed = [
+        f"{key} ({', '.join(spoken(key, value) for value in pd.unique(cells[key]))})"
+        for key in condition_keys(cells)
+    ]
+    page: dict[str, Any] = {
+        "num_runs": len(cells),
+        "num_labels": cells["label"].nunique(),
+        "few": few,
+        "many": many,
+        "crossed": ", ".join(crossed),
+        **_aggregates(cells),
+        "by_condition": condition_keys(cells)
+        and _crossed(interval_table(cells, "accuracy"), "value", cells, 100.0, 1),
+        "comparisons": [],
+        "figures": [_figure(name, source) for name in FIGURES],
+    }
+    if len(seeds) > 1 and many > 1:
+        page |= {
+            "reference": reference,
+            "comparisons": [
+                _comparison(cells, metric, reference) for metric in ("mean_accuracy", "accuracy")
+            ],
+            "improved": _table(improvement_table(cells, "mean_accuracy")),
+            "best": best,
+            "scores": best and _scores(cells, best),
+            **_equal_accuracy(source, reference),
+        }
+    return page
 
 
-def _aggregates(cells: pd.DataFrame, several: bool) -> list[str]:
+def _aggregates(cells: pd.DataFrame) -> dict[str, Any]:
     """Interquartile means of all metrics, a row a label."""
-    columns = {}
-    conditions = 0
+    columns, num_conditions = {}, 0
     for metric, (name, unit, scale, decimals) in METRICS.items():
         if metric == "perplexity" and cells[metric].isna().all():
             continue
         table = aggregate_table(cells, metric)
-        conditions = int(table["conditions"].max()) if len(table) else 0
-        columns[f"{name} ({unit})"] = [
-            _interval(scale * table.loc[label, ["value", "low", "high"]], decimals)
-            if label in table.index
-            else "–"
-            for label in pd.unique(cells["label"])
-        ]
-    note = f"Interquartile mean over the seeds and the {conditions} conditions that all have" + (
-        ", with 95 % bootstrap intervals over seeds, too narrow where these are few. Labels of no "
-        "more than half of the median label's seeds are left out."
-        if several
-        else "; one seed, no intervals."
-    )
-    return [_table(pd.unique(cells["label"]), columns), f"<p class=note>{note}</p>"]
-
-
-def _by_condition(cells: pd.DataFrame) -> list[str]:
-    """Accuracy of each label under each condition."""
-    keys = condition_keys(cells)
-    if not keys:
-        return []
-    table = interval_table(cells, "accuracy")
-    table[["value", "low", "high"]] *= 100.0
-    return [
-        "<h3>Accuracy after the last round, %</h3>",
-        _crossed(table, "value", keys, list(pd.unique(cells["label"])), 1),
-        "<p class=note>Mean over seeds with 95 % t-intervals.</p>",
-    ]
+        num_conditions = int(table["conditions"].max()) if len(table) else 0
+        ends = scale * table[["value", "low", "high"]]
+        columns[f"{name} ({unit})"] = _intervals(ends, decimals)
+    frame = pd.DataFrame(columns).reindex(pd.unique(cells["label"]))
+    return {"aggregates": _table(frame), "num_conditions": num_conditions}
 
 
 def _crossed(
-    table: pd.DataFrame, value: str, keys: Sequence[str], labels: Sequence[str], decimals: int
-) -> str:
+    table: pd.DataFrame, value: str, cells: pd.DataFrame, scale: float, decimals: int
+) -> Markup:
     """A value with its interval: a row a label, a column a condition."""
-    columns: dict[str, dict[str, str]] = {}
-    for row in table.to_dict("records"):
-        condition = ", ".join(spoken(key, row[key]) for key in keys) or "all"
-        found = _interval([row[value], row["low"], row["high"]], decimals)
-        columns.setdefault(condition, {})[row["label"]] = found
-    shown = {name: [own.get(label, "–") for label in labels] for name, own in columns.items()}
-    return _table(labels, shown)
-
-
-def _comparisons(cells: pd.DataFrame, reference: str | None, best: str | None) -> list[str]:
-    reference = reference or str(cells["label"].iloc[0])
-    keys = condition_keys(cells)
-    parts = [f"<h2>Compared with {escape(reference)}</h2>"]
-    for metric in ("mean_accuracy", "accuracy"):
-        name, _, scale, _ = METRICS[metric]
-        table = comparison_table(cells, metric, reference)
-        head = [
-            ", ".join([row["label"], *(spoken(key, row[key]) for key in keys)])
-            for row in table.to_dict("records")
-        ]
-        columns = {
-            "difference (points)": [
-                _interval(scale * row, 2) for row in table[["difference", "low", "high"]].to_numpy()
-            ],
-            "effect (Hedges' g of pairs)": [
-                _interval(row, 2)
-                for row in table[["effect", "effect_low", "effect_high"]].to_numpy()
-            ],
-            "p": [f"{p:.2g}" for p in table["p"]],
-            "p, Holm": [f"{p:.2g}" for p in table["p_holm"]],
-            "seeds": [str(n) for n in table["seeds"]],
-        }
-        parts.append(f"<h3>{escape(reference)} less each other: {escape(name)}</h3>")
-        parts.append(_table(*_counts(table, scale)))
-        whole = _table(head, columns, sure=list(table["p_holm"] < 0.05))
-        is_open = " open" if len(head) <= 12 else ""
-        parts.append(
-            f"<details{is_open}><summary>Each condition by itself</summary>{whole}</details>"
-        )
-    parts.append(
-        "<p class=note>Pairs of seeds that met the same random numbers; Student's paired t, "
-        "corrected by Holm's method over the table. Bold: below 0.05 after correction.</p>"
+    shown = table.assign(
+        condition=[text or "all" for text in _conditions(table, cells)],
+        cell=_intervals(scale * table[[value, "low", "high"]], decimals),
     )
-    improved = improvement_table(cells, "mean_accuracy")
-    shown = {
-        name: ["–" if np.isnan(v) else f"{v:.2f}" for v in column]
-        for name, column in improved.items()
+    crossed = shown.pivot_table(
+        index="label", columns="condition", values="cell", aggfunc="first", sort=False
+    )
+    return _table(crossed.reindex(pd.unique(table["label"])))
+
+
+def _comparison(cells: pd.DataFrame, metric: str, reference: str) -> dict[str, Any]:
+    """In how many conditions the reference is above each other label, and each of them."""
+    name, _, scale, _ = METRICS[metric]
+    table = comparison_table(cells, metric, reference)
+    is_sure = table["p_holm"] < 0.05
+    marked = table.assign(
+        above=is_sure & (table["difference"] > 0), below=is_sure & (table["difference"] < 0)
+    )
+    groups = marked.groupby("label", sort=False)
+    counts = {
+        "mean difference (points)": scale * groups["difference"].mean(),
+        "significantly above": groups["above"].sum(),
+        "significantly below": groups["below"].sum(),
+        "conditions": groups.size(),
     }
-    parts.append("<h3>Probability that the row's mean accuracy is above the column's</h3>")
-    parts.append(_table(list(improved.index), shown))
-    if best is not None:
-        scores = score_table(cells, "mean_accuracy", best=best)
-        parts.append(f"<h3>Normalised score: 0 is uniform, 1 is {escape(best)}</h3>")
-        parts.append(
-            _table(
-                list(scores.index),
-                {
-                    "score": [_interval(v, 2) for v in scores[["score", "low", "high"]].to_numpy()],
-                    "gain over uniform (points)": [_number(100 * g, 2) for g in scores["gain"]],
-                },
-            )
-        )
-    return parts
+    names = zip(table["label"], _conditions(table, cells), strict=True)
+    whole = {
+        "difference (points)": _intervals(scale * table[["difference", "low", "high"]], 2),
+        "effect (Hedges' g of pairs)": _intervals(
+            table[["effect", "effect_low", "effect_high"]], 2
+        ),
+        "p": table["p"].map("{:.2g}".format),
+        "p, Holm": table["p_holm"].map("{:.2g}".format),
+        "seeds": table["seeds"],
+    }
+    return {
+        "metric": name,
+        "counts": _table(pd.DataFrame(counts)),
+        "whole": _table(
+            pd.DataFrame(whole).set_axis([", ".join(filter(None, pair)) for pair in names]),
+            is_sure.to_numpy(),
+        ),
+        "is_short": len(table) <= 12,
+    }
 
 
-def _equal_accuracy(source: Source, reference: str | None) -> list[str]:
-    """How many times the reference's bits the others take, as a table of conditions."""
-    reference = reference or str(source.cells["label"].iloc[0])
-    keys = condition_keys(source.cells)
-    head = f"<h3>Times the bits that {escape(reference)} takes, at equal accuracy</h3>"
+def _scores(cells: pd.DataFrame, best: str) -> Markup:
+    table = score_table(cells, "mean_accuracy", best=best)
+    columns = {
+        "score": _intervals(table[["score", "low", "high"]], 2),
+        "gain over uniform (points)": 100.0 * table["gain"],
+    }
+    return _table(pd.DataFrame(columns))
+
+
+def _equal_accuracy(source: Source, reference: str) -> dict[str, str]:
+    """How many times the reference's bits the others take, or why that is not known."""
     try:
         table = bits_ratio_table(Results(source.cells, source.rounds), reference)
     except ValueError as error:  # the runs' own folders are not there
-        return [head, f"<p class=note>{escape(str(error))}</p>"]
-    note = (
-        "Bits delivered to the accuracy that both reach, the lower of their last ones, by their "
-        "mean curves over seeds; 95 % bootstrap intervals over seeds. No number where the "
-        "preloaded head has that accuracy."
-    )
-    crossed = _crossed(table, "ratio", keys, list(pd.unique(table["label"])), 2)
-    return [head, crossed, f"<p class=note>{note}</p>"]
+        return {"ratios": "", "no_ratios": str(error)}
+    return {"ratios": _crossed(table, "ratio", source.cells, 1.0, 2)}
 
 
-def _counts(table: pd.DataFrame, scale: float) -> tuple[list[str], dict[str, list[str]]]:
-    """In how many conditions the reference is above each other label."""
-    groups = table.groupby("label", sort=False)
-    is_sure = table["p_holm"] < 0.05
-    above = (is_sure & (table["difference"] > 0)).groupby(table["label"], sort=False).sum()
-    below = (is_sure & (table["difference"] < 0)).groupby(table["label"], sort=False).sum()
-    return list(groups.groups), {
-        "mean difference (points)": [_number(v, 2) for v in scale * groups["difference"].mean()],
-        "significantly above": [str(n) for n in above],
-        "significantly below": [str(n) for n in below],
-        "conditions": [str(n) for n in groups.size()],
-    }
-
-
-def _figure(name: str, source: Source) -> str:
+def _figure(name: str, source: Source) -> dict[str, str]:
+    """An image by itself, so that names within it do not meet those of another; or why not."""
     what, draw = FIGURES[name]
+    file = io.BytesIO()
     try:
-        image, width = _svg(lambda: draw(source))
+        figure = draw(source)
+        with style():
+            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     except ValueError as error:
         logger.info("%s is not drawn: %s", name, error)
-        return f"<p class=note>Not drawn, {escape(what)}: {escape(str(error))}.</p>"
-    return (
-        f'<figure><img style="width: {width:.0%}" alt="{escape(what)}" '
-        f'src="data:image/svg+xml;base64,{image}">'
-        f"<figcaption>{escape(what[0].upper() + what[1:])}.</figcaption></figure>"
-    )
+        return {"what": what, "image": "", "why": str(error)}
+    image = base64.b64encode(file.getvalue()).decode()
+    return {"what": what, "image": image, "width": f"{figure.get_figwidth() / PAGE_IN:.0%}"}
 
 
-def _svg(draw: Callable[[], Figure]) -> tuple[str, float]:
-    """A figure as base64 text, and its share of a page's width.
-
-    It is an image by itself, so that names within it do not meet those of another.
-    """
-    file = io.BytesIO()
-    figure = draw()
-    with style():
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    return base64.b64encode(file.getvalue()).decode(), figure.get_figwidth() / PAGE_IN
-
-
-def _configuration(folder: Path) -> list[str]:
+def _configuration(folder: Path) -> dict[str, str]:
     for name in ("sweep.toml", "config.toml"):
         path = folder / name
         if path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")
-            return [f"<p class=note>{name}, every value:</p>", f"<pre>{escape(text)}</pre>"]
-    return ["<p class=note>The folder holds no configuration.</p>"]
+            return {"config_name": name, "config": text}
+    return {"config_name": ""}
 
 
-def _interval(found: Sequence[float] | pd.Series, decimals: int) -> str:
-    value, low, high = (float(v) for v in found)
-    text = _number(value, decimals)
-    if np.isnan(low) or np.isnan(high):
-        return text
-    return f"{text} <small>[{_number(low, decimals)}, {_number(high, decimals)}]</small>"
+def _conditions(table: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+    """What each row's condition is called; nothing where nothing else was swept."""
+    keys = condition_keys(cells)
+    rows = table.to_dict("records")
+    return [", ".join(spoken(key, row[key]) for key in keys) for row in rows]
 
 
-def _number(value: float, decimals: int) -> str:
+def _intervals(table: pd.DataFrame, decimals: int) -> pd.Series:
+    """Value, low and high of each row in a cell; the value alone where there is no interval."""
+    shown = []
+    for row in table.to_numpy(dtype=np.float64):
+        value, low, high = (_number(number, decimals) for number in row)
+        interval = Markup("{} <small>[{}, {}]</small>").format(value, low, high)
+        shown.append(value if np.isnan(row[1:]).any() else interval)
+    return pd.Series(shown, table.index, dtype=object)
+
+
+def _number(value: float, decimals: int) -> Markup:
     if np.isnan(value):
-        return "–"
+        return Markup("–")
     if np.isinf(value):
-        return "never" if value > 0 else "−∞"
-    return f"{value:.{decimals}f}".replace("-", "−")
+        return Markup("never" if value > 0 else "−∞")
+    return Markup(f"{value:.{decimals}f}".replace("-", "−"))
 
 
-def _table(
-    names: Sequence[str], columns: dict[str, list[str]], sure: Sequence[bool] | None = None
-) -> str:
-    """Rows by their names; cells are HTML already."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in ("", *columns))
-    rows = []
-    for i, name in enumerate(names):
-        mark = " class=sure" if sure is not None and sure[i] else ""
-        body = "".join(f"<td{mark}>{values[i]}</td>" for values in columns.values())
-        rows.append(f"<tr><td>{escape(str(name))}</td>{body}</tr>")
-    return (
-        f"<div class=scroll><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+def _cell(content: object) -> Markup:
+    return _number(content, 2) if isinstance(content, float) else escape(content)
+
+
+def _table(frame: pd.DataFrame, is_bold: NDArray[np.bool_] | None = None) -> Markup:
+    """Rows by their names."""
+    styler = frame.style.hide(names=True).hide(axis="columns", names=True).format(_cell)
+    if is_bold is not None:
+        bold = (frame.index[is_bold], slice(None))
+        styler.format(lambda content: Markup("<strong>{}</strong>").format(_cell(content)), bold)
+    for axis in ("index", "columns"):
+        styler.format_index(escape="html", axis=axis)
+    return Markup(styler.to_html(exclude_styles=True))

@@ -189,9 +189,13 @@ def test_an_installed_package_offers_its_parts_by_entry_point(tiny_toml, workpla
     info = workplace / "shop-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shop\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[airllm.policies]\nnothing = shop:Nothing\n")
+    (info / "entry_points.txt").write_text(
+        "[airllm.policies]\nnothing = shop:Nothing\ngone = shop:Gone\n"
+    )
     sys.path.append(str(workplace))
     assert run_simulation(own(tiny_toml, "policy.name=nothing"))["payload_bits"] == 0
+    with pytest.raises(ValueError, match="policy.name 'gone': shop .* has no 'Gone'; check the"):
+        run_simulation(own(tiny_toml, "policy.name=gone"))
     with pytest.raises(ValueError, match="did you mean 'nothing'"):
         own(tiny_toml, "policy.name=nothin")
 
@@ -219,6 +223,9 @@ class Vain(Wide):
         ("nowhere:Policy", "there is no module 'nowhere' in .*workplace or installed; start from"),
         ("wrong.deeper:Policy", "wrong.deeper cannot be imported|no module 'wrong.deeper'"),
         ("wrong:Lam", "has no 'Lam'; did you mean 'Lame'"),
+        ("wrong:Wide.decid", "wrong has no 'decid'; did you mean 'decide'"),
+        ("wrong:name.real.pat", "wrong has no 'pat'; check the name"),
+        ("hasty:Policy", "hasty cannot be imported: AttributeError: .*has no attribute 'soon'"),
         ("wrong:name", "is no class or function, but int"),
         (
             "wrong:Lame",
@@ -237,6 +244,7 @@ class Vain(Wide):
 def test_what_does_not_fit_is_said_in_a_sentence(name, message, tiny_toml, workplace):
     (workplace / "wrong.py").write_text(WRONG)
     (workplace / "broken.py").write_text("class Policy\n")
+    (workplace / "hasty.py").write_text("import sys\nsys.soon\n")
     (workplace / "hungry.py").write_text("import absent_package\n")
     with pytest.raises(ValueError, match=message):
         run_simulation(own(tiny_toml, f"policy.name={name}"))

@@ -43,8 +43,8 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, cells_of):
-    """Of a sweep of three labels, one with a name that is not harmless in HTML."""
-    folder = tmp_path_factory.mktemp("sweep")
+    """Of a sweep of three labels; one of them and the folder have names that HTML would take."""
+    folder = tmp_path_factory.mktemp("<i>sweep&")
     cells = cells_of({"airllm": 0.05, "uniform": 0.0, "<b>&": 0.1}, seeds=8, noise=0.01)
     cells["mean_accuracy"] = cells["accuracy"] - 0.1
     keys = ["policy.name", "channel.snr_db", "seed"]
@@ -75,6 +75,8 @@ def test_the_page_stands_by_itself(report):
 def test_labels_and_values_are_text_and_never_markup(report):
     text = report.read_text(encoding="utf-8")
     assert "<b>" not in text
+    assert "<i>" not in text
+    assert "<h1>&lt;i&gt;sweep&amp;" in text
     assert "&lt;b&gt;&amp;" in text
     assert "&lt;tiny&gt;" in text
     assert "<b>&" in Page(text).cells
