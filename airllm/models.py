@@ -84,7 +84,10 @@ class BaseModel:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         self.pad_id = int(tokenizer.pad_token_id or 0)
         self.vocab_size = len(tokenizer)
-        self.network = network.to(self.device, torch.float32).eval().requires_grad_(False)
+        # Full precision is torch's default: fp32 for a user, float64 where a test compares two
+        # orders of the same sums.
+        self.network = network.to(self.device, torch.get_default_dtype())
+        self.network.eval().requires_grad_(False)
         self.specs, self.modules = find_projections(self.network, config.targets)
         if self.precision == "bf16":
             # Weights that only feed matrix products are stored as they are multiplied;
@@ -118,14 +121,14 @@ class BaseModel:
         return tensor.to(self.device)
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Last hidden state (classify) or logits over the vocabulary (causal), in fp32.
+        """Last hidden state (classify) or logits over the vocabulary (causal), in full precision.
 
         Shapes: both inputs [batch, tokens]; result [batch, tokens, features or vocabulary].
         """
         with self.arithmetic():
             out = self.network(input_ids=input_ids, attention_mask=attention_mask)
         result = out.logits if self.config.task == "causal" else out.last_hidden_state
-        return result.float()
+        return result.to(torch.get_default_dtype())
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Features [batch, features] that a classification head reads."""
