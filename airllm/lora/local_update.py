@@ -95,9 +95,9 @@ def train_local(
     held and not trained stays loaded and frozen. Raises ValueError when training diverges.
     """
     frozen, before = _split(base, job.device_adapter, job.ranks, training, job.key)
-    scale, device = training.scale, base.device
-    down = [d.to(device)[None].clone() for d in before.down]  # [1, rank, in]
-    up = [(u / scale).to(device)[None].clone() for u in before.up]  # [1, out, rank]
+    scale, device, dtype = training.scale, base.device, torch.get_default_dtype()
+    down = [d.to(device, dtype)[None].clone() for d in before.down]  # [1, rank, in]
+    up = [(u / scale).to(device, dtype)[None].clone() for u in before.up]  # [1, out, rank]
     trained = [f for f in ([*up, *down] if training.trains_down else up) if f.numel()]
     if not trained:
         return LocalResult(before, before, 0.0, 0.0)

@@ -323,7 +323,7 @@ class Fleet:
     def _dtype(self, projection: int) -> torch.dtype:
         """That in which a projection multiplies; the head's weight is not the module's own."""
         weight = getattr(self.base.modules[projection], "weight", None)
-        return torch.float32 if weight is None else weight.dtype
+        return torch.get_default_dtype() if weight is None else weight.dtype
 
     def _frozen(self, projection: int) -> list[Factors]:
         device, runs = self.base.device, []

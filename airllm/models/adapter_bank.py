@@ -50,10 +50,12 @@ class AdapterBank:
         scale: Sequence[Tensor] | float = 1.0,
     ) -> None:
         """Per projection: down [devices, rank, in], up [devices, out, rank], and a scale: one
-        number, or a tensor [devices, rank] that weighs each component."""
+        number, or a tensor [devices, rank] that weighs each component. They are multiplied in
+        full precision, torch's default."""
+        dtype = torch.get_default_dtype()
         for p, (d, u) in enumerate(zip(down, up, strict=True)):
             weight = scale if isinstance(scale, float) else scale[p]
-            self._factors[p] = (d, u, weight) if d.shape[1] else None
+            self._factors[p] = (d.to(dtype), u.to(dtype), weight) if d.shape[1] else None
 
     def load_adapters(self, adapters: Sequence[LowRankUpdate], device: torch.device) -> None:
         """Load one finished adapter for each device."""

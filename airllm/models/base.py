@@ -80,7 +80,9 @@ class BaseModel:
         # A pad token that was added to the tokenizer alone has no row: any other is masked as well.
         pad_id = int(tokenizer.pad_token_id or 0)
         self.pad_id = pad_id if pad_id < self.num_embeddings else 0
-        network = network.to("cpu", torch.float32).eval().requires_grad_(False)
+        # Full precision is torch's default: fp32 for a user, float64 where a test compares two
+        # orders of the same sums.
+        network = network.to("cpu", torch.get_default_dtype()).eval().requires_grad_(False)
         self.specs, self.modules = find_projections(network, config.targets, name=config.name)
         trial = try_network(
             config.name, network, self.specs, self.modules, task=config.task,
@@ -118,13 +120,13 @@ class BaseModel:
         return tensor.to(self.device)
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Last hidden state (classify) or logits over the vocabulary (causal), in fp32.
+        """Last hidden state (classify) or logits over the vocabulary (causal), in full precision.
 
         Shapes: both inputs [batch, tokens]; result [batch, tokens, features or vocabulary].
         """
         with self.arithmetic():
             out = token_output(self.network, self.config.task, input_ids, attention_mask)
-        return out.float()
+        return out.to(torch.get_default_dtype())
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Features [batch, features] that a classification head reads."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import typing
+from copy import copy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -103,14 +104,40 @@ def make_scheduler(
     )
 
 
+def trailing_steps(train_steps: int, num_steps: int) -> list[int]:
+    """The ``num_steps`` steps that a sampler takes, evenly apart from the last one downwards.
+
+    Trailing spacing (Lin et al. 2024, table 2), in whole numbers. Raises ValueError unless there
+    are 1 to ``train_steps`` of them.
+    """
+    if not 1 <= num_steps <= train_steps:
+        raise ValueError(f"num_steps must be in 1 to train_steps {train_steps}, got {num_steps}")
+    return [
+        (2 * train_steps * left + num_steps) // (2 * num_steps) - 1
+        for left in range(num_steps, 0, -1)
+    ]
+
+
 @torch.no_grad()
 def sample(
     scheduler: DDIMScheduler, predict: Predictor, noise: Tensor, *, num_steps: int, guidance: float
 ) -> Tensor:
-    """The deterministic sampler (eta 0) from ``noise`` [rows, size]."""
-    scheduler.set_timesteps(num_steps)
+    """The deterministic sampler (eta 0) from ``noise`` [rows, size].
+
+    Afterwards ``scheduler.timesteps`` are those that it took. Raises ValueError for more of them
+    than the scheduler has.
+    """
+    train_steps = int(scheduler.config["num_train_timesteps"])
+    steps = trailing_steps(train_steps, num_steps)
+    scheduler.timesteps = torch.tensor(steps)
+    # diffusers steps to t - train_steps // num_steps, which is the next of these only where the
+    # division leaves nothing over. So it gets a process of these steps alone (Nichol and Dhariwal
+    # 2021, section 4), in which each step goes to the entry before.
+    spaced = copy(scheduler)
+    spaced.alphas_cumprod = scheduler.alphas_cumprod[steps[::-1]]
+    spaced.set_timesteps(train_steps)
     x = noise
-    for t in scheduler.timesteps.tolist():
+    for place, t in zip(reversed(range(num_steps)), steps, strict=True):
         if guidance == 1.0:
             output = predict(x, t, is_conditional=True)
         elif guidance == 0.0:
@@ -118,7 +145,7 @@ def sample(
         else:
             unconditional = predict(x, t, is_conditional=False)
             output = unconditional + guidance * (predict(x, t, is_conditional=True) - unconditional)
-        x = scheduler.step(output, t, x, eta=0.0, return_dict=False)[0]
+        x = spaced.step(output, place, x, eta=0.0, return_dict=False)[0]
     return x
 
 

@@ -62,7 +62,7 @@ def devices_of(base, head, count=4):
 
 
 @pytest.mark.parametrize("name", ["tiny:bert", "tiny:opt"])
-def test_devices_measured_together_have_what_each_measures_alone(name):
+def test_devices_measured_together_have_what_each_measures_alone(name, float64):
     base = base_of(name)
     head = head_of(base)
     devices = devices_of(base, head)
@@ -71,7 +71,7 @@ def test_devices_measured_together_have_what_each_measures_alone(name):
         alone = evaluate(base, head, device.state.device_adapter, list(device.profile.batches))
         found = device.state.metrics
         assert (found.accuracy, found.count) == (alone.accuracy, alone.count)
-        assert found.loss == pytest.approx(alone.loss, rel=1e-6)
+        assert found.loss == pytest.approx(alone.loss, rel=1e-12)
 
 
 def test_what_has_not_changed_is_not_measured_again(monkeypatch):
@@ -103,7 +103,7 @@ def query_all(base, devices):
     return asked
 
 
-def test_every_message_has_its_own_answer():
+def test_every_message_has_its_own_answer(float64):
     # Flower lets a message be made inside a task only.
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     base = base_of("tiny:bert")
@@ -126,10 +126,10 @@ def test_every_message_has_its_own_answer():
             continue
         first, second = (dict(x.content.metric_records["report"]) for x in (a, b))
         losses.add(second["loss"])
-        assert second.pop("loss") == pytest.approx(first.pop("loss"), rel=1e-6)
+        assert second.pop("loss") == pytest.approx(first.pop("loss"), rel=1e-12)
         assert first == second
         assert first["device"] == d
-    assert len(losses) == 39
+    assert len(losses) >= 25  # those who hold nothing may have the same
 
 
 def worker_of(base, device):
@@ -147,7 +147,7 @@ def worker_of(base, device):
     return replace(profile, work=work)
 
 
-def test_devices_asked_together_train_and_send_what_each_would_alone(monkeypatch):
+def test_devices_asked_together_train_and_send_what_each_would_alone(monkeypatch, float64):
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     base, sizes = base_of("tiny:bert"), []
     profiles = [worker_of(base, d) for d in range(4)]
@@ -190,9 +190,10 @@ def test_devices_asked_together_train_and_send_what_each_would_alone(monkeypatch
         torch.testing.assert_close(
             torch.tensor(unpack_utility(together["utility"], len(base.specs))),
             torch.tensor(unpack_utility(alone["utility"], len(base.specs))),
-            rtol=1e-2, atol=1e-6,  # as precise as it is told
+            rtol=2**-7, atol=1e-7,  # told in bf16, cut off
         )  # fmt: skip
         update, same = (decode(data, base.specs).adapter for data in (payload, other))
         for p in range(len(base.specs)):
-            torch.testing.assert_close(update.delta(p), same.delta(p), rtol=1e-3, atol=1e-5)
+            # Sent in fp32.
+            torch.testing.assert_close(update.delta(p), same.delta(p), rtol=1e-5, atol=1e-6)
         assert update.ranks.max() == 2

@@ -299,7 +299,7 @@ STACKED = [
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("sets", STACKED, ids=["remote", "airllm", "raflora", "ffa-lora"])
 def test_stacked_devices_come_to_the_same_but_for_the_last_digits(
-    sets, seed, tiny_toml, tmp_path, monkeypatch
+    sets, seed, tiny_toml, tmp_path, monkeypatch, float64
 ):
     together: dict[str, list[int]] = {"edge.group": [], "airllm.lora.local_update": []}
     for user, sizes in together.items():
@@ -319,7 +319,7 @@ def test_stacked_devices_come_to_the_same_but_for_the_last_digits(
     # One that has not changed is not measured again, but at first all are; all train.
     assert max(together["edge.group"]) == 5
     assert set(together["airllm.lora.local_update"]) == ({5} if "mode=federated" in sets else set())
-    pd.testing.assert_frame_equal(found, expected, rtol=2e-3, atol=1e-4)
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-5, atol=1e-6)
     run_simulation(config_of(tiny_toml, *sets, "runtime.stacked=true"), tmp_path / "again")
     for name in ("rounds.csv", "ranks.npz"):
         first, again = (tmp_path / folder / name for folder in ("together", "again"))

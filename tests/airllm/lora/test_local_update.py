@@ -103,10 +103,14 @@ def test_what_rounding_leaves_of_a_lower_rank_is_not_trained(world):
         noise = some_adapter(base, 1, seed=seed)
         return alone.plus(noise.scaled(1e-9))
 
-    results = [run(world, device_adapter, 2) for device_adapter in (alone, noisy(5), noisy(6))]
+    results = [run(world, start, 2) for start in (alone, noisy(5), noisy(6))]
+    first = results[0].before
     for other in results[1:]:
+        # Where training starts: AdamW makes a step of what rounding leaves of a gradient.
         for p in range(len(base.specs)):
-            torch.testing.assert_close(other.after.delta(p), results[0].after.delta(p))
+            torch.testing.assert_close(other.before.delta(p), first.delta(p))
+            assert torch.equal(other.before.down[p][1], first.down[p][1])
+            assert not other.before.up[p][:, 1].any()
     assert all(up[:, 1].any() for up in results[0].after.up)
 
 
@@ -175,7 +179,7 @@ def test_operations_are_those_that_torch_counts(world):
     ids=["device", "fresh", "factored", "frozen A"],
 )
 @pytest.mark.parametrize("name", ["tiny:bert", "tiny:opt"])
-def test_many_devices_together_come_to_what_each_comes_to_alone(name, values):
+def test_many_devices_together_come_to_what_each_comes_to_alone(name, values, float64):
     config = ModelConfig(
         name=name, precision="fp32", device="cpu",
         task="causal" if name == "tiny:opt" else "classify",
@@ -209,11 +213,11 @@ def test_many_devices_together_come_to_what_each_comes_to_alone(name, values):
     for job, found in zip(jobs, together, strict=True):
         alone = train_local(base, head, job, how)
         assert found.flops == alone.flops
-        assert found.loss == pytest.approx(alone.loss, rel=1e-5)
+        assert found.loss == pytest.approx(alone.loss, rel=1e-7)
         for p in range(count):
             torch.testing.assert_close(found.before.delta(p), alone.before.delta(p))
             torch.testing.assert_close(
-                found.after.delta(p), alone.after.delta(p), rtol=1e-3, atol=1e-5
+                found.after.delta(p), alone.after.delta(p), rtol=1e-6, atol=1e-7
             )
     assert together[0].loss > 0
     assert not together[2].change.ranks.any()
@@ -221,4 +225,4 @@ def test_many_devices_together_come_to_what_each_comes_to_alone(name, values):
         for before, after in zip(together[0].before.down, together[0].after.down, strict=True):
             assert torch.equal(before, after)
     with pytest.raises(ValueError, match="lower it"):
-        train_local_together(base, head, jobs, training(learning_rate=1e20, **values))
+        train_local_together(base, head, jobs, training(learning_rate=1e200, **values))

@@ -12,6 +12,7 @@ from airllm.rl.ddim import (
     make_scheduler,
     noised_target,
     sample,
+    trailing_steps,
     weighted_loss,
 )
 from airllm.rl.denoiser import Denoiser
@@ -36,6 +37,39 @@ def exact_predictor(scheduler, kind):
     return predict
 
 
+def affine_map(alpha, steps):
+    """(slope, offset) of the sampler: each step is affine in x, and they multiply up."""
+    slope, offset = 1.0, 0.0
+    for now, then in pairwise([*steps, -1]):  # the last entry: no noise left
+        a, b = alpha[now], alpha[then]
+        gain = np.sqrt(1 - a) / (a * STD**2 + 1 - a)  # epsilon = gain (x - sqrt(a) MEAN)
+        scale = np.sqrt(b / a)
+        lead = np.sqrt(1 - b) - scale * np.sqrt(1 - a)  # x' = scale x + lead epsilon
+        slope, offset = (
+            slope * (scale + lead * gain),
+            offset * (scale + lead * gain) - lead * gain * np.sqrt(a) * MEAN,
+        )
+    return slope, offset
+
+
+def alphas(schedule, train_steps):
+    first, last = 0.1 / train_steps, min(20 / train_steps, 0.999)
+    betas = (
+        np.linspace(first, last, train_steps) if schedule == "linear"
+        else np.linspace(np.sqrt(first), np.sqrt(last), train_steps) ** 2
+    )  # fmt: skip
+    return np.append(np.cumprod(1 - betas), 1.0)
+
+
+def assert_affine(config, schedule, slope, offset):
+    """diffusers keeps alphas in fp32: 6e-8 of 1 - alpha, which is 1e-4 or more, is 3e-6 of x."""
+    scheduler = make_scheduler(config, beta_schedule=schedule)
+    noise = torch.linspace(-2.0, 2.0, 9, dtype=torch.float64)[:, None]
+    predict = exact_predictor(scheduler, config.prediction)
+    got = sample(scheduler, predict, noise, num_steps=config.sampling_steps, guidance=1.0)
+    np.testing.assert_allclose(got.numpy(), slope * noise.numpy() + offset, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", PREDICTIONS)
 @pytest.mark.parametrize(
     ("schedule", "num_steps", "std"),
@@ -45,31 +79,74 @@ def exact_predictor(scheduler, kind):
     ],
 )  # fmt: skip
 def test_an_exact_score_gives_the_affine_map_of_the_closed_form(kind, schedule, num_steps, std):
-    """Each step is affine in x: its slope and offset multiply up to the sampler's own."""
-    config = DdimConfig(prediction=kind)
-    scheduler = make_scheduler(config, beta_schedule=schedule)
-    noise = torch.linspace(-2.0, 2.0, 9, dtype=torch.float64)[:, None]
-    got = sample(
-        scheduler, exact_predictor(scheduler, kind), noise, num_steps=num_steps, guidance=1.0
-    )
-    betas = (
-        np.linspace(1e-4, 2e-2, 1000) if schedule == "linear"
-        else np.linspace(1e-2, np.sqrt(2e-2), 1000) ** 2
-    )  # fmt: skip
-    alpha = np.append(np.cumprod(1 - betas), 1.0)  # the last entry: no noise left
-    steps = np.append(np.round(np.arange(1000, 0, -1000 / num_steps)).astype(int) - 1, -1)
-    slope, offset = 1.0, 0.0
-    for now, then in pairwise(steps):
-        a, b = alpha[now], alpha[then]
-        gain = np.sqrt(1 - a) / (a * STD**2 + 1 - a)  # epsilon = gain (x - sqrt(a) MEAN)
-        scale = np.sqrt(b / a)
-        lead = np.sqrt(1 - b) - scale * np.sqrt(1 - a)  # x' = scale x + lead epsilon
-        slope, offset = (
-            slope * (scale + lead * gain),
-            offset * (scale + lead * gain) - lead * gain * np.sqrt(a) * MEAN,
-        )
-    np.testing.assert_allclose(got.numpy(), slope * noise.numpy() + offset, atol=1e-4)
+    steps = range(999, -1, -1000 // num_steps)
+    slope, offset = affine_map(alphas(schedule, 1000), steps)
+    config = DdimConfig(prediction=kind, sampling_steps=num_steps)
+    assert_affine(config, schedule, slope, offset)
     assert slope == pytest.approx(std, abs=6e-4)
+
+
+PAIRS = [
+    (1000, 3), (1000, 7), (1000, 30), (1000, 501), (1000, 600), (1000, 999), (1000, 1000),
+    (999, 2), (960, 7), (100, 30), (100, 99), (50, 40),
+    *((train_steps, n) for train_steps in (2, 7, 24) for n in range(1, train_steps + 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+@pytest.mark.parametrize(("train_steps", "num_steps"), PAIRS)
+def test_steps_need_not_divide_those_of_training(kind, train_steps, num_steps):
+    """diffusers by itself steps beside the grid: 600 of 1000 gave N(0.7, 0.3^2) as 0.54, 0.49."""
+    steps = trailing_steps(train_steps, num_steps)
+    slope, offset = affine_map(alphas("scaled_linear", train_steps), steps)
+    config = DdimConfig(prediction=kind, train_steps=train_steps, sampling_steps=num_steps)
+    assert_affine(config, "scaled_linear", slope, offset)
+
+
+@pytest.mark.parametrize("num_steps", [300, 600, 999])
+def test_many_steps_draw_what_the_score_is_of(num_steps):
+    """The spread narrows with 1 / steps: 0.196 of 0.2 at 200."""
+    config = DdimConfig(sampling_steps=num_steps)
+    scheduler = make_scheduler(config)
+    ends = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    low, high = sample(
+        scheduler, exact_predictor(scheduler, "sample"), ends, num_steps=num_steps, guidance=1.0
+    ).flatten()
+    assert (low + high).item() / 2 == pytest.approx(MEAN, abs=0.01)
+    assert (high - low).item() / 2 == pytest.approx(STD, abs=0.005)
+
+
+@pytest.mark.parametrize("train_steps", range(1, 61))
+def test_trailing_steps_are_evenly_apart_from_the_last_to_the_first(train_steps):
+    for num_steps in range(1, train_steps + 1):
+        steps = trailing_steps(train_steps, num_steps)
+        assert (len(steps), steps[0]) == (num_steps, train_steps - 1)
+        gaps = -np.diff([*steps, -1])
+        assert set(gaps) <= {train_steps // num_steps, -(-train_steps // num_steps)}
+    for num_steps in (0, train_steps + 1):
+        with pytest.raises(ValueError, match=f"num_steps must be in 1 to .*, got {num_steps}"):
+            trailing_steps(train_steps, num_steps)
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+@pytest.mark.parametrize(("train_steps", "num_steps"), [(1000, 10), (1000, 50), (48, 48), (20, 1)])
+@pytest.mark.parametrize("clip", [False, True])
+def test_where_steps_divide_it_is_diffusers_to_the_bit(kind, train_steps, num_steps, clip):
+    config = DdimConfig(prediction=kind, train_steps=train_steps, sampling_steps=num_steps)
+    scheduler = make_scheduler(config, clip=clip)
+
+    def predict(x, t, *, is_conditional):
+        return (0.3 * x + t / train_steps).sin()
+
+    x = noise = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    scheduler.set_timesteps(num_steps)
+    expected = scheduler.timesteps.tolist()
+    for t in expected:
+        output = predict(x, t, is_conditional=True)
+        x = scheduler.step(output, t, x, eta=0.0, return_dict=False)[0]
+    got = sample(scheduler, predict, noise, num_steps=num_steps, guidance=1.0)
+    assert torch.equal(got, x)
+    assert scheduler.timesteps.tolist() == expected
 
 
 def test_guidance_zero_is_unconditional_one_conditional_and_two_beyond():
