@@ -188,7 +188,7 @@ def _limited(
     if config.federated.is_absolute:
         # What comes down is what will be trained.
         ranks = np.minimum(ranks, capacity[list(devices)][:, None])
-    served = ranks.any(axis=1)
+    served = np.asarray(ranks.any(axis=1))
     if config.federated.needs_equal_ranks and served.any():
         ranks = np.where(served[:, None], ranks[served].min(axis=0), 0)
     return ranks

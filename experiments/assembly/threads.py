@@ -67,7 +67,7 @@ def use_determinism(wanted: bool = True) -> None:
     if torch.cuda.is_available():
         torch.use_deterministic_algorithms(wanted)
         # Nothing reads memory before it is written; filling it would take a kernel each time.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def num_processes(wanted: int, threads: int) -> int:

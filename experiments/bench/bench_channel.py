@@ -43,8 +43,8 @@ def rounds(num_devices: int, num_rounds: int, fading: str) -> float:
 def bench_rounds() -> None:
     print("(a) downlink, compute and uplink on one shared band")
     for fading in ("rayleigh", "clarke"):
-        seconds = rounds(1000, 100, fading)
-        print(f"    1,000 devices x 100 rounds, {fading:8s}: {seconds:6.2f} s")
+        took = rounds(1000, 100, fading)
+        print(f"    1,000 devices x 100 rounds, {fading:8s}: {took:6.2f} s")
     sizes = (100, 1000, 10_000)
     seconds = [rounds(n, 10, "rayleigh") for n in sizes]
     for n, s in zip(sizes, seconds, strict=True):

@@ -17,6 +17,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from typing import Any, cast
+
 import matplotlib as mpl
 import numpy as np
 import torch
@@ -184,7 +186,7 @@ def _draw(
     by_steps: dict[str, list[float]], by_guidance: list[float], equal: float, somebody: float
 ) -> None:
     style = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False}
-    with mpl.rc_context(style):
+    with mpl.rc_context(cast(Any, style)):
         figure = Figure(figsize=(5.6, 2.5), layout="constrained")
         left, right = figure.subplots(1, 2)
         looks = (("o-", "#0072B2"), ("s--", "#D55E00"), ("^:", "#009E73"))

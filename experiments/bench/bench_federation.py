@@ -91,8 +91,8 @@ def write_work(arguments: argparse.Namespace, folder: str) -> Path:
         stream = _BATCH_STREAM + 1000 * device
         sampler = BatchSampler(len(own), federated.local_batch_size, config.seed, stream)
         places = np.arange(config.rounds * federated.local_steps)
-        places = places.reshape(config.rounds, federated.local_steps)
-        batches.append([[sampler.indices(int(n)).tolist() for n in row] for row in places])
+        by_round = places.reshape(config.rounds, federated.local_steps)
+        batches.append([[sampler.indices(int(n)).tolist() for n in row] for row in by_round])
     work = {
         "folder": folder, "texts": texts, "labels": labels, "batches": batches,
         "num_classes": len(bench.splits.train.label_names), "max_length": config.model.max_length,

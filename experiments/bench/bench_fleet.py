@@ -79,7 +79,7 @@ class Peft:
 
         shared: dict[int, Any] = {id(p): p for p in base.network.parameters()}
         hooks = {id(base.bank): None}
-        network = copy.deepcopy(base.network, shared | hooks)
+        network: Any = copy.deepcopy(base.network, shared | hooks)
         for module in network.modules():
             module._forward_hooks.clear()  # those of the base's own adapter bank
         network.set_attn_implementation("sdpa")

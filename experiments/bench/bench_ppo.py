@@ -51,8 +51,8 @@ class SignAction(gym.ActionWrapper):
 
 
 _CARTPOLE = PpoConfig(
-    learning_rate=1e-3, update_epochs=10, batch_size=128, gamma=0.98, gae_lambda=0.9, log_std=0.0,
-    target_kl=1e9, norm_reward=True,
+    learning_rate=1e-3, update_epochs=10, minibatch_size=128, gamma=0.98, gae_lambda=0.9,
+    log_std=0.0, target_kl=1e9, norm_reward=True,
 )  # fmt: skip
 _PENDULUM = replace(_CARTPOLE, gamma=0.9, gae_lambda=0.95)
 TASKS = (
@@ -67,8 +67,10 @@ def ours(task: Task, seed: int) -> float:
     envs = gym.vector.SyncVectorEnv(
         [task.make] * task.num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP
     )
-    space = envs.single_action_space
-    ppo = Ppo(envs.single_observation_space.shape[0], space.shape[0], task.ppo, seed=seed)
+    space, seen_space = envs.single_action_space, envs.single_observation_space
+    assert isinstance(space, gym.spaces.Box)
+    assert isinstance(seen_space, gym.spaces.Box)
+    ppo = Ppo(seen_space.shape[0], space.shape[0], task.ppo, seed=seed)
     scale, rollout = ReturnScale(task.ppo.gamma), Rollout()
     seen, _ = envs.reset(seed=seed)
     states = ppo.normalise(seen)

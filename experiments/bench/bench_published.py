@@ -64,7 +64,8 @@ class MaskedLinear(nn.Module):
         self.register_buffer("mask", torch.ones(len(e)))
 
     def forward(self, x: Tensor) -> Tensor:
-        low = (self.dropout(x) @ self.q.T) * (self.e * self.mask)  # [batch, tokens, r_max]
+        kept = self.e * self.get_buffer("mask")  # [r_max]
+        low = (self.dropout(x) @ self.q.T) * kept  # [batch, tokens, r_max]
         return self.inner(x) + (low @ self.p.T) * self.scale
 
     def penalty(self) -> Tensor:
@@ -130,10 +131,9 @@ class PlainPolicy:
         self.actor = copy.deepcopy(ours.ppo.model.actor)
         self.critic = copy.deepcopy(ours.ppo.model.critic)
         self.log_std = ours.ppo.model.log_std.detach().clone()
-        self.enter, self.blocks, self.leave = (
-            copy.deepcopy(part)
-            for part in (ours.denoiser.enter, ours.denoiser.blocks, ours.denoiser.leave)
-        )
+        self.enter = copy.deepcopy(ours.denoiser.enter)
+        self.blocks = copy.deepcopy(ours.denoiser.blocks)
+        self.leave = copy.deepcopy(ours.denoiser.leave)
         beta = torch.linspace(1e-4**0.5, 2e-2**0.5, self.config.train_steps).square()
         self.alpha = torch.cumprod(1.0 - beta, dim=0)
         self.noise, self.generator = torch.Generator(), torch.Generator()
@@ -194,7 +194,8 @@ def decisions(layers: int, width: int, policy: PolicyConfig) -> None:
     ours = make_policy(policy, **parts)
     assert isinstance(ours, PaperPolicy)
     with torch.no_grad():  # fresh networks answer 0, and their decisions would show nothing
-        for layer in (ours.denoiser.leave, ours.ppo.model.actor[-1]):
+        fresh_layers: list[Any] = [ours.denoiser.leave, ours.ppo.model.actor[-1]]
+        for layer in fresh_layers:
             layer.weight.normal_(std=0.05)
     plain, fresh = PlainPolicy(ours), make_policy(PolicyConfig(), **parts)
     for _ in range(3):

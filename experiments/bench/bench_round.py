@@ -69,7 +69,7 @@ class Passes:
                 self._count(base, attention_mask, result.requires_grad)
             return result
 
-        BaseModel.hidden = counted  # type: ignore[method-assign]
+        BaseModel.hidden = counted  # type: ignore[method-assign, assignment]
 
     def _count(self, base: BaseModel, mask: Tensor, has_backward: bool) -> None:
         lengths = mask.sum(dim=1).double()

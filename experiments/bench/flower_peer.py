@@ -99,7 +99,7 @@ def load(work: Work, clock: Clock) -> tuple[Any, Any]:
             r=work.rank, lora_alpha=2 * work.rank, target_modules=_TARGETS, modules_to_save=["head"]
         )
         # In eval mode: the base's own dropout would make it other work than ours.
-        model = get_peft_model(Classifier(encoder, work.num_classes), config).eval()  # type: ignore
+        model = get_peft_model(Classifier(encoder, work.num_classes), config).eval()
     return tokenizer, model
 
 
@@ -138,7 +138,7 @@ def answer(message: Message, context: Context, path: Path, is_cached: bool) -> M
         warnings.simplefilter("ignore")
         state = {k: v.contiguous() for k, v in get_peft_model_state_dict(model).items()}
         content = RecordDict({"arrays": ArrayRecord(state)})
-    metrics: dict[str, float] = {"num-examples": len(work.labels[device]), "loss": loss.item()}
+    metrics: dict[str, Any] = {"num-examples": len(work.labels[device]), "loss": loss.item()}
     content["metrics"] = MetricRecord(metrics | {f"{k}_s": v for k, v in clock.seconds.items()})
     return Message(content, reply_to=message)
 

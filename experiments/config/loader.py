@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
-import functools
 import inspect
 import textwrap
 import tomllib
@@ -57,7 +56,8 @@ def read_tree(
 ) -> dict[str, Any]:
     """What ``path`` (or ``text``) states, as nested tables, with the settings on top."""
     tree = _read(find_config(path)) if path else _parse(text or "", "the given text")
-    named, stated = _policy_of(cls, tree), {}
+    named = _policy_of(cls, tree)
+    stated: dict[str, Any] = {}
     for key, value in settings_of(cls, sets):
         _put(tree, key, value)
         _put(stated, key, value)
@@ -76,10 +76,10 @@ def _policy_of(cls: type, tree: Mapping[str, Any]) -> Any:
 
 def build_config(cls: type[C], tree: Mapping[str, Any], *, presets: Presets | None = None) -> C:
     """The configuration that nested tables state, over presets and defaults."""
-    tree = copy.deepcopy(dict(tree))
+    tables = copy.deepcopy(dict(tree))
     for key, values_of in (presets or {}).items():
         section, _, name = key.rpartition(".")
-        node = tree.setdefault(section, {}) if section else tree
+        node: Any = tables.setdefault(section, {}) if section else tables
         if not isinstance(node, dict):
             raise ValueError(f"{section} must be a table, got {node!r}")
         if name in node:
@@ -88,7 +88,7 @@ def build_config(cls: type[C], tree: Mapping[str, Any], *, presets: Presets | No
             merged = _merge(values_of(node[name]), node)
             node.clear()
             node.update(merged)
-    return _build(cls, tree, "")
+    return _build(cls, tables, "")
 
 
 def check_types(config: Any, prefix: str = "") -> None:
@@ -100,7 +100,9 @@ def check_types(config: Any, prefix: str = "") -> None:
         elif isinstance(value, typing.cast(type, hint)):
             check_types(value, f"{prefix}{key}.")
         else:
-            raise ValueError(f"{prefix}{key} must be a {hint.__name__}, got {_short(value)}")
+            raise ValueError(
+                f"{prefix}{key} must be a {typing.cast(type, hint).__name__}, got {_short(value)}"
+            )
 
 
 def dump_config(config: Any) -> str:
@@ -193,13 +195,12 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
 def _keys(cls: type, prefix: str = "") -> Iterator[str]:
-    for field in fields(cls):  # type: ignore[arg-type]
+    for field in fields(cls):
         hint = _hints(cls)[field.name]
         yield prefix + field.name
         if is_dataclass(hint):
@@ -231,7 +232,8 @@ def _unknown(root: type, key: str) -> str:
 
 def _build(cls: type[C], tree: Mapping[str, Any], prefix: str, root: type | None = None) -> C:
     root = root or cls
-    hints, values = _hints(cls), {}
+    hints = _hints(cls)
+    values: dict[str, Any] = {}
     for key, value in tree.items():
         if key not in hints:
             raise ValueError(_unknown(root, prefix + key))
@@ -310,7 +312,7 @@ def _plain(value: Any) -> Any:
 
 def _describe(cls: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
     help_of = _help_strings(cls)
-    for field in fields(cls):  # type: ignore[arg-type]
+    for field in fields(cls):
         hint = _hints(cls)[field.name]
         if is_dataclass(hint):
             yield from _describe(typing.cast(type, hint), f"{prefix}{field.name}.")

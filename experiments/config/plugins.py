@@ -175,8 +175,8 @@ class _Own:
     def __init__(self, part: Any, where: str, module: str) -> None:
         self._part, self._where, self._module = part, where, module
 
-    @property
-    def __class__(self) -> type:  # type: ignore[misc]  # for isinstance; typeshed lets it be set
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # for isinstance; typeshed lets it be set
         return type(self._part)
 
     def __getattr__(self, name: str) -> Any:
@@ -304,7 +304,7 @@ def _find(kind: Kind, target: str, where: str) -> Any:
     try:
         return point.load()
     except AttributeError as error:
-        near = difflib.get_close_matches(error.name, dir(error.obj), n=1)
+        near = difflib.get_close_matches(str(error.name), dir(error.obj), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "check the name"
         file = getattr(error.obj, "__file__", None)
         raise ValueError(

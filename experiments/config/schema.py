@@ -17,11 +17,11 @@ from channel.config import preset_values as channel_preset
 from cloud.aggregation.methods import FederatedConfig, method_values
 from cloud.training.lora import TrainingConfig
 from experiments.config.axes import parse_sweep
-from experiments.config.loader import Settings, check_types, load_config
+from experiments.config.loader import Presets, Settings, check_types, load_config
 from experiments.config.plugins import check_aggregator_name, check_policy_name, policy_preset
 
 # Sections whose values start from a preset, by the key that names it.
-PRESETS = {
+PRESETS: Presets = {
     "channel.preset": channel_preset,
     "policy.name": policy_preset,
     "federated.method": method_values,

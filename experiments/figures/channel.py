@@ -23,13 +23,13 @@ def plot_channel(config: ChannelConfig, out: Path, *, seed: int = 0) -> list[Pat
     num_devices, num_rounds = 8, 200
     cell = make_cell(config, num_devices, seed=seed)
     snr, rate, delay, deliveries = [], [], [], 0
-    payload = None
+    payload: int = 0
     for round_index in range(num_rounds):
         cell.begin_round(round_index)
         links = cell.true_links()
         snr.append(links.snr_db)
         rate.append(links.rate_bps)
-        if payload is None:
+        if not payload:
             share = num_devices if config.sharing == "shared" else 1
             payload = max(int(0.5 * links.rate_bps.mean() * config.deadline_s / share), 8)
         for delivery in cell.transfer(dict.fromkeys(range(num_devices), payload)).values():
@@ -56,13 +56,12 @@ def plot_channel(config: ChannelConfig, out: Path, *, seed: int = 0) -> list[Pat
         shares = np.arange(1, len(ends) + 1) / len(ends)
         seen = np.isfinite(ends)
         right.step(ends[seen], shares[seen], where="post", color=COLOURS[0], label="simulated")
-        has_closed_form = (
+        if (
             config.sharing == "orthogonal" and config.fading == "rayleigh"
             and config.snr_db is not None and config.snr_spread_db == 0.0
             and config.link.adaptation == "shannon" and config.link.burst_start == 0.0
             and config.away_per_s == 0.0
-        )  # fmt: skip
-        if has_closed_form and config.snr_db is not None:
+        ):  # fmt: skip
             gain = 10.0 ** ((config.snr_db - config.link.snr_gap_db) / 10.0)
             t = np.linspace(0.02, 1.0, 200) * config.deadline_s
             exponent = np.minimum(payload / (config.bandwidth_hz * t), 1000.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -62,7 +64,7 @@ def delay_figure(
             layout="constrained",
         )
         # Delays of one geometry may be a hundredth of another's.
-        sharex = True if cells[SNR].notna().all() else "row"
+        sharex: Literal["all", "row"] = "all" if cells[SNR].notna().all() else "row"
         grid = figure.subplots(len(panels), columns, squeeze=False, sharex=sharex, sharey=True)
         for row, own in enumerate(panels):
             for axes in grid[row, len(own) :]:
@@ -153,7 +155,7 @@ def timeline_figure(
         at = f"{spoken(SNR, snr)}, " if has_all else ""
         seed = f"seed {chosen['seed'].iloc[0]}"
         title = f"{at}{seed}; crosses: not in by the deadline{left_out(len(chosen), cells)}"
-        legend_of(figure, handles, [handle.get_label() for handle in handles], title)
+        legend_of(figure, handles, [str(handle.get_label()) for handle in handles], title)
         return figure
 
 

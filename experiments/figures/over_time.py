@@ -87,7 +87,7 @@ def time_figure(
                 axes.set_title(name)
                 if row < len(panels) - 1:
                     axes.set_xlabel("")
-            share_y(grid[row, : len(own)])
+            share_y(list(grid[row, : len(own)]))
         counts = cells.groupby(["label", *condition_keys(cells)], dropna=False)["seed"].nunique()
         note = seeds_note(counts, "mean over devices and").replace("and over", "and")
         drawn = "bands" if len(labels) <= 3 else "bars at the end"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -52,7 +52,7 @@ _NO_WIDTH = "\N{ZERO WIDTH SPACE}"
 
 def style() -> Any:
     """A context in which figures are made."""
-    return mpl.rc_context(STYLE)
+    return mpl.rc_context(cast(Any, STYLE))
 
 
 def look(index: int) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def lines_of(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 def legend_above(figure: Figure, panels: Axes | np.ndarray, title: str = "") -> None:
     """One legend for all panels, above them, of what each has named."""
-    found = [axes.get_legend_handles_labels() for axes in np.ravel(panels)]
+    found = [axes.get_legend_handles_labels() for axes in np.asarray(panels).flat]
     entries: dict[str, Any] = {}
     for own in sorted(found, key=lambda own: -len(own[1])):  # in the order of the fullest
         entries |= {label: h for h, label in zip(*own, strict=True) if label not in entries}

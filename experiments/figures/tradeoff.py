@@ -51,7 +51,8 @@ def accuracy_against(
         y = [mean_interval(y_scale * g[metric]) for g in groups]
         at = np.array([[e.value for e in x], [e.value for e in y]])
         axes.errorbar(
-            *at,
+            at[0],
+            at[1],
             xerr=np.nan_to_num([e.high - e.value for e in x]),
             yerr=np.nan_to_num([e.high - e.value for e in y]),
             fmt="none", ecolor=own["color"], elinewidth=0.6, alpha=0.35,

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvCreator
 from numpy.typing import NDArray
 
 from airllm.policies.airllm import NUM_COARSE, decode, smooth_basis
@@ -91,4 +92,4 @@ class RankAllocationEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         return self._features(observation).astype(np.float32).reshape(-1)
 
 
-gym.register("airllm/RankAllocation-v0", entry_point=RankAllocationEnv)
+gym.register("airllm/RankAllocation-v0", entry_point=cast(EnvCreator, RankAllocationEnv))

@@ -174,7 +174,8 @@ class Learner:
 
     def _update(self) -> dict[str, Any]:
         env, policy = self.training, self.policy
-        rewards, used, scalars = [], [], {}
+        rewards, used = [], []
+        scalars: dict[str, float] = {}
         while not scalars:
             step = env.step(policy.decide_all(env.observations))
             rewards.append(step.reward.mean())

@@ -1,6 +1,6 @@
 """What rules promise of a plan, and what it does: to the texts that promised it, and to others.
 
-python -m experiments.bench.bench_worth [--config headline] [--set KEY=VALUE ...] [--share 0.39]
+python -m experiments.bench.bench_utility [--config headline] [--set KEY=VALUE ...] [--share 0.39]
 
 The first rounds of one device, which takes in every round what `second-order` plans by the texts of
 all devices (128 at most). A plan has `share` of the bits of one rank everywhere; it is made by each
@@ -50,22 +50,22 @@ def main() -> None:
     print(f"{config.model.name}, seed {config.seed}, {arguments.share} of a rank a round")
     print(f"{'':52}on the same texts   on {len(chosen)} others")
     print("round  texts  importance    components  promised    before   after   before   after")
-    device_adapters = Adapter.zero(base.specs)
+    adapter = Adapter.zero(base.specs)
     for round_index, master in enumerate(bench.lora_trajectory.adapters[: arguments.rounds]):
-        following = device_adapters
+        following = adapter
         for devices in (1, config.num_devices):
             texts = bench.probe_texts(round_index, devices, 1)
-            before = [evaluate(base, head, device_adapters, part).loss for part in (texts, others)]
+            before = [evaluate(base, head, adapter, part).loss for part in (texts, others)]
             for importance in RULES:
                 found = residuals_of(
-                    base, head, master, [device_adapters], importance=importance, is_residual=True,
-                    r_max=r_max, texts=lambda _, texts=texts: texts,
+                    base, head, master, [adapter], importance=importance, is_residual=True,
+                    r_max=r_max, texts=lambda _, texts=texts: texts,  # type: ignore[misc]
                 )  # fmt: skip
                 budget = np.array([arguments.share * bits.sum()])
                 ranks = fit_budget(found.utility, bits[None], budget, is_joint=True)
                 kept = np.arange(r_max) < ranks[0][:, None]
                 plan = accumulate(
-                    device_adapters,
+                    adapter,
                     found.adapters[0].truncate(ranks[0]),
                     config.payload.adapter_rank,
                 )
@@ -79,7 +79,7 @@ def main() -> None:
                 )
                 if importance == "second-order":
                     following = plan
-        device_adapters = following
+        adapter = following
 
 
 if __name__ == "__main__":
