@@ -59,8 +59,8 @@ def test_commands_run(command, run_command):
 
 def test_the_sweep_of_its_page_is_one():
     """Three policies and a variant under all that is swept, and the dear one under less."""
-    cells = load_sweep(text=blocks("sweeps.md", "toml")[0]).cells
-    assert len(cells) == 4 * 3 * 2 * 10 + 2 * 2 * 2
+    trials = load_sweep(text=blocks("sweeps.md", "toml")[0]).trials
+    assert len(trials) == 4 * 3 * 2 * 10 + 2 * 2 * 2
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_the_python_of_the_sweeps_page_runs(folder, monkeypatch):
     scope = {}
     for text in blocks("sweeps.md", "python"):
         exec(text, scope)
-    assert len(scope["rounds"]) == len(scope["cells"]) * 2 * 2  # rounds and devices
+    assert len(scope["rounds"]) == len(scope["trials"]) * 2 * 2  # rounds and devices
     assert (folder / "own.pdf").exists()
     assert (folder / "paper.pdf").exists()
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from airllm.models.families import refusal
 from airllm.models.projections import ProjectionSpec
 
-_TOKENS, _SHORT = 5, 3  # of the trial's texts; other than their number, 2
+_TOKENS, _SHORT = 5, 3  # of the texts that it is tried on; other than their number, 2
 _TOLERANCE = 1e-3  # relative to the largest output: far above fp32's noise, below any real effect
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """What a trial of a network has shown."""
+class Shapes:
+    """What running a network once has shown."""
 
     num_features: int
     """of a token in the output"""
@@ -52,7 +52,7 @@ def try_network(
     task: str,
     vocab_size: int,
     max_length: int,
-) -> Trial:
+) -> Shapes:
     """Run a network in fp32 on the CPU, where an index out of range is no broken device.
 
     Checked are: an output for each token; that padding (and with task causal what follows) changes
@@ -106,7 +106,7 @@ def try_network(
             f"texts (as in experts or relative positions)" + (f"; {remedy}" if remedy else ""),
         )
     _check_length(name, partial(token_output, network, task), network, vocab_size, max_length)
-    return Trial(int(padded.shape[-1]), tuple(map(len, seen)))
+    return Shapes(int(padded.shape[-1]), tuple(map(len, seen)))
 
 
 def _ids(rows: int, tokens: int, vocab_size: int) -> Tensor:

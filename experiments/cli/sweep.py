@@ -74,9 +74,9 @@ def sweep(
 
                 listeners.append(SweepScalars(folder).take)
 
-            def on_event(cell: Any, event: Any) -> None:
+            def on_event(trial: Any, event: Any) -> None:
                 for listen in listeners:
-                    listen(cell, event)
+                    listen(trial, event)
 
             rows, errors = run_sweep(
                 experiments, folder, jobs=jobs, is_fresh=fresh, on_event=on_event
@@ -92,5 +92,5 @@ def sweep(
     if errors:
         first, reason = next(iter(errors.items()))
         raise ValueError(
-            f"{len(errors)} of {len(experiments.cells)} runs failed; {first}: {reason}"
+            f"{len(errors)} of {len(experiments.trials)} runs failed; {first}: {reason}"
         )

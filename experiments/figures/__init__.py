@@ -22,7 +22,7 @@ from experiments.figures.run import plot_run
 from experiments.figures.snr import snr_figure
 from experiments.figures.style import save
 from experiments.figures.tradeoff import energy_figure, pareto_figure
-from experiments.results.folder import load, read_cells
+from experiments.results.folder import load, read_trials
 
 
 class Source:
@@ -37,9 +37,9 @@ class Source:
         self.folder, self._labels, self.reference = folder, labels, reference
 
     @cached_property
-    def cells(self) -> pd.DataFrame:
+    def trials(self) -> pd.DataFrame:
         """One row a run."""
-        return _chosen(read_cells(self.folder), self._labels)
+        return _chosen(read_trials(self.folder), self._labels)
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
@@ -48,18 +48,18 @@ class Source:
 
 
 FIGURES: dict[str, tuple[str, Callable[[Source], Figure]]] = {
-    "snr": ("accuracy and delivered bits against SNR", lambda s: snr_figure(s.cells)),
+    "snr": ("accuracy and delivered bits against SNR", lambda s: snr_figure(s.trials)),
     "differences": (
         "paired differences of mean accuracy against SNR",
-        lambda s: differences_figure(s.cells, s.reference),
+        lambda s: differences_figure(s.trials, s.reference),
     ),
-    "pareto": ("accuracy against delivered bits", lambda s: pareto_figure(s.cells)),
-    "time": ("accuracy against virtual time", lambda s: time_figure(s.rounds, s.cells)),
-    "ranks": ("ranks by depth and type, against SNR", lambda s: ranks_figure(s.folder, s.cells)),
-    "delay": ("distribution of delays", lambda s: delay_figure(s.rounds, s.cells)),
-    "timeline": ("rounds as bars", lambda s: timeline_figure(s.rounds, s.cells)),
-    "energy": ("energy against SNR, and what it bought", lambda s: energy_figure(s.cells)),
-    "aggregate": ("interquartile means and profiles", lambda s: aggregate_figure(s.cells)),
+    "pareto": ("accuracy against delivered bits", lambda s: pareto_figure(s.trials)),
+    "time": ("accuracy against virtual time", lambda s: time_figure(s.rounds, s.trials)),
+    "ranks": ("ranks by depth and type, against SNR", lambda s: ranks_figure(s.folder, s.trials)),
+    "delay": ("distribution of delays", lambda s: delay_figure(s.rounds, s.trials)),
+    "timeline": ("rounds as bars", lambda s: timeline_figure(s.rounds, s.trials)),
+    "energy": ("energy against SNR, and what it bought", lambda s: energy_figure(s.trials)),
+    "aggregate": ("interquartile means and profiles", lambda s: aggregate_figure(s.trials)),
 }
 """what `airllm plot --figure` can draw of a sweep or a run: what it shows, and how it is made"""
 CURVE = "learning_curve.csv"
@@ -91,7 +91,7 @@ def plot(
     paths: list[Path] = []
     source = Source(folder, labels, reference)
     if reference is not None:
-        check_label(reference, source.cells, "--reference")
+        check_label(reference, source.trials, "--reference")
     for name in names:
         if name in ("run", "learning"):
             if labels:

@@ -7,19 +7,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures.snr import check_cells, name_of
+from experiments.figures.snr import check_trials, name_of
 from experiments.figures.style import PAGE_IN, Size, legend_above, lines_of, looks_of, style
 from experiments.results.stats import performance_profile
 from experiments.results.tables import aggregate_table, scores_of
 
 
-def aggregate(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") -> None:
+def aggregate(axes: Axes, trials: pd.DataFrame, metric: str = "mean_accuracy") -> None:
     """Interquartile mean over seeds and conditions, 95 % bootstrap intervals over seeds."""
-    text, scale = name_of(metric, cells)
-    table = scale * aggregate_table(cells, metric)[["value", "low", "high"]]
+    text, scale = name_of(metric, trials)
+    table = scale * aggregate_table(trials, metric)[["value", "low", "high"]]
     y = np.arange(len(table))
     error = np.nan_to_num([table["value"] - table["low"], table["high"] - table["value"]])
-    for label, own in looks_of(cells).items():
+    for label, own in looks_of(trials).items():
         if label in table.index:
             i = table.index.get_loc(label)
             axes.errorbar(table["value"].iloc[i], y[i], xerr=error[:, i : i + 1], capsize=2, **own)
@@ -28,13 +28,13 @@ def aggregate(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") ->
     axes.set_xlabel(f"IQM of {text}")
 
 
-def profile(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") -> None:
+def profile(axes: Axes, trials: pd.DataFrame, metric: str = "mean_accuracy") -> None:
     """Share of runs above each mark, one line a label."""
-    text, scale = name_of(metric, cells)
-    found = scores_of(cells, metric)
+    text, scale = name_of(metric, trials)
+    found = scores_of(trials, metric)
     every = np.concatenate([scores.to_numpy().ravel() for scores in found.values()])
     marks = np.linspace(every.min(), every.max(), 200)
-    for label, line in lines_of(cells).items():
+    for label, line in lines_of(trials).items():
         if found[label].size:
             shares = performance_profile(found[label].to_numpy(), marks)
             axes.plot(scale * marks, shares, drawstyle="steps-post", **line)
@@ -43,23 +43,23 @@ def profile(axes: Axes, cells: pd.DataFrame, metric: str = "mean_accuracy") -> N
 
 
 def aggregate_figure(
-    cells: pd.DataFrame, metric: str = "mean_accuracy", *, figsize: Size | None = None
+    trials: pd.DataFrame, metric: str = "mean_accuracy", *, figsize: Size | None = None
 ) -> Figure:
     """Aggregates at the left, performance profiles at the right."""
-    check_cells(cells)
-    table = aggregate_table(cells, metric, num_resamples=1)
+    check_trials(trials)
+    table = aggregate_table(trials, metric, num_resamples=1)
     if table.empty:
         raise ValueError(
             "the labels share no condition to average over; --label picks some that do"
         )
     with style():
-        height = max(2.2, 0.7 + 0.17 * cells["label"].nunique())
+        height = max(2.2, 0.7 + 0.17 * trials["label"].nunique())
         figure = Figure(figsize=figsize or (PAGE_IN, height), layout="constrained")
         left, right = figure.subplots(1, 2)
-        aggregate(left, cells, metric)
-        profile(right, cells, metric)
+        aggregate(left, trials, metric)
+        profile(right, trials, metric)
         note = "bars: 95 % bootstrap intervals over seeds"
-        missing = cells["label"].nunique() - len(table)
+        missing = trials["label"].nunique() - len(table)
         left_out = f"; left out for fewer seeds: {missing} of the labels" if missing else ""
         legend_above(figure, right, f"{note}; {_counted(table)}{left_out}")
         return figure

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from experiments.figures.snr import SNR, check_cells, left_out, panels_of
+from experiments.figures.snr import SNR, check_trials, left_out, panels_of
 from experiments.figures.style import (
     COLOURS,
     COLUMN_IN,
@@ -52,26 +52,26 @@ def delay_cdf(axes: Axes, rounds: pd.DataFrame) -> None:
 
 
 def delay_figure(
-    rounds: pd.DataFrame, cells: pd.DataFrame, *, figsize: Size | None = None
+    rounds: pd.DataFrame, trials: pd.DataFrame, *, figsize: Size | None = None
 ) -> Figure:
     """One panel for the lowest, a middle and the highest SNR; a row for what else is swept."""
-    panels = panels_of(cells)
+    panels = panels_of(trials)
     columns = max(map(len, panels))
-    labels = list(looks_of(cells))
+    labels = list(looks_of(trials))
     with style():
         figure = Figure(
             figsize=figsize or (PAGE_IN if columns > 1 else COLUMN_IN, 0.6 + 1.8 * len(panels)),
             layout="constrained",
         )
         # Delays of one geometry may be a hundredth of another's.
-        sharex: Literal["all", "row"] = "all" if cells[SNR].notna().all() else "row"
+        sharex: Literal["all", "row"] = "all" if trials[SNR].notna().all() else "row"
         grid = figure.subplots(len(panels), columns, squeeze=False, sharex=sharex, sharey=True)
         for row, own in enumerate(panels):
             for axes in grid[row, len(own) :]:
                 axes.set_axis_off()
             for column, (name, at) in enumerate(own):
                 axes = grid[row, column]
-                chosen = rounds[rounds["cell"].isin(at["cell"])]
+                chosen = rounds[rounds["trial"].isin(at["trial"])]
                 delay_cdf(axes, chosen.assign(label=pd.Categorical(chosen["label"], labels)))
                 axes.set_title(name)
                 if column:
@@ -120,7 +120,7 @@ def timeline(axes: Axes, rounds: pd.DataFrame) -> None:
 
 def timeline_figure(
     rounds: pd.DataFrame,
-    cells: pd.DataFrame,
+    trials: pd.DataFrame,
     *,
     num_rounds: int = 3,
     figsize: Size | None = None,
@@ -130,19 +130,19 @@ def timeline_figure(
     A label without it has its first run without an SNR; where there are such, all conditions are
     named. Four labels have room.
     """
-    check_cells(cells)
-    snrs = sorted(cells[SNR].dropna().unique())
+    check_trials(trials)
+    snrs = sorted(trials[SNR].dropna().unique())
     snr = snrs[len(snrs) // 2] if snrs else np.nan
-    runs = cells[cells[SNR].eq(snr) | cells[SNR].isna()].sort_values(SNR, kind="stable")
+    runs = trials[trials[SNR].eq(snr) | trials[SNR].isna()].sort_values(SNR, kind="stable")
     chosen = runs.drop_duplicates("label").head(4)
-    has_all = cells[SNR].notna().all()
-    named = [] if has_all else condition_keys(cells)
+    has_all = trials[SNR].notna().all()
+    named = [] if has_all else condition_keys(trials)
     with style():
         height = 0.9 + sum(0.35 + 0.13 * rounds["device"].nunique() for _ in range(len(chosen)))
         figure = Figure(figsize=figsize or (COLUMN_IN, height), layout="constrained")
         grid = figure.subplots(len(chosen), 1, squeeze=False, sharex=True)[:, 0]
         for axes, run in zip(grid, chosen.to_dict("records"), strict=True):
-            own = rounds[rounds["cell"] == run["cell"]]
+            own = rounds[rounds["trial"] == run["trial"]]
             timeline(axes, own[own["round"] <= num_rounds])
             axes.set_title(
                 ", ".join([run["label"], *(spoken(k, run[k]) for k in named)]), loc="left", pad=2
@@ -154,7 +154,7 @@ def timeline_figure(
         handles.append(Patch(color="0.92", label="waiting"))
         at = f"{spoken(SNR, snr)}, " if has_all else ""
         seed = f"seed {chosen['seed'].iloc[0]}"
-        title = f"{at}{seed}; crosses: not in by the deadline{left_out(len(chosen), cells)}"
+        title = f"{at}{seed}; crosses: not in by the deadline{left_out(len(chosen), trials)}"
         legend_of(figure, handles, [str(handle.get_label()) for handle in handles], title)
         return figure
 

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from experiments.figures.snr import (
     POINTS,
     SNR,
-    check_cells,
     check_part,
+    check_trials,
     name_of,
     panels,
     parts_of,
@@ -22,17 +22,17 @@ from experiments.results.tables import comparison_table
 
 
 def difference_against_snr(
-    axes: Axes, cells: pd.DataFrame, reference: str, metric: str = "mean_accuracy"
+    axes: Axes, trials: pd.DataFrame, reference: str, metric: str = "mean_accuracy"
 ) -> None:
     """Each other label less the reference: means over pairs of seeds, 95 % paired t-intervals.
 
-    Each interval is by itself, not corrected for their number. Raises ValueError for cells that
+    Each interval is by itself, not corrected for their number. Raises ValueError for trials that
     differ in more than label, SNR and seed.
     """
-    check_part(cells, "differences_figure")
-    text, scale = name_of(metric, cells)
-    found = _differences(cells, reference, metric, scale)
-    points_against_snr(axes, cells, found)
+    check_part(trials, "differences_figure")
+    text, scale = name_of(metric, trials)
+    found = _differences(trials, reference, metric, scale)
+    points_against_snr(axes, trials, found)
     axes.axhline(0.0, color="0.45", linewidth=0.9, zorder=0)
     what, _, unit = text.partition(" (")
     unit = f" ({unit}".replace("%", "points") if unit else ""
@@ -40,7 +40,7 @@ def difference_against_snr(
 
 
 def differences_figure(
-    cells: pd.DataFrame,
+    trials: pd.DataFrame,
     reference: str | None = None,
     metric: str = "mean_accuracy",
     *,
@@ -48,11 +48,11 @@ def differences_figure(
 ) -> Figure:
     """Paired differences from ``reference``, the first label unless it is given; what else is
     swept has panels of its own."""
-    check_cells(cells)
-    reference = str(cells["label"].iloc[0]) if reference is None else reference
-    # A part of the cells may lack the reference, and still knows it.
-    cells = cells.assign(label=pd.Categorical(cells["label"], list(looks_of(cells))))
-    found = [_differences(rows, reference, metric) for _, rows in parts_of(cells)]
+    check_trials(trials)
+    reference = str(trials["label"].iloc[0]) if reference is None else reference
+    # A part of the trials may lack the reference, and still knows it.
+    trials = trials.assign(label=pd.Categorical(trials["label"], list(looks_of(trials))))
+    found = [_differences(rows, reference, metric) for _, rows in parts_of(trials)]
     seeds = pd.concat([rows["seeds"] for rows in found])
     if seeds.empty:
         raise ValueError(
@@ -60,7 +60,7 @@ def differences_figure(
             "pairs, so sweep a second label and several seeds"
         )
     return panels(
-        cells,
+        trials,
         (lambda axes, rows: difference_against_snr(axes, rows, reference, metric),),
         seeds_note(seeds, "mean difference, in pairs,"),
         figsize=figsize,
@@ -68,24 +68,24 @@ def differences_figure(
 
 
 def _differences(
-    cells: pd.DataFrame, reference: str, metric: str, scale: float = 1.0
+    trials: pd.DataFrame, reference: str, metric: str, scale: float = 1.0
 ) -> pd.DataFrame:
     """`comparison_table` with its signs turned, as points to draw."""
-    if reference in looks_of(cells) and reference not in set(cells["label"]):
+    if reference in looks_of(trials) and reference not in set(trials["label"]):
         return pd.DataFrame(columns=POINTS)
-    if num_empty := int(cells[metric].isna().sum()):
+    if num_empty := int(trials[metric].isna().sum()):
         raise ValueError(
-            f"{metric} is empty for {num_empty} of {len(cells)} runs, of which there is no "
+            f"{metric} is empty for {num_empty} of {len(trials)} runs, of which there is no "
             "difference; take another metric"
         )
-    if cells[SNR].nunique() > 1 and SNR not in condition_keys(cells):
+    if trials[SNR].nunique() > 1 and SNR not in condition_keys(trials):
         raise ValueError(
             "labels were run at one SNR each, and not at the same: there are no pairs; choose "
             "labels of one SNR"
         )
-    table = comparison_table(cells, metric, reference)
+    table = comparison_table(trials, metric, reference)
     if SNR not in table:
-        table[SNR] = cells[SNR].iloc[0]
+        table[SNR] = trials[SNR].iloc[0]
     table["value"], table["low"], table["high"] = (
         -scale * table[end] for end in ("difference", "high", "low")
     )

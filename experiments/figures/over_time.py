@@ -42,7 +42,7 @@ def accuracy_against_time(
         if rows.empty:
             continue
         ends = rows.assign(end_s=rows["time_s"] + rows["delay_s"])
-        each = ends.groupby(["cell", "round"]).agg(x=("end_s", "max"), y=("accuracy", "mean"))
+        each = ends.groupby(["trial", "round"]).agg(x=("end_s", "max"), y=("accuracy", "mean"))
         by_round = each.groupby("round")
         x = list(by_round["x"].mean())
         y = [mean_interval(100.0 * g["y"]) for _, g in by_round]
@@ -64,12 +64,12 @@ def accuracy_against_time(
 
 
 def time_figure(
-    rounds: pd.DataFrame, cells: pd.DataFrame, *, figsize: Size | None = None
+    rounds: pd.DataFrame, trials: pd.DataFrame, *, figsize: Size | None = None
 ) -> Figure:
     """One panel for the lowest, a middle and the highest SNR; a row for what else is swept."""
-    panels = panels_of(cells)
+    panels = panels_of(trials)
     columns = max(map(len, panels))
-    labels = list(looks_of(cells))
+    labels = list(looks_of(trials))
     with style():
         figure = Figure(
             figsize=figsize or (PAGE_IN if columns > 1 else COLUMN_IN, 0.7 + 1.9 * len(panels)),
@@ -81,14 +81,14 @@ def time_figure(
                 axes.set_axis_off()
             for column, (name, at) in enumerate(own):
                 axes = grid[row, column]
-                chosen = rounds[rounds["cell"].isin(at["cell"])]
+                chosen = rounds[rounds["trial"].isin(at["trial"])]
                 chosen = chosen.assign(label=pd.Categorical(chosen["label"], labels))
                 accuracy_against_time(axes, chosen, at["head_accuracy"].mean())
                 axes.set_title(name)
                 if row < len(panels) - 1:
                     axes.set_xlabel("")
             share_y(list(grid[row, : len(own)]))
-        counts = cells.groupby(["label", *condition_keys(cells)], dropna=False)["seed"].nunique()
+        counts = trials.groupby(["label", *condition_keys(trials)], dropna=False)["seed"].nunique()
         note = seeds_note(counts, "mean over devices and").replace("and over", "and")
         drawn = "bands" if len(labels) <= 3 else "bars at the end"
         legend_above(figure, grid, note.replace("bars", drawn))

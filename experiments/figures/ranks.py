@@ -48,15 +48,16 @@ def rank_map(
     return shown
 
 
-def mean_ranks(folder: Path | str, cells: pd.DataFrame) -> tuple[NDArray[np.float64], list[str]]:
-    """Ranks [projections], mean over the runs of ``cells``, their rounds and devices."""
+def mean_ranks(folder: Path | str, trials: pd.DataFrame) -> tuple[NDArray[np.float64], list[str]]:
+    """Ranks [projections], mean over the runs of ``trials``, their rounds and devices."""
     folder = Path(folder)
     packed = folder / PACKED_RANKS
     if packed.is_file():
         with np.load(packed) as file:
-            own, names = file["ranks"][np.isin(file["cells"], cells["cell"])], file["projections"]
+            own = file["ranks"][np.isin(file["trials"], trials["trial"])]
+            names = file["projections"]
         return own.mean(axis=0), [str(name) for name in names]
-    found = [read_ranks(run_folder(folder, cell)) for cell in cells["cell"]]
+    found = [read_ranks(run_folder(folder, trial)) for trial in trials["trial"]]
     names = found[0][1]
     if any(other != names for _, other in found):
         raise ValueError("runs of different models have no projections in common to draw")
@@ -64,16 +65,16 @@ def mean_ranks(folder: Path | str, cells: pd.DataFrame) -> tuple[NDArray[np.floa
 
 
 def ranks_figure(
-    folder: Path, cells: pd.DataFrame, *, most_labels: int = 4, figsize: Size | None = None
+    folder: Path, trials: pd.DataFrame, *, most_labels: int = 4, figsize: Size | None = None
 ) -> Figure:
     """A row for each of the first labels, a column for each SNR; one scale for all.
 
     Where runs have no SNR, a column for each condition, up to five.
     """
-    labels = list(pd.unique(cells["label"]))[:most_labels]
-    columns = [panel for row in panels_of(cells) for panel in row]
-    if cells[SNR].notna().all() or len(columns) > 5:
-        columns = by_snr(cells, 5)
+    labels = list(pd.unique(trials["label"]))[:most_labels]
+    columns = [panel for row in panels_of(trials) for panel in row]
+    if trials[SNR].notna().all() or len(columns) > 5:
+        columns = by_snr(trials, 5)
     maps = {}
     for label in labels:
         for column, (_, at) in enumerate(columns):
@@ -98,7 +99,7 @@ def ranks_figure(
                     axes.set_xlabel("layer")
             grid[row, 0].set_ylabel(label)
         figure.colorbar(image, ax=grid, label="mean rank", pad=0.01)
-        note = f"mean over rounds, devices and seeds{left_out(len(labels), cells)}"
+        note = f"mean over rounds, devices and seeds{left_out(len(labels), trials)}"
         figure.suptitle(note.replace("\n", "; "), fontsize=7.0)
         return figure
 

@@ -44,24 +44,24 @@ POINTS = ("label", SNR, "value", "low", "high", "seeds", "of")
 """columns of `points_against_snr`'s frame"""
 
 
-def metric_against_snr(axes: Axes, cells: pd.DataFrame, metric: str) -> None:
+def metric_against_snr(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
     """Means over seeds with 95 % t-intervals, labels set a little apart.
 
     Runs without an SNR stand at the right end, joined to no others. A mean over some of the seeds,
     as of ``bits_to_95`` where not all reach it, has their number beside it. Raises ValueError for
-    cells that differ in more than label, SNR and seed: these are no seeds of one condition.
+    trials that differ in more than label, SNR and seed: these are no seeds of one condition.
     """
-    check_part(cells, "snr_figure")
-    text, scale = name_of(metric, cells)
+    check_part(trials, "snr_figure")
+    text, scale = name_of(metric, trials)
     found = []
-    for (label, snr), values in cells.groupby(["label", SNR], observed=True, dropna=False)[metric]:
+    for (label, snr), values in trials.groupby(["label", SNR], observed=True, dropna=False)[metric]:
         if values.notna().any():
             mean = mean_interval(scale * values.dropna())
             # Nothing but a reward can be below zero, however wide an interval is.
             low = max(mean.low, 0.0) if metric in NAMES and metric != "reward" else mean.low
             found.append((label, snr, mean.value, low, mean.high, values.count(), len(values)))
-    points_against_snr(axes, cells, pd.DataFrame(found, columns=POINTS))
-    if (cells[metric].isna() & cells[metric].notna().any()).any():
+    points_against_snr(axes, trials, pd.DataFrame(found, columns=POINTS))
+    if (trials[metric].isna() & trials[metric].notna().any()).any():
         reached = "that reached it" if metric == "bits_to_95" else "that have one"
         text += f"\n(n/N: seeds {reached})"
     axes.set_ylabel(text)
@@ -69,13 +69,13 @@ def metric_against_snr(axes: Axes, cells: pd.DataFrame, metric: str) -> None:
         bound_shares(axes)
 
 
-def points_against_snr(axes: Axes, cells: pd.DataFrame, points: pd.DataFrame) -> None:
-    """Values with their intervals, a line a label of ``cells``; "seeds" of "of" have a value."""
-    looks = looks_of(cells)
-    snrs = sorted(cells[SNR].dropna().unique())
+def points_against_snr(axes: Axes, trials: pd.DataFrame, points: pd.DataFrame) -> None:
+    """Values with their intervals, a line a label of ``trials``; "seeds" of "of" have a value."""
+    looks = looks_of(trials)
+    snrs = sorted(trials[SNR].dropna().unique())
     gap = min(np.diff(snrs), default=1.0)
     place = snrs[-1] + gap if snrs else 0.0  # of runs without an SNR
-    step = gap / (3.0 * len(looks)) if cells["seed"].nunique() > 1 else 0.0
+    step = gap / (3.0 * len(looks)) if trials["seed"].nunique() > 1 else 0.0
     for i, (label, own) in enumerate(looks.items()):
         rows = points[points["label"] == label].sort_values(SNR)
         if rows.empty:
@@ -96,31 +96,31 @@ def points_against_snr(axes: Axes, cells: pd.DataFrame, points: pd.DataFrame) ->
                 )  # fmt: skip
     axes.set_xlabel("mean SNR (dB)" if snrs else "")
     axes.set_xticks(snrs)
-    if cells[SNR].isna().any():
+    if trials[SNR].isna().any():
         names = [spoken(SNR, snr).removesuffix(" dB") for snr in snrs]
         axes.set_xticks([*snrs, place], [*names, NO_SNR.replace("of ", "of\n")])
     if not snrs:
         axes.set_xlim(-0.5, 0.5)
 
 
-def check_cells(cells: pd.DataFrame) -> None:
+def check_trials(trials: pd.DataFrame) -> None:
     """Raise ValueError where there is nothing to draw."""
-    if cells.empty:
+    if trials.empty:
         raise ValueError(
-            "cells has no rows, so that there is nothing to draw; select less narrowly"
+            "trials has no rows, so that there is nothing to draw; select less narrowly"
         )
 
 
-def check_part(cells: pd.DataFrame, figure: str) -> None:
+def check_part(trials: pd.DataFrame, figure: str) -> None:
     """Raise ValueError where what else is swept would be taken for more seeds."""
-    check_cells(cells)
-    if others := other_keys(cells):
-        raise ValueError(f"cells differ in {', '.join(others)} too; pick one, or use {figure}")
+    check_trials(trials)
+    if others := other_keys(trials):
+        raise ValueError(f"trials differ in {', '.join(others)} too; pick one, or use {figure}")
 
 
-def other_keys(cells: pd.DataFrame) -> list[str]:
+def other_keys(trials: pd.DataFrame) -> list[str]:
     """What is swept beside labels, SNRs and seeds."""
-    return [key for key in condition_keys(cells) if key != SNR]
+    return [key for key in condition_keys(trials) if key != SNR]
 
 
 def set_apart(points: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
@@ -129,13 +129,13 @@ def set_apart(points: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
     return np.insert(points, -1, np.nan, axis=1) if has_gap else points
 
 
-def name_of(metric: str, cells: pd.DataFrame) -> tuple[str, float]:
+def name_of(metric: str, trials: pd.DataFrame) -> tuple[str, float]:
     """Axis label and factor of a metric; few bits are counted in kbit. One that has no name here
     goes by its column's."""
-    if metric not in cells:
+    if metric not in trials:
         raise ValueError(f"metric {metric!r} is no column; there are {', '.join(RESULT_COLUMNS)}")
     text, scale = NAMES.get(metric, (metric, 1.0))
-    if text.startswith("Mbit") and cells[metric].max() < 1e5:
+    if text.startswith("Mbit") and trials[metric].max() < 1e5:
         return text.replace("Mbit", "kbit"), 1e-3
     return text, scale
 
@@ -147,45 +147,45 @@ def bound_shares(axes: Axes) -> None:
     axes.set_ylim(max(low, 0.0), min(high, 103.0), auto=None)
 
 
-def accuracy_against_snr(axes: Axes, cells: pd.DataFrame, metric: str = "accuracy") -> None:
+def accuracy_against_snr(axes: Axes, trials: pd.DataFrame, metric: str = "accuracy") -> None:
     """Accuracy between that of the preloaded head alone and that of the whole update."""
-    metric_against_snr(axes, cells, metric)
-    _reference(axes, 100.0 * _whole(cells, "full_accuracy"), "whole update", "--")
-    _reference(axes, 100.0 * cells["head_accuracy"].mean(), "preloaded head", ":")
+    metric_against_snr(axes, trials, metric)
+    _reference(axes, 100.0 * _whole(trials, "full_accuracy"), "whole update", "--")
+    _reference(axes, 100.0 * trials["head_accuracy"].mean(), "preloaded head", ":")
     bound_shares(axes)
 
 
-def perplexity_against_snr(axes: Axes, cells: pd.DataFrame) -> None:
+def perplexity_against_snr(axes: Axes, trials: pd.DataFrame) -> None:
     """Perplexity between that of the base model and that with the whole update."""
-    metric_against_snr(axes, cells, "perplexity")
-    _reference(axes, cells["head_perplexity"].mean(), "base model", ":")
-    _reference(axes, _whole(cells, "full_perplexity"), "whole update", "--")
+    metric_against_snr(axes, trials, "perplexity")
+    _reference(axes, trials["head_perplexity"].mean(), "base model", ":")
+    _reference(axes, _whole(trials, "full_perplexity"), "whole update", "--")
 
 
-def bits_against_snr(axes: Axes, cells: pd.DataFrame, metric: str = "delivered_bits") -> None:
+def bits_against_snr(axes: Axes, trials: pd.DataFrame, metric: str = "delivered_bits") -> None:
     """Payload that got through, on a log axis."""
-    metric_against_snr(axes, cells, metric)
-    means = cells.groupby(["label", SNR], observed=True, dropna=False)[metric].mean()
-    log_ticks(axes, name_of(metric, cells)[1] * means)
+    metric_against_snr(axes, trials, metric)
+    means = trials.groupby(["label", SNR], observed=True, dropna=False)[metric].mean()
+    log_ticks(axes, name_of(metric, trials)[1] * means)
 
 
-def energy_against_snr(axes: Axes, cells: pd.DataFrame) -> None:
+def energy_against_snr(axes: Axes, trials: pd.DataFrame) -> None:
     """Energy of all devices and rounds."""
-    metric_against_snr(axes, cells, "energy_j")
+    metric_against_snr(axes, trials, "energy_j")
     axes.set_ylim(bottom=0.0)
 
 
-def snr_figure(cells: pd.DataFrame, *, figsize: Size | None = None) -> Figure:
+def snr_figure(trials: pd.DataFrame, *, figsize: Size | None = None) -> Figure:
     """Accuracy (perplexity of causal models) and delivered bits; what else is swept has panels of
     its own."""
-    is_causal = cells["perplexity"].notna().any()
+    is_causal = trials["perplexity"].notna().any()
     first = perplexity_against_snr if is_causal else accuracy_against_snr
-    return panels(cells, (first, bits_against_snr), figsize=figsize)
+    return panels(trials, (first, bits_against_snr), figsize=figsize)
 
 
-def left_out(num_shown: int, cells: pd.DataFrame) -> str:
+def left_out(num_shown: int, trials: pd.DataFrame) -> str:
     """A title's second line where there is no room for all labels."""
-    num_labels = cells["label"].nunique()
+    num_labels = trials["label"].nunique()
     return (
         f"\n{num_shown} of {num_labels} labels shown, choose with --label"
         if num_shown < num_labels
@@ -193,40 +193,40 @@ def left_out(num_shown: int, cells: pd.DataFrame) -> str:
     )
 
 
-def parts_of(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+def parts_of(trials: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The runs of each combination of what is swept beside labels, SNRs and seeds, by its name."""
-    check_cells(cells)
-    keys = other_keys(cells)
+    check_trials(trials)
+    keys = other_keys(trials)
     if not keys:
-        return [("", cells)]
+        return [("", trials)]
     parts = []
-    for values, rows in cells.groupby(keys, sort=False, dropna=False):
+    for values, rows in trials.groupby(keys, sort=False, dropna=False):
         parts.append((", ".join(map(spoken, keys, values)), rows))
     return parts
 
 
-def by_snr(cells: pd.DataFrame, most: int) -> list[tuple[str, pd.DataFrame]]:
+def by_snr(trials: pd.DataFrame, most: int) -> list[tuple[str, pd.DataFrame]]:
     """The runs at each of at most so many SNRs, by its name; last those without one."""
-    snrs = some(sorted(cells[SNR].dropna().unique()), most)
-    found = [(spoken(SNR, snr), cells[cells[SNR].eq(snr)]) for snr in snrs]
-    without = cells[cells[SNR].isna()]
+    snrs = some(sorted(trials[SNR].dropna().unique()), most)
+    found = [(spoken(SNR, snr), trials[trials[SNR].eq(snr)]) for snr in snrs]
+    without = trials[trials[SNR].isna()]
     return found if without.empty else [*found, (NO_SNR, without)]
 
 
-def panels_of(cells: pd.DataFrame) -> list[list[tuple[str, pd.DataFrame]]]:
+def panels_of(trials: pd.DataFrame) -> list[list[tuple[str, pd.DataFrame]]]:
     """A row for each of `parts_of`: its lowest, a middle and its highest SNR, or none, by name."""
     return [
         [(", ".join(filter(None, (snr, name))), rows) for snr, rows in by_snr(part, 3)]
-        for name, part in parts_of(cells)
+        for name, part in parts_of(trials)
     ]
 
 
 def panels(
-    cells: pd.DataFrame, drawers: tuple, note: str = "", *, figsize: Size | None = None
+    trials: pd.DataFrame, drawers: tuple, note: str = "", *, figsize: Size | None = None
 ) -> Figure:
     """A row for each of ``drawers`` (of an axis and a frame), a column for each of `parts_of`; a
     single column lies on its side. ``note`` is in the legend, how many seeds unless it is given."""
-    parts = parts_of(cells)
+    parts = parts_of(trials)
     with style():
         if len(parts) == 1:
             width = COLUMN_IN if len(drawers) == 1 else PAGE_IN * 0.72
@@ -237,7 +237,7 @@ def panels(
             size = figsize or (width, 2.0 * len(drawers) + 0.6)
             figure = Figure(figsize=size, layout="constrained")
             grid = figure.subplots(len(drawers), len(parts), squeeze=False)
-        looks = looks_of(cells)
+        looks = looks_of(trials)
         for row, draw in enumerate(drawers):
             for column, (name, rows) in enumerate(parts):
                 axes = grid[row, column]
@@ -248,15 +248,15 @@ def panels(
                 if row < len(drawers) - 1 and len(parts) > 1:
                     axes.set_xlabel("")
             share_y(grid[row])
-        counts = cells.groupby(["label", *condition_keys(cells)], dropna=False)["seed"].nunique()
+        counts = trials.groupby(["label", *condition_keys(trials)], dropna=False)["seed"].nunique()
         legend_above(figure, grid, note or seeds_note(counts))
         return figure
 
 
-def _whole(cells: pd.DataFrame, metric: str) -> float:
+def _whole(trials: pd.DataFrame, metric: str) -> float:
     """Mean over runs of the common master: AdaLoRA and the published scheme train their own."""
-    is_plain = ~cells["policy.name"].str.match("adalora|paper")
-    return float((cells[is_plain] if is_plain.any() else cells)[metric].mean())
+    is_plain = ~trials["policy.name"].str.match("adalora|paper")
+    return float((trials[is_plain] if is_plain.any() else trials)[metric].mean())
 
 
 def _reference(axes: Axes, value: float, text: str, line: str) -> None:

@@ -32,18 +32,18 @@ from experiments.results.stats import mean_interval
 
 
 def accuracy_against(
-    axes: Axes, cells: pd.DataFrame, cost: str = "delivered_bits", metric: str = "accuracy"
+    axes: Axes, trials: pd.DataFrame, cost: str = "delivered_bits", metric: str = "accuracy"
 ) -> None:
     """One point a label and SNR, means over seeds with t-intervals, joined in the order of SNR.
 
     The grey staircase is the Pareto front of these means: what no label reaches with less. Raises
-    ValueError for cells that differ in more than label, SNR and seed.
+    ValueError for trials that differ in more than label, SNR and seed.
     """
-    check_part(cells, "pareto_figure")
-    (x_text, x_scale), (y_text, y_scale) = name_of(cost, cells), name_of(metric, cells)
+    check_part(trials, "pareto_figure")
+    (x_text, x_scale), (y_text, y_scale) = name_of(cost, trials), name_of(metric, trials)
     costs, gains = [], []
-    for label, own in looks_of(cells).items():
-        rows = cells[cells["label"] == label]
+    for label, own in looks_of(trials).items():
+        rows = trials[trials["label"] == label]
         groups = [g for _, g in rows.groupby(SNR, dropna=False)]
         if not groups:
             continue
@@ -80,27 +80,27 @@ def pareto_front(cost: np.ndarray, gain: np.ndarray) -> np.ndarray:
     return order[gain[order] > best]
 
 
-def pareto_figure(cells: pd.DataFrame, *, figsize: Size | None = None) -> Figure:
+def pareto_figure(trials: pd.DataFrame, *, figsize: Size | None = None) -> Figure:
     """Accuracy against transmitted bits."""
-    parts = parts_of(cells)
+    parts = parts_of(trials)
     with style():
         width = min(PAGE_IN, 2.0 + 2.0 * len(parts))
         figure = Figure(figsize=figsize or (width, 3.0), layout="constrained")
         grid = figure.subplots(1, len(parts), squeeze=False)[0]
-        labels = list(looks_of(cells))
+        labels = list(looks_of(trials))
         for axes, (name, rows) in zip(grid, parts, strict=True):
             accuracy_against(axes, rows.assign(label=pd.Categorical(rows["label"], labels)))
             axes.set_title(name.replace(", ", ",\n"))
         share_y(grid)
-        counts = cells.groupby(["label", *condition_keys(cells)], dropna=False)["seed"].nunique()
+        counts = trials.groupby(["label", *condition_keys(trials)], dropna=False)["seed"].nunique()
         legend_above(figure, grid, f"a point per SNR, {seeds_note(counts)}")
         return figure
 
 
-def energy_figure(cells: pd.DataFrame, *, figsize: Size | None = None) -> Figure:
+def energy_figure(trials: pd.DataFrame, *, figsize: Size | None = None) -> Figure:
     """Energy against SNR, and what accuracy it bought."""
     return panels(
-        cells,
+        trials,
         (energy_against_snr, lambda axes, c: accuracy_against(axes, c, "energy_j")),
         figsize=figsize,
     )

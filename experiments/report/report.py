@@ -58,13 +58,13 @@ def write_report(
     without results, and for labels that it does not have.
     """
     source = Source(folder, labels, reference)
-    cells = source.cells
+    trials = source.trials
     for option, label in (("--reference", reference), ("--best", best)):
         if label is not None:
-            check_label(label, cells, option)
+            check_label(label, trials, option)
     if best == "uniform":
         raise ValueError("--best 'uniform' is what a score of 0 stands for; name another one")
-    page = _context(source, reference or str(cells["label"].iloc[0]), best)
+    page = _context(source, reference or str(trials["label"].iloc[0]), best)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True,
@@ -79,22 +79,22 @@ def write_report(
 
 def _context(source: Source, reference: str, best: str | None) -> dict[str, Any]:
     """What the page says of the results."""
-    cells = source.cells
-    seeds = cells.groupby("label")["seed"].nunique()
+    trials = source.trials
+    seeds = trials.groupby("label")["seed"].nunique()
     few, many = seeds.min(), seeds.max()
     crossed = [
-        f"{key} ({', '.join(spoken(key, value) for value in pd.unique(cells[key]))})"
-        for key in condition_keys(cells)
+        f"{key} ({', '.join(spoken(key, value) for value in pd.unique(trials[key]))})"
+        for key in condition_keys(trials)
     ]
     page: dict[str, Any] = {
-        "num_runs": len(cells),
-        "num_labels": cells["label"].nunique(),
+        "num_runs": len(trials),
+        "num_labels": trials["label"].nunique(),
         "few": few,
         "many": many,
         "crossed": ", ".join(crossed),
-        **_aggregates(cells),
-        "by_condition": condition_keys(cells)
-        and _crossed(interval_table(cells, "accuracy"), "value", cells, 100.0, 1),
+        **_aggregates(trials),
+        "by_condition": condition_keys(trials)
+        and _crossed(interval_table(trials, "accuracy"), "value", trials, 100.0, 1),
         "comparisons": [],
         "figures": [_figure(name, source) for name in FIGURES],
     }
@@ -102,36 +102,36 @@ def _context(source: Source, reference: str, best: str | None) -> dict[str, Any]
         page |= {
             "reference": reference,
             "comparisons": [
-                _comparison(cells, metric, reference) for metric in ("mean_accuracy", "accuracy")
+                _comparison(trials, metric, reference) for metric in ("mean_accuracy", "accuracy")
             ],
-            "improved": _table(improvement_table(cells, "mean_accuracy")),
+            "improved": _table(improvement_table(trials, "mean_accuracy")),
             "best": best,
-            "scores": best and _scores(cells, best),
+            "scores": best and _scores(trials, best),
             **_equal_accuracy(source, reference),
         }
     return page
 
 
-def _aggregates(cells: pd.DataFrame) -> dict[str, Any]:
+def _aggregates(trials: pd.DataFrame) -> dict[str, Any]:
     """Interquartile means of all metrics, a row a label."""
     columns, num_conditions = {}, 0
     for metric, (name, unit, scale, decimals) in METRICS.items():
-        if metric == "perplexity" and cells[metric].isna().all():
+        if metric == "perplexity" and trials[metric].isna().all():
             continue
-        table = aggregate_table(cells, metric)
+        table = aggregate_table(trials, metric)
         num_conditions = int(table["conditions"].max()) if len(table) else 0
         ends = scale * table[["value", "low", "high"]]
         columns[f"{name} ({unit})"] = _intervals(ends, decimals)
-    frame = pd.DataFrame(columns).reindex(pd.unique(cells["label"]))
+    frame = pd.DataFrame(columns).reindex(pd.unique(trials["label"]))
     return {"aggregates": _table(frame), "num_conditions": num_conditions}
 
 
 def _crossed(
-    table: pd.DataFrame, value: str, cells: pd.DataFrame, scale: float, decimals: int
+    table: pd.DataFrame, value: str, trials: pd.DataFrame, scale: float, decimals: int
 ) -> Markup:
     """A value with its interval: a row a label, a column a condition."""
     shown = table.assign(
-        condition=[text or "all" for text in _conditions(table, cells)],
+        condition=[text or "all" for text in _conditions(table, trials)],
         cell=_intervals(scale * table[[value, "low", "high"]], decimals),
     )
     crossed = shown.pivot_table(
@@ -140,10 +140,10 @@ def _crossed(
     return _table(crossed.reindex(pd.unique(table["label"])))
 
 
-def _comparison(cells: pd.DataFrame, metric: str, reference: str) -> dict[str, Any]:
+def _comparison(trials: pd.DataFrame, metric: str, reference: str) -> dict[str, Any]:
     """In how many conditions the reference is above each other label, and each of them."""
     name, _, scale, _ = METRICS[metric]
-    table = comparison_table(cells, metric, reference)
+    table = comparison_table(trials, metric, reference)
     is_sure = table["p_holm"] < 0.05
     marked = table.assign(
         above=is_sure & (table["difference"] > 0), below=is_sure & (table["difference"] < 0)
@@ -155,7 +155,7 @@ def _comparison(cells: pd.DataFrame, metric: str, reference: str) -> dict[str, A
         "significantly below": groups["below"].sum(),
         "conditions": groups.size(),
     }
-    names = zip(table["label"], _conditions(table, cells), strict=True)
+    names = zip(table["label"], _conditions(table, trials), strict=True)
     whole = {
         "difference (points)": _intervals(scale * table[["difference", "low", "high"]], 2),
         "effect (Hedges' g of pairs)": _intervals(
@@ -176,8 +176,8 @@ def _comparison(cells: pd.DataFrame, metric: str, reference: str) -> dict[str, A
     }
 
 
-def _scores(cells: pd.DataFrame, best: str) -> Markup:
-    table = score_table(cells, "mean_accuracy", best=best)
+def _scores(trials: pd.DataFrame, best: str) -> Markup:
+    table = score_table(trials, "mean_accuracy", best=best)
     columns = {
         "score": _intervals(table[["score", "low", "high"]], 2),
         "gain over uniform (points)": 100.0 * table["gain"],
@@ -188,10 +188,10 @@ def _scores(cells: pd.DataFrame, best: str) -> Markup:
 def _equal_accuracy(source: Source, reference: str) -> dict[str, str]:
     """How many times the reference's bits the others take, or why that is not known."""
     try:
-        table = bits_ratio_table(Results(source.cells, source.rounds), reference)
+        table = bits_ratio_table(Results(source.trials, source.rounds), reference)
     except ValueError as error:  # the runs' own folders are not there
         return {"ratios": "", "no_ratios": str(error)}
-    return {"ratios": _crossed(table, "ratio", source.cells, 1.0, 2)}
+    return {"ratios": _crossed(table, "ratio", source.trials, 1.0, 2)}
 
 
 def _figure(name: str, source: Source) -> dict[str, str]:
@@ -218,9 +218,9 @@ def _configuration(folder: Path) -> dict[str, str]:
     return {"config_name": ""}
 
 
-def _conditions(table: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+def _conditions(table: pd.DataFrame, trials: pd.DataFrame) -> list[str]:
     """What each row's condition is called; nothing where nothing else was swept."""
-    keys = condition_keys(cells)
+    keys = condition_keys(trials)
     rows = table.to_dict("records")
     return [", ".join(spoken(key, row[key]) for key in keys) for row in rows]
 

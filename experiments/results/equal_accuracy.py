@@ -33,8 +33,8 @@ def bits_ratio_table(
     draw in twenty. ``reference`` is the first label unless it is given.
     """
     rng = rng or np.random.default_rng(0)
-    cells, keys = results.cells, condition_keys(results.cells)
-    labels = list(map(str, pd.unique(cells["label"])))
+    trials, keys = results.trials, condition_keys(results.trials)
+    labels = list(map(str, pd.unique(trials["label"])))
     reference = labels[0] if reference is None else reference
     if reference not in labels:
         raise ValueError(f"reference {reference!r} is no label; they are {', '.join(labels)}")
@@ -59,11 +59,11 @@ def bits_ratio_table(
 def _curves(results: Results, keys: Sequence[str]) -> dict[tuple, pd.DataFrame]:
     """By label and condition: [seeds, accuracies before round 1 and after each, bits likewise]."""
     by = ["label", *keys, "seed"]
-    rounds, cells = results.rounds, results.cells
+    rounds, trials = results.rounds, results.trials
     bits = rounds["delivered_bits"] + rounds["uplink_delivered_bits"]
     of_round = rounds.assign(bits=bits).groupby([*by, "round"], sort=False, dropna=False)
     means = of_round[["accuracy", "bits"]].mean().reset_index()
-    start = cells[by].assign(round=0, accuracy=cells["head_accuracy"], bits=0.0)
+    start = trials[by].assign(round=0, accuracy=trials["head_accuracy"], bits=0.0)
     means = pd.concat([start, means]).sort_values("round", kind="stable")
     means["bits"] = means.groupby(by, dropna=False)["bits"].cumsum()
     # One object for all that is missing: a dictionary finds no other not-a-number again.

@@ -26,7 +26,7 @@ ROUND_COLUMNS = (
     "round_s", "uplink_rank_sum", "uplink_planned_bits", "uplink_payload_bits", "uplink_sent_bits",
     "uplink_delivered_bits", "uplink_delay_s", "uplink_delivered",
 )  # fmt: skip
-KEY_COLUMNS = ("cell", "label", "policy.name", "channel.snr_db", "seed")
+KEY_COLUMNS = ("trial", "label", "policy.name", "channel.snr_db", "seed")
 """what tells the runs of every sweep apart; its other swept keys follow"""
 RESULT_COLUMNS = (
     "accuracy", "loss", "mean_accuracy", "mean_loss", "bits_to_95", "head_accuracy",
@@ -47,7 +47,7 @@ PACKED_ROUNDS, PACKED_RANKS = "rounds.parquet", "mean_ranks.npz"
 class Results(NamedTuple):
     """What a sweep, or a run, left: tidy frames."""
 
-    cells: pd.DataFrame
+    trials: pd.DataFrame
     """one row per run: what is swept, then the summary's metrics"""
     rounds: pd.DataFrame
     """one row per run, round and device: what is swept (``channel.snr_db`` is the mean SNR), then
@@ -57,49 +57,49 @@ class Results(NamedTuple):
 def load(folder: Path | str) -> Results:
     """The frames of a sweep's folder, or of a single run's; ValueError for a damaged one."""
     folder = Path(folder)
-    cells = read_cells(folder)
-    keys = cells.columns[: cells.columns.get_loc(RESULT_COLUMNS[0])]
+    trials = read_trials(folder)
+    keys = trials.columns[: trials.columns.get_loc(RESULT_COLUMNS[0])]
     if (folder / PACKED_ROUNDS).is_file():
         rounds = pd.read_parquet(folder / PACKED_ROUNDS)
     else:
-        own = [read_rounds(run_folder(folder, name)).assign(cell=name) for name in cells["cell"]]
+        own = [read_rounds(run_folder(folder, name)).assign(trial=name) for name in trials["trial"]]
         rounds = pd.concat(own, ignore_index=True)
-    return Results(cells, cells[keys].merge(rounds, on="cell"))
+    return Results(trials, trials[keys].merge(rounds, on="trial"))
 
 
-def read_cells(folder: Path | str) -> pd.DataFrame:
+def read_trials(folder: Path | str) -> pd.DataFrame:
     """One row per run of a sweep's folder; of a single run's, its own."""
     folder = Path(folder)
     if (folder / "results.csv").exists() or not (folder / "rounds.csv").exists():
         return read_results(folder)
     summary = read_summary(folder)
     keys = {
-        "cell": folder.name, "label": summary["policy"], "policy.name": summary["policy"],
+        "trial": folder.name, "label": summary["policy"], "policy.name": summary["policy"],
         "channel.snr_db": summary["snr_db"], "seed": summary["seed"],
     }  # fmt: skip
     return pd.DataFrame([{**keys, **{column: summary[column] for column in RESULT_COLUMNS}}])
 
 
-def run_folder(folder: Path | str, cell: str) -> Path:
+def run_folder(folder: Path | str, trial: str) -> Path:
     """Where one of a sweep's runs lies; a single run's folder is its own."""
     folder = Path(folder)
-    return folder / cell if (folder / "results.csv").exists() else folder
+    return folder / trial if (folder / "results.csv").exists() else folder
 
 
-def condition_keys(cells: pd.DataFrame) -> list[str]:
+def condition_keys(trials: pd.DataFrame) -> list[str]:
     """What is swept beside labels and seeds: the columns in which runs of one label differ."""
-    keys = list(cells.columns[2 : cells.columns.get_loc(RESULT_COLUMNS[0])])
+    keys = list(trials.columns[2 : trials.columns.get_loc(RESULT_COLUMNS[0])])
     # What differs within no label is part of what the label stands for.
-    within = cells.groupby("label")[keys].nunique(dropna=False).max()
+    within = trials.groupby("label")[keys].nunique(dropna=False).max()
     return [key for key in keys if key != "seed" and within[key] > 1]
 
 
-def series_of(cells: pd.DataFrame) -> pd.Series:
+def series_of(trials: pd.DataFrame) -> pd.Series:
     """A name for each run's line against the SNR: its label, and what else is swept but seeds."""
-    names = cells["label"].astype(str)
-    for key in condition_keys(cells):
+    names = trials["label"].astype(str)
+    for key in condition_keys(trials):
         if key != "channel.snr_db":
-            names = names + ", " + cells[key].map(partial(spoken, key))
+            names = names + ", " + trials[key].map(partial(spoken, key))
     return names
 
 
@@ -325,7 +325,7 @@ def read_results(folder: Path | str) -> pd.DataFrame:
     frame = _read_table(path, (*KEY_COLUMNS, *RESULT_COLUMNS), text=KEY_COLUMNS[:3])
     if frame.empty:
         raise ValueError(f"{path} has no rows; no run of the sweep has finished yet")
-    if frame["cell"].isna().any() or frame["cell"].duplicated().any():
+    if frame["trial"].isna().any() or frame["trial"].duplicated().any():
         raise ValueError(f"{path} is damaged: a row names no run, or one twice; {_SWEEP_AGAIN}")
     return frame
 

@@ -29,8 +29,8 @@ def pack(folder: Path | str, out: Path | str) -> list[Path]:
         raise ValueError(f"--out {out} is the sweep's own folder; give another one")
     if not (folder / "results.csv").is_file():
         raise ValueError(f"{folder} holds no results.csv; name the folder of a sweep")
-    cells, rounds = load(folder)
-    found = [read_ranks(run_folder(folder, cell)) for cell in cells["cell"]]
+    trials, rounds = load(folder)
+    found = [read_ranks(run_folder(folder, trial)) for trial in trials["trial"]]
     names = found[0][1]
     if any(own != names for _, own in found):
         raise ValueError(f"{folder} holds runs of different models; sweep them apart to pack them")
@@ -39,10 +39,10 @@ def pack(folder: Path | str, out: Path | str) -> list[Path]:
     for path in paths[:2]:
         shutil.copyfile(folder / path.name, path)
     # What tells runs apart is in results.csv; here their names are enough.
-    rounds[["cell", *ROUND_COLUMNS]].to_parquet(paths[2], index=False, compression="zstd")
+    rounds[["trial", *ROUND_COLUMNS]].to_parquet(paths[2], index=False, compression="zstd")
     np.savez_compressed(
         paths[3],
-        cells=np.array(cells["cell"], dtype=str),
+        trials=np.array(trials["trial"], dtype=str),
         ranks=np.stack([ranks.mean(axis=(0, 1)) for ranks, _ in found]),
         projections=np.array(names),
     )

@@ -1,6 +1,6 @@
 """Tables of a sweep's results: intervals, comparisons and scores, label by label.
 
-All take ``cells``, the frame of `experiments.results.load`, and the name of a metric among its
+All take ``trials``, the frame of `experiments.results.load`, and the name of a metric among its
 columns. A condition is one combination of what else was swept, such as an SNR and a coding; runs of
 one seed under one condition met the same random numbers, so labels are compared in pairs.
 """
@@ -32,19 +32,19 @@ SMALLER_IS_BETTER = frozenset(
 )  # fmt: skip
 
 
-def scores_of(cells: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
+def scores_of(trials: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
     """[seeds, conditions] of each label; seeds that lack a condition are left out.
 
     Bits that were never enough (``bits_to_95`` is empty) are infinite.
     """
-    return {label: table.dropna() for label, table in _scores(cells, metric).items()}
+    return {label: table.dropna() for label, table in _scores(trials, metric).items()}
 
 
-def _scores(cells: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
+def _scores(trials: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
     """The same with all seeds, NaN where a run is missing."""
-    _check(cells, metric)
-    keys = condition_keys(cells)
-    frame = cells.assign(**{metric: _filled(cells, metric)})
+    _check(trials, metric)
+    keys = condition_keys(trials)
+    frame = trials.assign(**{metric: _filled(trials, metric)})
     found = {}
     for label, rows in frame.groupby("label", sort=False):
         if not keys:
@@ -55,12 +55,12 @@ def _scores(cells: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
     return found
 
 
-def interval_table(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
+def interval_table(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Mean with its t-interval for each label and condition: value, low, high, seeds."""
-    _check(cells, metric)
+    _check(trials, metric)
     rows = []
-    by = ["label", *condition_keys(cells)]
-    for names, group in cells.groupby(by, sort=False, dropna=False):
+    by = ["label", *condition_keys(trials)]
+    for names, group in trials.groupby(by, sort=False, dropna=False):
         values = group[metric].dropna()
         found = mean_interval(values) if len(values) else Estimate(np.nan, np.nan, np.nan)
         rows.append((*names, found.value, found.low, found.high, len(values)))
@@ -68,7 +68,7 @@ def interval_table(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def aggregate_table(
-    cells: pd.DataFrame,
+    trials: pd.DataFrame,
     metric: str,
     *,
     rng: np.random.Generator | None = None,
@@ -83,7 +83,7 @@ def aggregate_table(
     """
     rng = rng or np.random.default_rng(0)
     rows = []
-    for label, values in _alike(scores_of(cells, metric)).items():
+    for label, values in _alike(scores_of(trials, metric)).items():
         if len(values) > 1:
             estimate = bootstrap_over_seeds(values, rng=rng, num_resamples=num_resamples)
         else:  # of one seed there is nothing to draw from
@@ -94,7 +94,7 @@ def aggregate_table(
 
 
 def comparison_table(
-    cells: pd.DataFrame, metric: str, reference: str | None = None, *, is_ratio: bool = False
+    trials: pd.DataFrame, metric: str, reference: str | None = None, *, is_ratio: bool = False
 ) -> pd.DataFrame:
     """The reference less each other label, under each condition that both have, in pairs of seeds.
 
@@ -104,11 +104,11 @@ def comparison_table(
     geometric means) stand in the place of differences. Pairs in which a value is infinite are left
     out; rows of fewer than two pairs are.
     """
-    found = _scores(cells, metric)
+    found = _scores(trials, metric)
     reference = next(iter(found)) if reference is None else reference
     if reference not in found:
         raise ValueError(f"reference {reference!r} is no label; they are {', '.join(found)}")
-    keys = condition_keys(cells)
+    keys = condition_keys(trials)
     rows = []
     for label, scores in found.items():
         if label == reference:
@@ -130,9 +130,9 @@ def comparison_table(
     return table.rename(columns={"difference": "ratio"}) if is_ratio else table
 
 
-def improvement_table(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
+def improvement_table(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     """[labels, labels] probability that the row's label does better than the column's."""
-    found = scores_of(cells, metric)
+    found = scores_of(trials, metric)
     shared = _shared_conditions(found)
     sign = -1.0 if metric in SMALLER_IS_BETTER else 1.0
     table = pd.DataFrame(np.nan, index=list(found), columns=list(found))
@@ -145,7 +145,7 @@ def improvement_table(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def score_table(
-    cells: pd.DataFrame,
+    trials: pd.DataFrame,
     metric: str,
     *,
     uniform: str = "uniform",
@@ -157,7 +157,7 @@ def score_table(
     Over the conditions and seeds that ``uniform``, ``best`` and the label all have.
     """
     rng = rng or np.random.default_rng(0)
-    found = scores_of(cells, metric)
+    found = scores_of(trials, metric)
     for name in (uniform, best):
         if name not in found:
             raise ValueError(f"{name!r} is no label of this sweep; they are {', '.join(found)}")
@@ -176,13 +176,13 @@ def score_table(
     return pd.DataFrame(rows, columns=columns).set_index("label")
 
 
-def _check(cells: pd.DataFrame, metric: str) -> None:
-    if metric not in cells:
+def _check(trials: pd.DataFrame, metric: str) -> None:
+    if metric not in trials:
         raise ValueError(f"metric {metric!r} is no column; there are {', '.join(RESULT_COLUMNS)}")
 
 
-def _filled(cells: pd.DataFrame, metric: str) -> pd.Series:
-    return cells[metric].fillna(np.inf) if metric == "bits_to_95" else cells[metric]
+def _filled(trials: pd.DataFrame, metric: str) -> pd.Series:
+    return trials[metric].fillna(np.inf) if metric == "bits_to_95" else trials[metric]
 
 
 def _alike(found: dict[str, pd.DataFrame]) -> dict[str, NDArray[np.float64]]:

@@ -39,7 +39,7 @@ _DONE = "summary.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class Trial:
     """One run of a sweep."""
 
     label: str
@@ -58,7 +58,7 @@ class Sweep:
     """with all that is swept in its table `sweep`"""
     keys: tuple[str, ...]
     """of the columns that tell runs apart, beside the label"""
-    cells: tuple[Cell, ...]
+    trials: tuple[Trial, ...]
 
 
 def load_sweep(
@@ -121,11 +121,11 @@ def load_sweep(
             found.append((label, "_".join((label, *parts)), config))
     keys = list(dict.fromkeys((*KEY_COLUMNS[2:], *crossed, *(k for v in labelled for k in v.axes))))
     folders = _folders([name for _, name, _ in found], [config for *_, config in found])
-    cells = [
-        Cell(label, folder, {key: value_of(config, key) for key in keys}, config)
+    trials = [
+        Trial(label, folder, {key: value_of(config, key) for key in keys}, config)
         for (label, _, config), folder in zip(found, folders, strict=True)
     ]
-    return Sweep(replace(base, sweep=table), tuple(keys), tuple(_grouped(cells)))
+    return Sweep(replace(base, sweep=table), tuple(keys), tuple(_grouped(trials)))
 
 
 def value_of(config: Any, key: str) -> Any:
@@ -152,7 +152,7 @@ def default_jobs(sweep: Sweep) -> int:
     """As many runs side by side as there are, with cores and memory for; one on a GPU."""
     from airllm.models.device import resolve_device
 
-    configs = [cell.config for cell in sweep.cells]
+    configs = [trial.config for trial in sweep.trials]
     devices = {resolve_device(name).type for name in {c.model.device for c in configs}}
     if "cuda" in devices:
         return 1
@@ -160,8 +160,8 @@ def default_jobs(sweep: Sweep) -> int:
     return num_processes(min(len(configs), num_in_memory()), threads)
 
 
-def _finished(cell: Cell, out: Path) -> dict[str, Any] | None:
-    return finished_summary(cell.config, out / cell.folder)
+def _finished(trial: Trial, out: Path) -> dict[str, Any] | None:
+    return finished_summary(trial.config, out / trial.folder)
 
 
 def run_sweep(
@@ -171,7 +171,7 @@ def run_sweep(
     jobs: int = 1,
     run: Run | None = None,
     is_fresh: bool = False,
-    on_event: Callable[[Cell, Event], None] = lambda cell, event: None,
+    on_event: Callable[[Trial, Event], None] = lambda trial, event: None,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Run what is not finished yet; the rows of results.csv, and the error of each failed run.
 
@@ -186,12 +186,12 @@ def run_sweep(
     """
     if jobs < 1:
         raise ValueError(f"jobs must be >= 1, got {jobs}")
-    cells, out = sweep.cells, Path(out)
-    kept = {} if is_fresh else {c.folder: s for c in cells if (s := _finished(c, out))}
-    rows = {cell.folder: _row(cell, kept[cell.folder]) for cell in cells if cell.folder in kept}
+    trials, out = sweep.trials, Path(out)
+    kept = {} if is_fresh else {t.folder: s for t in trials if (s := _finished(t, out))}
+    rows = {t.folder: _row(t, kept[t.folder]) for t in trials if t.folder in kept}
     errors: dict[str, str] = {}
-    todo = [cell for cell in cells if cell.folder not in kept]
-    others = [cell for cell in todo if (out / cell.folder / _DONE).exists()]
+    todo = [trial for trial in trials if trial.folder not in kept]
+    others = [trial for trial in todo if (out / trial.folder / _DONE).exists()]
     if others and not is_fresh:
         logger.warning(
             "%d finished runs in %s have another configuration or are damaged; running them again",
@@ -200,7 +200,7 @@ def run_sweep(
         )
 
     def ordered() -> list[dict[str, Any]]:
-        return [rows[cell.folder] for cell in cells if cell.folder in rows]
+        return [rows[trial.folder] for trial in trials if trial.folder in rows]
 
     def write() -> None:
         if rows:
@@ -208,44 +208,43 @@ def run_sweep(
             write_results(out / "results.csv", ordered(), sweep.keys)
 
     def handle(event: Event) -> None:
-        cell = todo[event.task]
+        trial = todo[event.task]
         if event.kind == "failed":
             if event.reason not in errors.values():
-                logger.error("%s: %s", cell.folder, event.reason)
-            errors[cell.folder] = event.reason
+                logger.error("%s: %s", trial.folder, event.reason)
+            errors[trial.folder] = event.reason
         elif event.kind == "done":
-            rows[cell.folder] = _row(cell, event.summary)
+            rows[trial.folder] = _row(trial, event.summary)
             write()
-        on_event(cell, event)
+        on_event(trial, event)
 
     write()
-    for cell in cells:
-        if cell.folder in kept:
-            on_event(cell, Event("kept", summary=kept[cell.folder]))
+    for trial in trials:
+        if trial.folder in kept:
+            on_event(trial, Event("kept", summary=kept[trial.folder]))
     if is_fresh:
         # What is to be run again is not finished any more, whatever becomes of it.
-        for cell in cells:
-            for path in (out / cell.folder / _DONE, *found(out / cell.folder)):
+        for trial in trials:
+            for path in (out / trial.folder / _DONE, *found(out / trial.folder)):
                 path.unlink(missing_ok=True)
         (out / "results.csv").unlink(missing_ok=True)
-    jobs = min(jobs, len(cells))
+    jobs = min(jobs, len(trials))
     if jobs > 1:
         # Even where one run is left: it goes on with the threads that it began with.
-        todo = [_with_threads(cell, jobs) for cell in todo]
+        todo = [_with_threads(trial, jobs) for trial in todo]
     jobs = min(jobs, len(todo))
+    runs = [(trial.config, out / trial.folder) for trial in todo]
     try:
         if jobs > 1:
-            threads = max(cell.config.runtime.threads for cell in todo)
+            threads = max(trial.config.runtime.threads for trial in todo)
             groups = [list(g) for _, g in itertools.groupby(range(len(todo)), _master_of(todo))]
-            run_in_processes(
-                [(cell.config, out / cell.folder) for cell in todo], groups, jobs, threads, handle
-            )
+            run_in_processes(runs, groups, jobs, threads, handle)
         else:
-            run_here([(cell.config, out / cell.folder) for cell in todo], run, handle)
+            run_here(runs, run, handle)
     except KeyboardInterrupt:
-        for cell in todo:
-            if cell.folder not in rows and (summary := _finished(cell, out)):
-                rows[cell.folder] = _row(cell, summary)
+        for trial in todo:
+            if trial.folder not in rows and (summary := _finished(trial, out)):
+                rows[trial.folder] = _row(trial, summary)
         write()
         raise
     return ordered(), errors
@@ -268,19 +267,19 @@ def _config_of(
     return build_config(ExperimentConfig, own, presets=PRESETS)
 
 
-def _grouped(cells: Sequence[Cell]) -> list[Cell]:
+def _grouped(trials: Sequence[Trial]) -> list[Trial]:
     """Runs of one trained master together, masters as they first appear."""
-    master_of = _master_of(cells)
+    master_of = _master_of(trials)
     order: dict[Any, int] = {}
-    for i in range(len(cells)):
+    for i in range(len(trials)):
         order.setdefault(master_of(i), len(order))
-    return [cells[i] for i in sorted(range(len(cells)), key=lambda i: order[master_of(i)])]
+    return [trials[i] for i in sorted(range(len(trials)), key=lambda i: order[master_of(i)])]
 
 
-def _master_of(cells: Sequence[Cell]) -> Callable[[int], Any]:
+def _master_of(trials: Sequence[Trial]) -> Callable[[int], Any]:
     from experiments.assembly.workbench import workbench_key
 
-    return lambda i: workbench_key(cells[i].config)
+    return lambda i: workbench_key(trials[i].config)
 
 
 def _folders(names: Sequence[str], configs: Sequence[ExperimentConfig]) -> list[str]:
@@ -303,11 +302,11 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _with_threads(cell: Cell, jobs: int) -> Cell:
-    runtime = cell.config.runtime
+def _with_threads(trial: Trial, jobs: int) -> Trial:
+    runtime = trial.config.runtime
     own = replace(runtime, threads=num_threads(runtime.threads, jobs))
-    return replace(cell, config=replace(cell.config, runtime=own))
+    return replace(trial, config=replace(trial.config, runtime=own))
 
 
-def _row(cell: Cell, summary: Mapping[str, Any]) -> dict[str, Any]:
-    return {**summary, "cell": cell.folder, "label": cell.label, **cell.settings}
+def _row(trial: Trial, summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {**summary, "trial": trial.folder, "label": trial.label, **trial.settings}

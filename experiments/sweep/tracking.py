@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.sweep.pool import Event
-from experiments.sweep.sweep import Cell
+from experiments.sweep.sweep import Trial
 
 
 class CsvScalars:
@@ -59,12 +59,12 @@ class SweepScalars:
         self._folder = folder
         self._open: dict[str, CsvScalars] = {}
 
-    def take(self, cell: Cell, event: Event) -> None:
+    def take(self, trial: Trial, event: Event) -> None:
         """Follow one run."""
         if event.kind == "round":
-            if cell.folder not in self._open:
-                path = self._folder / cell.folder / "rounds.csv"
-                self._open[cell.folder] = CsvScalars(path, "round")
-            self._open[cell.folder].update()
-        elif event.kind in ("done", "failed") and cell.folder in self._open:
-            self._open.pop(cell.folder).__exit__()
+            if trial.folder not in self._open:
+                path = self._folder / trial.folder / "rounds.csv"
+                self._open[trial.folder] = CsvScalars(path, "round")
+            self._open[trial.folder].update()
+        elif event.kind in ("done", "failed") and trial.folder in self._open:
+            self._open.pop(trial.folder).__exit__()

@@ -1,4 +1,4 @@
-"""What a terminal shows of a sweep: its cells while they run, and its results."""
+"""What a terminal shows of a sweep: its trials while they run, and its results."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from rich.text import Text
 
 from experiments.results.folder import series_of, spoken
 from experiments.sweep.pool import Event
-from experiments.sweep.sweep import Cell, Sweep
+from experiments.sweep.sweep import Sweep, Trial
 
 
 class SweepView:
-    """A live table of a sweep's cells; off a terminal one line for each that has ended."""
+    """A live table of a sweep's trials; off a terminal one line for each that has ended."""
 
     def __init__(self, console: Console, sweep: Sweep, jobs: int) -> None:
         self._console, self._jobs = console, jobs
-        self._total = len(sweep.cells)
+        self._total = len(sweep.trials)
         self._kept = 0
         self._running: dict[str, tuple[float, float]] = {}  # since when, share of its rounds
         self._done: list[tuple[str, str]] = []
@@ -45,9 +45,9 @@ class SweepView:
         if self._console.is_terminal and self._failed:
             self._console.print(self._failures())
 
-    def take(self, cell: Cell, event: Event) -> None:
-        """Show what has happened to one cell."""
-        name = cell.folder
+    def take(self, trial: Trial, event: Event) -> None:
+        """Show what has happened to one trial."""
+        name = trial.folder
         if event.kind == "kept":
             self._kept += 1
         elif event.kind == "start":
@@ -72,7 +72,7 @@ class SweepView:
 
     def _render(self) -> RenderableType:
         ended = self._kept + len(self._done) + len(self._failed)
-        table = Table("cell", "state", "", box=None, padding=(0, 1))
+        table = Table("trial", "state", "", box=None, padding=(0, 1))
         room = max(self._console.height - 6, 6)
         for name, (since, share) in self._running.items():
             state = f"running {_time(time.monotonic() - since)}"
@@ -105,7 +105,7 @@ class SweepView:
         return f"about {_time(spent / worked * (self._total - self._kept - worked))} left"
 
     def _failures(self) -> Table:
-        table = Table("failed cell", "reason")
+        table = Table("failed trial", "reason")
         for name, reason in self._failed.items():
             table.add_row(escape(name), escape(reason))
         return table

@@ -70,12 +70,12 @@ def write_tiny(folder):
     return path
 
 
-def cells_of(effects, *, seeds=6, snrs=(0.0, 10.0), codings=("absolute",), noise=0.02):
+def trials_of(effects, *, seeds=6, snrs=(0.0, 10.0), codings=("absolute",), noise=0.02):
     """Runs whose accuracy is a seed's own level plus the label's effect plus noise."""
     rng = np.random.default_rng(0)
     level = {(k, s): rng.normal(0.7, 0.05) for k in range(seeds) for s in snrs}
     rows = [
-        {"cell": f"{label}{snr}{coding}{seed}", "label": label, "policy.name": label,
+        {"trial": f"{label}{snr}{coding}{seed}", "label": label, "policy.name": label,
          "channel.snr_db": snr, "seed": seed, "payload.coding": coding}
         | dict.fromkeys(RESULT_COLUMNS, 0.5)
         | {"perplexity": np.nan}
@@ -86,7 +86,7 @@ def cells_of(effects, *, seeds=6, snrs=(0.0, 10.0), codings=("absolute",), noise
     return pd.DataFrame(rows)
 
 
-@pytest.fixture(name="cells_of", scope="session")
-def _cells_of():
+@pytest.fixture(name="trials_of", scope="session")
+def _trials_of():
     """Make a sweep's frame of labels with effects of their own."""
-    return cells_of
+    return trials_of

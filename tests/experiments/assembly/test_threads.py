@@ -195,12 +195,12 @@ def test_each_job_has_one_thread_unless_told_otherwise(machine, tiny_toml, tmp_p
     axes = {"runtime.threads": [0, 2, 9], "policy.name": "uniform", "channel.snr_db": 0}
     _, errors = run_sweep(load_sweep(tiny_toml, axes=axes), tmp_path, jobs=2)
     assert errors == {}
-    cells = [folder for folder in sorted(tmp_path.iterdir()) if folder.is_dir()]
-    used = [read_summary(folder)["threads"] for folder in cells]
-    written = [load_experiment(folder / "config.toml").runtime.threads for folder in cells]
+    trials = [folder for folder in sorted(tmp_path.iterdir()) if folder.is_dir()]
+    used = [read_summary(folder)["threads"] for folder in trials]
+    written = [load_experiment(folder / "config.toml").runtime.threads for folder in trials]
     assert used == written == [1, 2, 2]
     # Nor does one that is left alone get the others' cores, for other last digits.
-    (cells[0] / "summary.json").unlink()
+    (trials[0] / "summary.json").unlink()
     _, errors = run_sweep(load_sweep(tiny_toml, axes=axes), tmp_path, jobs=2)
     assert errors == {}
-    assert read_summary(cells[0])["threads"] == 1
+    assert read_summary(trials[0])["threads"] == 1

@@ -82,8 +82,8 @@ def test_the_example_of_a_policy_is_swept_beside_others(tiny_toml, tmp_path, exa
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 0
-    cells = load(out).cells
-    assert cells.groupby("label")["channel.snr_db"].agg(list).to_dict() == {
+    trials = load(out).trials
+    assert trials.groupby("label")["channel.snr_db"].agg(list).to_dict() == {
         "uniform": [0.0, 10.0],
         "my_policy:BestLinks(share=0.5)": [0.0, 10.0],
     }

@@ -45,7 +45,7 @@ def sweep(labels=("airllm", "uniform"), snrs=(-5.0, 5.0, 15.0), seeds=(0,), bits
     base |= dict.fromkeys(RESULT_COLUMNS[-3:], np.nan)  # perplexities, of causal models only
     return pd.DataFrame(
         [
-            {"cell": f"{p}{s}{k}{c}", "label": p, "policy.name": p, "channel.snr_db": s, "seed": k}
+            {"trial": f"{p}{s}{k}{c}", "label": p, "policy.name": p, "channel.snr_db": s, "seed": k}
             | ({"payload.coding": c} if codings else {})
             | base
             | {"accuracy": 0.6 + 0.01 * k + 0.005 * s, "energy_j": 20.0 + s}
@@ -57,15 +57,15 @@ def sweep(labels=("airllm", "uniform"), snrs=(-5.0, 5.0, 15.0), seeds=(0,), bits
     )
 
 
-def rounds_of(cells, *, num_rounds=3, num_devices=2):
+def rounds_of(trials, *, num_rounds=3, num_devices=2):
     """Device 1 of "uniform" gets nothing in time."""
     frames = []
-    for row in cells.itertuples():
+    for row in trials.itertuples():
         for r in range(1, num_rounds + 1):
             for d in range(num_devices):
                 is_lost = row.label == "uniform" and d == 1
                 frames.append(
-                    {"cell": row.cell, "label": row.label, "seed": row.seed}
+                    {"trial": row.trial, "label": row.label, "seed": row.seed}
                     | dict.fromkeys(ROUND_COLUMNS, 1.0)
                     | {"round": r, "device": d, "time_s": r - 1.0, "delay_s": 0.2 * (d + 1),
                        "compute_s": 0.0, "uplink_delay_s": 0.0, "accuracy": 0.5 + 0.1 * r,
@@ -78,11 +78,11 @@ def rounds_of(cells, *, num_rounds=3, num_devices=2):
 def folder(tmp_path_factory):
     """What a sweep with all its runs leaves."""
     folder = tmp_path_factory.mktemp("sweep")
-    cells = sweep(seeds=(0, 1), codings=("absolute", "residual"))
+    trials = sweep(seeds=(0, 1), codings=("absolute", "residual"))
     keys = ["policy.name", "channel.snr_db", "seed", "payload.coding"]
-    write_results(folder / "results.csv", cells.to_dict("records"), keys)
-    rounds = rounds_of(cells)
-    for name, rows in rounds.groupby("cell"):
+    write_results(folder / "results.csv", trials.to_dict("records"), keys)
+    rounds = rounds_of(trials)
+    for name, rows in rounds.groupby("trial"):
         (folder / name).mkdir()
         with RoundsWriter(folder / name / "rounds.csv") as writer:
             writer.write(rows.to_dict("records"))
@@ -121,9 +121,9 @@ def assert_fits(figure, name):
 
 def test_a_legend_of_all_phases_and_the_ranks_of_one_label_fit(folder):
     one = figures.Source(folder, ["airllm"])
-    assert_fits(ranks.ranks_figure(folder, one.cells), "ranks")
+    assert_fits(ranks.ranks_figure(folder, one.trials), "ranks")
     federated = one.rounds.assign(compute_s=0.1, uplink_delay_s=0.2)
-    figure = delays.timeline_figure(federated, one.cells)
+    figure = delays.timeline_figure(federated, one.trials)
     figure.draw_without_rendering()
     assert figure.legends[0].get_window_extent().width < figure.bbox.width
 
@@ -154,16 +154,16 @@ def awkward(folder):
     """The frames of a sweep's source with labels, and a swept value, that need care."""
     source = figures.Source(folder)
     names = dict(zip(("airllm", "uniform"), AWKWARD, strict=False))
-    cells = sweep(seeds=(0, 1), codings=("absolute", "residual"))
-    frames = [cells]
+    trials = sweep(seeds=(0, 1), codings=("absolute", "residual"))
+    frames = [trials]
     for i, name in enumerate(AWKWARD[2:]):
-        own = cells[cells["label"] == "airllm"]
+        own = trials[trials["label"] == "airllm"]
         frames.append(own.assign(label=name, accuracy=0.5 + 0.01 * i))
-    cells = pd.concat([frames[0].replace({"label": names}), *frames[1:]], ignore_index=True)
-    cells["payload.coding"] = cells["payload.coding"].replace({"residual": "$a_b$"})
+    trials = pd.concat([frames[0].replace({"label": names}), *frames[1:]], ignore_index=True)
+    trials["payload.coding"] = trials["payload.coding"].replace({"residual": "$a_b$"})
     rounds = rounds_of(frames[0]).replace({"label": names})
     extra = [rounds[rounds["label"] == AWKWARD[0]].assign(label=name) for name in AWKWARD[2:]]
-    source.cells, source.rounds = cells, pd.concat([rounds, *extra], ignore_index=True)
+    source.trials, source.rounds = trials, pd.concat([rounds, *extra], ignore_index=True)
     return source
 
 
@@ -190,19 +190,19 @@ def test_every_label_is_shown_as_it_is_written(name, folder, tmp_path):
 
 
 def test_labels_are_chosen_in_the_order_given(folder):
-    cells = figures.Source(folder, ["uniform", "airllm"]).cells
-    assert list(pd.unique(cells["label"])) == ["uniform", "airllm"]
+    trials = figures.Source(folder, ["uniform", "airllm"]).trials
+    assert list(pd.unique(trials["label"])) == ["uniform", "airllm"]
     assert set(figures.Source(folder, ["uniform"]).rounds["label"]) == {"uniform"}
     with pytest.raises(ValueError, match="--label 'unifrom' is none of airllm, uniform"):
-        _ = figures.Source(folder, ["unifrom"]).cells
+        _ = figures.Source(folder, ["unifrom"]).trials
     with pytest.raises(ValueError, match="--figure must be one of snr, .*, learning, got 'bar'"):
         figures.plot(folder, ["bar"])
     with pytest.raises(ValueError, match=r"holds no learning_curve.csv"):
         figures.plot(folder, ["learning"])
 
 
-def panels(cells) -> Figure:
-    return snr.snr_figure(cells)
+def panels(trials) -> Figure:
+    return snr.snr_figure(trials)
 
 
 def figure_of():
@@ -247,16 +247,16 @@ def test_a_causal_models_figure_is_of_its_perplexity():
 
 
 @pytest.mark.parametrize(
-    ("cells", "said"),
+    ("trials", "said"),
     [
         (sweep(), ["accuracy after the last round, %", "no update (preloaded head): 50.0 %"]),
         (causal(), ["perplexity after the last round", "no update (base model): 226.0\n",
                     "whole update, airllm: 119.0\n"]),
     ],
 )  # fmt: skip
-def test_the_table_of_a_sweep_is_of_accuracy_or_of_perplexity(cells, said):
+def test_the_table_of_a_sweep_is_of_accuracy_or_of_perplexity(trials, said):
     console = Console(file=io.StringIO(), width=100)
-    print_results(console, cells)
+    print_results(console, trials)
     text = console.file.getvalue()
     assert all(line in text for line in said)
     assert ("accuracy" in text) != ("perplexity" in text)
@@ -272,69 +272,69 @@ def test_several_seeds_have_t_intervals():
 
 
 def test_intervals_wider_than_what_there_can_be_do_not_stretch_the_axis():
-    cells = sweep(labels=["uniform"], seeds=(0, 1))
-    cells["accuracy"] = [0.2, 0.9] * 3
-    low, high = panels(cells).axes[0].get_ylim()
+    trials = sweep(labels=["uniform"], seeds=(0, 1))
+    trials["accuracy"] = [0.2, 0.9] * 3
+    low, high = panels(trials).axes[0].get_ylim()
     assert low >= 0.0
     assert high <= 104.0
 
 
 def test_what_else_is_swept_is_not_taken_for_more_seeds():
     _, axes = figure_of()
-    cells = sweep(seeds=(0, 1), codings=("absolute", "residual"))
+    trials = sweep(seeds=(0, 1), codings=("absolute", "residual"))
     for draw, whole in (
-        (lambda: snr.metric_against_snr(axes, cells, "accuracy"), "snr_figure"),
-        (lambda: tradeoff.accuracy_against(axes, cells), "pareto_figure"),
+        (lambda: snr.metric_against_snr(axes, trials, "accuracy"), "snr_figure"),
+        (lambda: tradeoff.accuracy_against(axes, trials), "pareto_figure"),
     ):
-        message = f"cells differ in payload.coding too; pick one, or use {whole}"
+        message = f"trials differ in payload.coding too; pick one, or use {whole}"
         with pytest.raises(ValueError, match=f"^{message}$"):
             draw()
-    snr.metric_against_snr(axes, cells[cells["payload.coding"] == "absolute"], "accuracy")
+    snr.metric_against_snr(axes, trials[trials["payload.coding"] == "absolute"], "accuracy")
 
 
 def test_bits_that_few_seeds_needed_say_how_many_did_and_are_not_below_zero():
     _, axes = figure_of()
-    cells = sweep(labels=["uniform"], seeds=(0, 1, 2))
+    trials = sweep(labels=["uniform"], seeds=(0, 1, 2))
     bits = [np.nan, np.nan, np.nan, 1e5, 9e6, np.nan, 2e6, 2e6, 2e6]
-    snr.metric_against_snr(axes, cells.assign(bits_to_95=bits), "bits_to_95")
+    snr.metric_against_snr(axes, trials.assign(bits_to_95=bits), "bits_to_95")
     assert [text.get_text() for text in axes.texts] == ["2/3"]
     assert axes.get_ylabel() == "Mbit per device to 95 %\n(n/N: seeds that reached it)"
     np.testing.assert_allclose(axes.lines[-1].get_xydata(), [[5, 4.55], [15, 2.0]])
     bars = [bar[:, 1] for bar in axes.containers[0][2][0].get_segments()]
     np.testing.assert_allclose(bars, [[0.0, 4.55 + 12.7062 * 4.45], [2.0, 2.0]], rtol=1e-4)
     _, axes = figure_of()
-    snr.metric_against_snr(axes, cells.assign(bits_to_95=1e6), "bits_to_95")
+    snr.metric_against_snr(axes, trials.assign(bits_to_95=1e6), "bits_to_95")
     assert (len(axes.texts), axes.get_ylabel()) == (0, "Mbit per device to 95 %")
     # A reward may well be below zero.
-    snr.metric_against_snr(axes, cells.assign(reward=[-0.1, 0.1, 0.2] * 3), "reward")
+    snr.metric_against_snr(axes, trials.assign(reward=[-0.1, 0.1, 0.2] * 3), "reward")
     assert axes.containers[-1][2][0].get_segments()[0][0, 1] < 0
 
 
 def test_shares_are_never_above_all():
     _, axes = figure_of()
-    cells = sweep(seeds=(0, 1)).assign(delivered_rate=1.0)
-    cells.loc[0, "delivered_rate"] = 0.4
-    snr.metric_against_snr(axes, cells, "delivered_rate")
+    trials = sweep(seeds=(0, 1)).assign(delivered_rate=1.0)
+    trials.loc[0, "delivered_rate"] = 0.4
+    snr.metric_against_snr(axes, trials, "delivered_rate")
     assert axes.get_ylabel() == "updates in time (%)"
     assert axes.get_ylim()[1] <= 103.0
 
 
 def test_a_column_without_a_name_of_its_own_goes_by_it():
     _, axes = figure_of()
-    cells = sweep().assign(own=3.0, payload_bits=7.0)
+    trials = sweep().assign(own=3.0, payload_bits=7.0)
     for metric, value in (("own", 3.0), ("payload_bits", 7.0)):
-        snr.metric_against_snr(axes, cells, metric)
+        snr.metric_against_snr(axes, trials, metric)
         assert axes.get_ylabel() == metric
         assert axes.lines[-1].get_ydata()[0] == value
     with pytest.raises(ValueError, match="metric 'acuracy' is no column; there are accuracy, "):
-        snr.metric_against_snr(axes, cells, "acuracy")
+        snr.metric_against_snr(axes, trials, "acuracy")
 
 
 @pytest.mark.parametrize("name", sorted(figures.FIGURES))
 def test_of_nothing_nothing_is_drawn(name, folder):
     source = figures.Source(folder)
-    source.cells, source.rounds = source.cells.iloc[:0], source.rounds.iloc[:0]
-    with pytest.raises(ValueError, match="cells has no rows, so that there is nothing to draw"):
+    source.trials, source.rounds = source.trials.iloc[:0], source.rounds.iloc[:0]
+    with pytest.raises(ValueError, match="trials has no rows, so that there is nothing to draw"):
         figures.FIGURES[name][1](source)
 
 
@@ -360,10 +360,10 @@ def presets():
     """One with an SNR, two whose geometry says what theirs is."""
     parts = {"iot-shared-1mhz": 5.0, "umi-5g": np.nan, "indoor": np.nan}
     frames = [sweep(snrs=(snr,), codings=(name,)) for name, snr in parts.items()]
-    cells = pd.concat(frames, ignore_index=True).rename(
+    trials = pd.concat(frames, ignore_index=True).rename(
         columns={"payload.coding": "channel.preset"}
     )
-    return cells.assign(accuracy=0.6, energy_j=20.0)
+    return trials.assign(accuracy=0.6, energy_j=20.0)
 
 
 def titles(figure):
@@ -387,32 +387,32 @@ def test_presets_without_an_snr_stand_beside_those_with_one(draw):
 
 
 def test_where_no_run_has_an_snr_conditions_are_drawn_side_by_side():
-    cells = presets().assign(**{"channel.snr_db": np.nan})
-    assert titles(panels(cells))[:3] == ["iot-shared-1mhz", "umi-5g", "indoor"]
+    trials = presets().assign(**{"channel.snr_db": np.nan})
+    assert titles(panels(trials))[:3] == ["iot-shared-1mhz", "umi-5g", "indoor"]
     (left, _) = panels(sweep(snrs=(np.nan,)).assign(accuracy=0.6)).axes
     assert (ticks(left), left.get_xlabel()) == (["SNR of\nthe channel"], "")
 
 
 def test_no_line_leads_from_an_snr_to_none():
-    cells = sweep(snrs=(-5.0, 5.0, np.nan)).assign(accuracy=0.6)
-    left = panels(cells).axes[0]
+    trials = sweep(snrs=(-5.0, 5.0, np.nan)).assign(accuracy=0.6)
+    left = panels(trials).axes[0]
     np.testing.assert_array_equal(left.lines[0].get_ydata(), [60.0, 60.0, np.nan, 60.0])
     assert ticks(left) == ["\N{MINUS SIGN}5", "5", "SNR of\nthe channel"]
-    (cost,) = tradeoff.pareto_figure(cells).axes
+    (cost,) = tradeoff.pareto_figure(trials).axes
     assert [len(line.get_xdata()) for line in cost.lines if line.get_label() == "airllm"] == [4]
 
 
 def test_panels_are_of_the_conditions_that_there_are(monkeypatch):
-    cells = presets()
+    trials = presets()
     pairs = ["5 dB, iot-shared-1mhz", "SNR of the channel, umi-5g", "SNR of the channel, indoor"]
     for draw in (over_time.time_figure, delays.delay_figure):
-        figure = draw(rounds_of(cells), cells)
+        figure = draw(rounds_of(trials), trials)
         assert titles(figure) == pairs
         assert all(len(axes.lines) >= 2 for axes in figure.axes)
     monkeypatch.setattr(ranks, "mean_ranks", lambda *_: (np.arange(9.0), PROJECTIONS))
-    found = titles(ranks.ranks_figure(None, cells))[:3]
+    found = titles(ranks.ranks_figure(None, trials))[:3]
     assert [title.replace("\n", " ") for title in found] == pairs
-    bars = delays.timeline_figure(rounds_of(cells), cells).axes
+    bars = delays.timeline_figure(rounds_of(trials), trials).axes
     assert [axes.get_title(loc="left") for axes in bars] == [
         "airllm, 5 dB, iot-shared-1mhz", "uniform, 5 dB, iot-shared-1mhz",
     ]  # fmt: skip
@@ -426,17 +426,17 @@ def test_panels_are_of_the_conditions_that_there_are(monkeypatch):
 
 def test_a_label_without_an_snr_is_in_every_figure_and_its_legend():
     own = sweep(labels=["geometry"], snrs=(np.nan,)).assign(accuracy=0.6)
-    cells = pd.concat([sweep(), own], ignore_index=True)
-    rounds = rounds_of(cells)
+    trials = pd.concat([sweep(), own], ignore_index=True)
+    rounds = rounds_of(trials)
     for figure in (
-        panels(cells), delays.delay_figure(rounds, cells), over_time.time_figure(rounds, cells)
+        panels(trials), delays.delay_figure(rounds, trials), over_time.time_figure(rounds, trials)
     ):  # fmt: skip
         named = [text.get_text() for text in figure.legends[0].texts]
         assert named[:3] == ["airllm", "uniform", "geometry"]
-    bars = delays.timeline_figure(rounds, cells).axes
+    bars = delays.timeline_figure(rounds, trials).axes
     assert bars[2].get_title(loc="left") == "geometry, SNR of the channel"
     with pytest.raises(ValueError, match="the labels share no condition to average over"):
-        aggregate.aggregate_figure(cells)
+        aggregate.aggregate_figure(trials)
 
 
 def test_the_terminals_table_names_snrs_as_figures_do():
@@ -450,20 +450,20 @@ def test_the_terminals_table_names_snrs_as_figures_do():
 
 
 def test_a_figure_has_the_size_that_is_asked_for(folder):
-    cells, rounds = load(folder)
+    trials, rounds = load(folder)
     curve = pd.DataFrame({"steps": [0], "reward": [0.0], "held_out": [0.0], "held_out_stderr": 0.1})
     for draw in (
-        lambda **size: snr.snr_figure(cells, **size),
-        lambda **size: snr.snr_figure(cells[cells["payload.coding"] == "absolute"], **size),
-        lambda **size: tradeoff.energy_figure(cells, **size),
-        lambda **size: differences.differences_figure(cells, **size),
-        lambda **size: tradeoff.pareto_figure(cells, **size),
-        lambda **size: over_time.time_figure(rounds, cells, **size),
+        lambda **size: snr.snr_figure(trials, **size),
+        lambda **size: snr.snr_figure(trials[trials["payload.coding"] == "absolute"], **size),
+        lambda **size: tradeoff.energy_figure(trials, **size),
+        lambda **size: differences.differences_figure(trials, **size),
+        lambda **size: tradeoff.pareto_figure(trials, **size),
+        lambda **size: over_time.time_figure(rounds, trials, **size),
         lambda **size: over_time.learning_figure({"": curve}, **size),
-        lambda **size: delays.delay_figure(rounds, cells, **size),
-        lambda **size: delays.timeline_figure(rounds, cells, **size),
-        lambda **size: aggregate.aggregate_figure(cells, **size),
-        lambda **size: ranks.ranks_figure(folder, cells, **size),
+        lambda **size: delays.delay_figure(rounds, trials, **size),
+        lambda **size: delays.timeline_figure(rounds, trials, **size),
+        lambda **size: aggregate.aggregate_figure(trials, **size),
+        lambda **size: ranks.ranks_figure(folder, trials, **size),
     ):
         width, height = draw(figsize=(5.25, 4.5)).get_size_inches()
         assert width == 5.25
@@ -504,9 +504,9 @@ def test_where_nothing_came_through_a_zero_is_drawn():
 
 def paired(**of):
     """A label better than the other by 4, 5 and 6 points, on seeds that are far apart."""
-    cells = sweep(labels=["uniform", "airllm"], seeds=(0, 1, 2), **of)
-    gain = cells["seed"].map({0: 0.04, 1: 0.05, 2: 0.06}) * cells["label"].eq("airllm")
-    return cells.assign(mean_accuracy=0.3 + 0.1 * cells["seed"] + gain)
+    trials = sweep(labels=["uniform", "airllm"], seeds=(0, 1, 2), **of)
+    gain = trials["seed"].map({0: 0.04, 1: 0.05, 2: 0.06}) * trials["label"].eq("airllm")
+    return trials.assign(mean_accuracy=0.3 + 0.1 * trials["seed"] + gain)
 
 
 def bars_of(axes, label):
@@ -536,15 +536,15 @@ def test_differences_are_paired():
 
 
 def test_differences_are_of_each_condition_by_itself():
-    cells = paired(codings=("absolute", "residual"), snrs=(5.0, np.nan))
-    assert titles(differences.differences_figure(cells)) == ["absolute", "residual"]
-    has_none = cells["payload.coding"].eq("residual") & cells["label"].eq("uniform")
-    both, empty = differences.differences_figure(cells[~has_none], "uniform").axes
+    trials = paired(codings=("absolute", "residual"), snrs=(5.0, np.nan))
+    assert titles(differences.differences_figure(trials)) == ["absolute", "residual"]
+    has_none = trials["payload.coding"].eq("residual") & trials["label"].eq("uniform")
+    both, empty = differences.differences_figure(trials[~has_none], "uniform").axes
     np.testing.assert_allclose(bars_of(both, "airllm")[0].get_ydata(), [5.0, np.nan, 5.0])
     assert len(empty.lines) == 1
     _, own = figure_of()
     with pytest.raises(ValueError, match="differ in payload.coding too; .* differences_figure"):
-        differences.difference_against_snr(own, cells, "uniform")
+        differences.difference_against_snr(own, trials, "uniform")
 
 
 def test_differences_that_there_are_not_are_refused():
@@ -552,9 +552,9 @@ def test_differences_that_there_are_not_are_refused():
         differences.differences_figure(sweep())
     with pytest.raises(ValueError, match="reference 'unifrom' is no label; they are uniform, air"):
         differences.differences_figure(paired(), "unifrom")
-    cells = paired().assign(bits_to_95=[np.nan, *[1.0] * 17])
+    trials = paired().assign(bits_to_95=[np.nan, *[1.0] * 17])
     with pytest.raises(ValueError, match="bits_to_95 is empty for 1 of 18 runs, .* another metric"):
-        differences.differences_figure(cells, metric="bits_to_95")
+        differences.differences_figure(trials, metric="bits_to_95")
     apart = paired()
     least, *_, most = sorted(set(apart["channel.snr_db"]))
     apart = apart[apart["channel.snr_db"] == np.where(apart["label"] == "uniform", least, most)]
@@ -583,8 +583,8 @@ def test_the_pareto_front_is_what_nothing_beats():
 
 
 def test_curves_over_time_begin_at_the_head_and_end_with_the_last_update():
-    cells = sweep(snrs=(5.0,))
-    figure = over_time.time_figure(rounds_of(cells), cells)
+    trials = sweep(snrs=(5.0,))
+    figure = over_time.time_figure(rounds_of(trials), trials)
     lines = [line for line in figure.axes[0].lines if line.get_label() == "airllm"]
     # The slower of two devices has its update 0.4 s into each of three rounds.
     np.testing.assert_allclose(lines[0].get_xdata(), [0.4, 1.4, 2.4])
@@ -593,18 +593,18 @@ def test_curves_over_time_begin_at_the_head_and_end_with_the_last_update():
 
 
 def test_delays_of_what_was_lost_are_missing_from_the_distribution():
-    cells = sweep(snrs=(5.0,))
-    (axes,) = delays.delay_figure(rounds_of(cells), cells).axes
+    trials = sweep(snrs=(5.0,))
+    (axes,) = delays.delay_figure(rounds_of(trials), trials).axes
     ends = {line.get_label(): line.get_ydata()[-1] for line in axes.lines}
     assert ends == {"airllm": 1.0, "uniform": 0.5}
 
 
 def test_lines_without_markers_are_told_apart_in_grey():
-    cells = sweep(labels=[f"rule {i}" for i in range(4)], snrs=(5.0,))
-    (axes,) = delays.delay_figure(rounds_of(cells), cells).axes
+    trials = sweep(labels=[f"rule {i}" for i in range(4)], snrs=(5.0,))
+    (axes,) = delays.delay_figure(rounds_of(trials), trials).axes
     assert len({line.get_linestyle() for line in axes.lines}) == 4
-    cells = cells.assign(mean_accuracy=np.arange(4.0))
-    (_, shares) = aggregate.aggregate_figure(cells).axes
+    trials = trials.assign(mean_accuracy=np.arange(4.0))
+    (_, shares) = aggregate.aggregate_figure(trials).axes
     assert len({line.get_linestyle() for line in shares.lines}) == 4
     looks = style.lines_of(pd.DataFrame({"label": range(35)}))
     assert len({str(look | {"label": ""}) for look in looks.values()}) == 35
@@ -613,27 +613,27 @@ def test_lines_without_markers_are_told_apart_in_grey():
 def test_labels_that_have_no_room_are_said_to_be_left_out(monkeypatch):
     monkeypatch.setattr(ranks, "mean_ranks", lambda *_: (np.arange(9.0), PROJECTIONS))
     for num, said in ((4, ""), (6, "4 of 6 labels shown, choose with --label")):
-        cells = sweep(labels=[f"rule {i}" for i in range(num)])
-        bars = delays.timeline_figure(rounds_of(cells), cells)
+        trials = sweep(labels=[f"rule {i}" for i in range(num)])
+        bars = delays.timeline_figure(rounds_of(trials), trials)
         assert title_of(bars).partition("\n")[2] == said
-        drawn = ranks.ranks_figure(None, cells)
+        drawn = ranks.ranks_figure(None, trials)
         assert drawn.get_suptitle().partition("; ")[2] == said
 
 
 def test_a_timeline_shows_all_phases_that_were_recorded():
-    cells = sweep(labels=["uniform"], snrs=(5.0,))
-    rounds = rounds_of(cells)
-    plain = delays.timeline_figure(rounds, cells)
+    trials = sweep(labels=["uniform"], snrs=(5.0,))
+    rounds = rounds_of(trials)
+    plain = delays.timeline_figure(rounds, trials)
     assert [t.get_text() for t in plain.legends[0].texts] == ["downlink", "waiting"]
     # A bar of waiting and one of the downlink for each device and round, and a cross for each loss.
     assert len(plain.axes[0].patches) == 2 * 2 * 3
     assert len([line for line in plain.axes[0].lines if line.get_marker() == "x"]) == 3
-    both = delays.timeline_figure(rounds.assign(compute_s=0.1, uplink_delay_s=0.2), cells)
+    both = delays.timeline_figure(rounds.assign(compute_s=0.1, uplink_delay_s=0.2), trials)
     assert len(both.axes[0].patches) == 4 * 2 * 3
 
 
 def test_ranks_lie_by_depth_and_type(folder):
-    figure = ranks.ranks_figure(folder, load(folder).cells)
+    figure = ranks.ranks_figure(folder, load(folder).trials)
     image = figure.axes[0].images[0].get_array()
     np.testing.assert_allclose(image, [[0, 1, 2]] * 3)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
@@ -706,8 +706,8 @@ def test_a_packed_sweep_gives_the_same_figures(folder, tmp_path, monkeypatch):
     ]  # fmt: skip
     whole, packed = load(folder), load(tmp_path)
     pd.testing.assert_frame_equal(packed.rounds, whole.rounds)
-    cells = whole.cells[whole.cells["label"] == "airllm"]
-    for found in (ranks.mean_ranks(folder, cells), ranks.mean_ranks(tmp_path, cells)):
+    trials = whole.trials[whole.trials["label"] == "airllm"]
+    for found in (ranks.mean_ranks(folder, trials), ranks.mean_ranks(tmp_path, trials)):
         assert found[1] == PROJECTIONS
         np.testing.assert_allclose(found[0], np.arange(9) // 3)
     assert figures.plot(tmp_path, ["delay"])[0].exists()

@@ -42,20 +42,20 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory, cells_of):
+def report(tmp_path_factory, trials_of):
     """Of a sweep of three labels; one of them and the folder have names that HTML would take."""
     folder = tmp_path_factory.mktemp("<i>sweep&")
-    cells = cells_of({"airllm": 0.05, "uniform": 0.0, "<b>&": 0.1}, seeds=8, noise=0.01)
-    cells["mean_accuracy"] = cells["accuracy"] - 0.1
+    trials = trials_of({"airllm": 0.05, "uniform": 0.0, "<b>&": 0.1}, seeds=8, noise=0.01)
+    trials["mean_accuracy"] = trials["accuracy"] - 0.1
     keys = ["policy.name", "channel.snr_db", "seed"]
-    write_results(folder / "results.csv", cells.to_dict("records"), keys)
+    write_results(folder / "results.csv", trials.to_dict("records"), keys)
     (folder / "sweep.toml").write_text('seed = 0\n[model]\nname = "<tiny>"\n')
     return write_report(folder, best="<b>&")
 
 
-def test_perplexity_is_in_the_report_of_a_causal_model(tmp_path, report, cells_of):
-    cells = cells_of({"airllm": 0.05, "uniform": 0.0}).assign(perplexity=120.0)
-    write_results(tmp_path / "results.csv", cells.to_dict("records"))
+def test_perplexity_is_in_the_report_of_a_causal_model(tmp_path, report, trials_of):
+    trials = trials_of({"airllm": 0.05, "uniform": 0.0}).assign(perplexity=120.0)
+    write_results(tmp_path / "results.csv", trials.to_dict("records"))
     (tmp_path / "sweep.toml").write_text("seed = 0\n")
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "perplexity after the last round (per token)" in page
@@ -98,15 +98,15 @@ def test_tables_say_what_was_found(report):
     assert "Normalised score: 0 is uniform" in text
 
 
-def test_runs_without_an_snr_are_named_and_labels_that_share_nothing_too(tmp_path, cells_of):
-    cells = cells_of({"airllm": 0.05, "uniform": 0.0}, snrs=(0.0, np.nan))
-    write_results(tmp_path / "results.csv", cells.to_dict("records"))
+def test_runs_without_an_snr_are_named_and_labels_that_share_nothing_too(tmp_path, trials_of):
+    trials = trials_of({"airllm": 0.05, "uniform": 0.0}, snrs=(0.0, np.nan))
+    write_results(tmp_path / "results.csv", trials.to_dict("records"))
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert {"0 dB", "SNR of the channel"} <= set(Page(text).cells)
     assert "nan dB" not in text
-    parts = cells_of({"airllm": 0.05}), cells_of({"uniform": 0.0}, snrs=(np.nan,))
-    cells = pd.concat(parts, ignore_index=True)
-    write_results(tmp_path / "results.csv", cells.to_dict("records"))
+    parts = trials_of({"airllm": 0.05}), trials_of({"uniform": 0.0}, snrs=(np.nan,))
+    trials = pd.concat(parts, ignore_index=True)
+    write_results(tmp_path / "results.csv", trials.to_dict("records"))
     assert "share no condition" in write_report(tmp_path).read_text(encoding="utf-8")
 
 
@@ -115,16 +115,16 @@ def test_the_same_results_give_the_same_page(report, tmp_path):
     assert again.read_bytes() == report.read_bytes()
 
 
-def test_one_seed_is_reported_without_statistics(cells_of, tmp_path):
-    cells = cells_of({"airllm": 0.05, "uniform": 0.0}, seeds=1)
-    write_results(tmp_path / "results.csv", cells.to_dict("records"))
+def test_one_seed_is_reported_without_statistics(trials_of, tmp_path):
+    trials = trials_of({"airllm": 0.05, "uniform": 0.0}, seeds=1)
+    write_results(tmp_path / "results.csv", trials.to_dict("records"))
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "one seed, no intervals" in text
     assert "Compared with" not in text
     with pytest.raises(ValueError, match="holds no results.csv"):
         write_report(tmp_path / "absent")
-    cells = cells_of({"airllm": 0.05, "uniform": 0.0}, seeds=2)
-    write_results(tmp_path / "results.csv", cells.to_dict("records"))
+    trials = trials_of({"airllm": 0.05, "uniform": 0.0}, seeds=2)
+    write_results(tmp_path / "results.csv", trials.to_dict("records"))
     with pytest.raises(ValueError, match="--reference 'paper' is none of airllm, uniform"):
         write_report(tmp_path, reference="paper")
     with pytest.raises(ValueError, match="--best 'uniform' is what a score of 0 stands for"):

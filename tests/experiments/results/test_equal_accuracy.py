@@ -14,16 +14,16 @@ HEAD = 0.4
 def results_of(curves, *, seeds=4, noise=0.0, snrs=(0.0, 10.0)):
     """Two devices; accuracy after round r is ``curves[label](r)``, each round sends 1000 bits down
     and 500 up to one device, none to the other."""
-    rng, cells, rounds = np.random.default_rng(0), [], []
+    rng, trials, rounds = np.random.default_rng(0), [], []
     for label, curve in curves.items():
         for snr in snrs:
             for seed in range(seeds):
                 key = {
-                    "cell": f"{label}{snr}{seed}", "label": label, "policy.name": label,
+                    "trial": f"{label}{snr}{seed}", "label": label, "policy.name": label,
                     "channel.snr_db": snr, "seed": seed,
                 }  # fmt: skip
                 shift = noise * rng.normal()
-                cells.append(key | {"accuracy": curve(ROUNDS), "head_accuracy": HEAD})
+                trials.append(key | {"accuracy": curve(ROUNDS), "head_accuracy": HEAD})
                 rounds += [
                     key | {
                         "round": r, "device": d, "accuracy": curve(r) + shift + (d - 0.5) / 50,
@@ -31,7 +31,7 @@ def results_of(curves, *, seeds=4, noise=0.0, snrs=(0.0, 10.0)):
                     }
                     for r in range(1, ROUNDS + 1) for d in (0, 1)
                 ]  # fmt: skip
-    return Results(pd.DataFrame(cells), pd.DataFrame(rounds))
+    return Results(pd.DataFrame(trials), pd.DataFrame(rounds))
 
 
 def test_a_policy_that_learns_half_as_fast_takes_twice_the_bits():

@@ -30,7 +30,7 @@ from experiments.results.folder import (
 from experiments.sweep.sweep import load_sweep
 
 ROOT = Path(__file__).parents[3]
-KEYS = {"cell": "a", "label": "uniform", "policy.name": "uniform", "channel.snr_db": 5, "seed": 0}
+KEYS = {"trial": "a", "label": "uniform", "policy.name": "uniform", "channel.snr_db": 5, "seed": 0}
 RESULT = {**KEYS, **dict.fromkeys(RESULT_COLUMNS, 0.5)}
 COLUMNS = ",".join((*KEY_COLUMNS, *RESULT_COLUMNS)).encode()
 ROUND = dict.fromkeys(ROUND_COLUMNS, 0.25)
@@ -107,7 +107,7 @@ def test_a_damaged_summary_is_named(content, tmp_path):
     [
         (b"", "is damaged"),
         (b"\xf0\x28\x8c", "is damaged"),
-        (b"policy\nuniform\n", "lacks the columns cell, label, policy.name"),
+        (b"policy\nuniform\n", "lacks the columns trial, label, policy.name"),
         (COLUMNS + b"\n", "no run of the sweep has finished yet"),
         (COLUMNS + b"\nc,u,u,0,0,abc" + b",1" * 13 + b"\n", "accuracy is not all num"),
         (
@@ -174,7 +174,7 @@ def test_results_are_written_in_full_precision(tmp_path):
     "folder", sorted((ROOT / "docs" / "data").glob("*/sweep.toml")), ids=lambda p: p.parent.name
 )
 def test_packed_data_have_the_rows_that_their_sweep_says(folder):
-    runs = {(c.label, c.config.seed, c.config.channel.snr_db) for c in load_sweep(folder).cells}
+    runs = {(c.label, c.config.seed, c.config.channel.snr_db) for c in load_sweep(folder).trials}
     rows = load(folder.parent)[0][["label", "seed", "channel.snr_db"]]
     assert len(rows) == len(runs)
     assert set(rows.itertuples(index=False, name=None)) == runs

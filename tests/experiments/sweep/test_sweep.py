@@ -104,7 +104,7 @@ def test_another_configuration_is_not_taken_for_the_same(sweep, tiny_toml, tmp_p
 def test_axes_take_whatever_gives_values(values, tiny_toml, tmp_path):
     axes = {"policy.name": "uniform", "channel.snr_db": values}
     sweep = load_sweep(str(tiny_toml), {"rounds": 1}, axes)
-    assert [cell.config.channel.snr_db for cell in sweep.cells] == [-5.0, 0.0, 5.0, 10.0, 15.0]
+    assert [trial.config.channel.snr_db for trial in sweep.trials] == [-5.0, 0.0, 5.0, 10.0, 15.0]
     assert sweep.base.rounds == 1
     run_sweep(sweep, str(tmp_path / "out"), run=fake([]))
     assert "-5" in (tmp_path / "out" / "sweep.toml").read_text()
@@ -187,7 +187,7 @@ def test_snrs_that_nearly_agree_have_their_own_runs(tiny_toml, tmp_path):
 
 def test_a_policy_in_a_sweep_has_its_own_preset(tiny_toml):
     sweep = load_sweep(tiny_toml, axes={"policy.name": ["paper", "airllm"]})
-    by_policy = {cell.label: cell.config.policy for cell in sweep.cells}
+    by_policy = {trial.label: trial.config.policy for trial in sweep.trials}
     assert by_policy["paper"].ppo.hidden == 256
     assert by_policy["airllm"].ppo.hidden == 64
 
@@ -198,21 +198,21 @@ def test_any_key_is_swept_and_is_a_column(tiny_toml, tmp_path):
         "channel.snr_choices_db": [[0, 5], [10, 15]], "policy.name": "uniform", "seed": 2,
     }  # fmt: skip
     sweep = load_sweep(tiny_toml, axes=axes)
-    assert len(sweep.cells) == 2 * 2 * 2 * 2 * 2
-    for cell in sweep.cells:
-        assert all(value_of(cell.config, key) == cell.settings[key] for key in sweep.keys)
+    assert len(sweep.trials) == 2 * 2 * 2 * 2 * 2
+    for trial in sweep.trials:
+        assert all(value_of(trial.config, key) == trial.settings[key] for key in sweep.keys)
     # Two seeds are two masters: each is trained once.
-    assert [cell.config.seed for cell in sweep.cells] == [0] * 16 + [1] * 16
+    assert [trial.config.seed for trial in sweep.trials] == [0] * 16 + [1] * 16
     run_sweep(sweep, tmp_path, run=fake([]))
     frame = read_results(tmp_path)
     assert frame[["payload.coding", "channel.bandwidth_hz", "seed"]].value_counts().nunique() == 1
     assert set(frame["channel.snr_choices_db"]) == {"0 5", "10 15"}
-    assert frame["cell"].is_unique
+    assert frame["trial"].is_unique
 
 
 def test_a_swept_preset_brings_its_values_and_the_files_own_win(tiny_toml):
     sweep = load_sweep(tiny_toml, axes={"channel.preset": ["paper", "iot-shared-1mhz"]})
-    by_preset = {c.settings["channel.preset"]: c.config.channel for c in sweep.cells}
+    by_preset = {c.settings["channel.preset"]: c.config.channel for c in sweep.trials}
     assert by_preset["paper"].sharing == "orthogonal"
     assert by_preset["iot-shared-1mhz"].sharing == "shared"
     assert {c.bandwidth_hz for c in by_preset.values()} == {3e4}
@@ -236,9 +236,9 @@ def test_variants_of_a_policy_stand_beside_it_with_axes_of_their_own(tiny_toml):
     text = tiny_toml.read_text() + VARIANTS
     sweep = load_sweep(text=text, axes={"policy.name": ["airllm", "uniform"], "seed": 2})
     found = {}
-    for cell in sweep.cells:
-        found.setdefault(cell.label, []).append(cell)
-    assert {label: len(cells) for label, cells in found.items()} == {
+    for trial in sweep.trials:
+        found.setdefault(trial.label, []).append(trial)
+    assert {label: len(trials) for label, trials in found.items()} == {
         "airllm": 4, "uniform": 4, "airllm without DDIM": 4, "dear": 2,
     }  # fmt: skip
     assert {c.config.policy.refiner for c in found["airllm"]} == {"ddim"}
@@ -247,17 +247,17 @@ def test_variants_of_a_policy_stand_beside_it_with_axes_of_their_own(tiny_toml):
     assert without[0].folder == "airllm-without-DDIM_snr_db=0_seed=0"
     assert {(c.config.channel.snr_db, c.config.seed) for c in found["dear"]} == {(5, 0), (5, 7)}
     # Those of one seed stay together, whatever the label.
-    assert [c.config.seed for c in sweep.cells] == sorted(c.config.seed for c in sweep.cells)
+    assert [c.config.seed for c in sweep.trials] == sorted(c.config.seed for c in sweep.trials)
 
 
 def test_with_one_policy_the_lines_are_the_methods(tiny_toml):
     methods = {"federated.method": ["airllm", "hetlora"], "seed": 1}
     text = 'mode = "federated"\n' + tiny_toml.read_text().replace('"policy.name"', "#")
-    cells = load_sweep(text=text, axes=methods).cells
-    assert {(c.label, c.folder) for c in cells} == {
+    trials = load_sweep(text=text, axes=methods).trials
+    assert {(c.label, c.folder) for c in trials} == {
         (m, f"{m}_snr_db={snr}_seed=0") for m in methods["federated.method"] for snr in (0, 10)
     }
-    both = load_sweep(text=text, axes={"policy.name": ["uniform", "random"], **methods}).cells
+    both = load_sweep(text=text, axes={"policy.name": ["uniform", "random"], **methods}).trials
     assert {c.label for c in both} == {"uniform", "random"}
 
 
@@ -299,7 +299,7 @@ def test_a_sweep_table_that_says_nothing_clear_is_named(text, message):
 def test_names_that_would_look_the_same_are_told_apart(tiny_toml):
     text = "".join(f"[[sweep.variants]]\nlabel = '{label}'\nrounds = {r}\n" for r, label in
                    ((1, "a/b"), (2, "a:b"), (3, "long " * 40)))  # fmt: skip
-    folders = [cell.folder for cell in load_sweep(text=text).cells]
+    folders = [trial.folder for trial in load_sweep(text=text).trials]
     assert len(set(folders)) == 3
     assert max(map(len, folders)) <= 120
 
@@ -312,11 +312,11 @@ def test_a_real_sweep_sends_more_over_a_better_link_and_repeats(sweep, tmp_path)
     assert first.read_bytes() == second.read_bytes()
     frame = pd.read_csv(first).set_index(["label", "channel.snr_db"])
     assert frame.loc[("uniform", 10), "payload_bits"] > frame.loc[("uniform", 0), "payload_bits"]
-    cells, rounds = load(tmp_path / "first")
+    trials, rounds = load(tmp_path / "first")
     assert len(rounds) == 4 * 2 * 2
-    per_cell = rounds.groupby("cell", sort=False)
-    assert list(per_cell["accuracy"].mean()) == pytest.approx(list(cells["mean_accuracy"]))
-    assert list(per_cell["delivered_bits"].sum()) == list(cells["total_delivered_bits"])
+    per_trial = rounds.groupby("trial", sort=False)
+    assert list(per_trial["accuracy"].mean()) == pytest.approx(list(trials["mean_accuracy"]))
+    assert list(per_trial["delivered_bits"].sum()) == list(trials["total_delivered_bits"])
 
 
 @pytest.mark.parametrize(
@@ -348,17 +348,17 @@ def test_processes_side_by_side_find_the_same_and_one_that_dies_costs_one_run(
     killed = "random_snr_db=0_seed=1"
     pids, ended = {}, []
 
-    def on_event(cell, event):
+    def on_event(trial, event):
         if event.kind == "start":
-            pids[cell.folder] = event.pid
-            if cell.folder == killed:
+            pids[trial.folder] = event.pid
+            if trial.folder == killed:
                 os.kill(event.pid, signal.SIGKILL)
         elif event.kind != "round":
-            ended.append(cell.folder)
+            ended.append(trial.folder)
 
     rows, errors = run_sweep(more, tmp_path / "together", jobs=2, on_event=on_event)
     assert len(rows) == 7
-    assert sorted(ended) == sorted(cell.folder for cell in more.cells)
+    assert sorted(ended) == sorted(trial.folder for trial in more.trials)
     assert errors.pop(killed) == (
         "its process was killed (SIGKILL); too little memory? try fewer --jobs"
     )
@@ -369,8 +369,8 @@ def test_processes_side_by_side_find_the_same_and_one_that_dies_costs_one_run(
     assert len(set(pids.values())) == 3
     assert os.getpid() not in pids.values()
     run_sweep(sweep, tmp_path / "alone")
-    together = read_results(tmp_path / "together").set_index("cell")
-    alone = read_results(tmp_path / "alone").set_index("cell")
+    together = read_results(tmp_path / "together").set_index("trial")
+    alone = read_results(tmp_path / "alone").set_index("trial")
     pd.testing.assert_frame_equal(together.loc[alone.index], alone)
 
 
