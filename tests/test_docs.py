@@ -47,7 +47,7 @@ def files(folder):
 def test_every_page_has_its_commands_tested():
     assert len(COMMANDS) == len(set(COMMANDS))
     for page in DOCS.glob("*.md"):
-        # What starts Flower's servers is in tests/experiments/test_deployment.py.
+        # What starts Flower's servers is in tests/experiments/runtimes/test_deployment.py.
         if page.name not in (*PAGES, "flower.md"):
             assert not [c for c in commands(page.name) if c.startswith("airllm run")], page
 
@@ -152,3 +152,14 @@ def test_make_docs_builds_it():
         [*shlex.split("make docs --dry-run")], cwd=ROOT, capture_output=True, text=True
     )
     assert "mkdocs build" in done.stdout
+
+
+def test_the_files_and_tests_that_the_pages_name_are_there():
+    files = [path for path in ROOT.glob("[acdet]*/**/*.py") if path.is_file()]
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")):
+        for name in re.findall(r"`([\w/]+\.py)\b", page.read_text()):
+            found = [path for path in files if path.as_posix().endswith(f"/{name}")]
+            assert found, f"{page.name} names {name}"
+        for name, test in re.findall(r"`(test_\w+\.py): (\w+)`", page.read_text()):
+            texts = [path.read_text() for path in files if path.name == name]
+            assert any(re.search(rf"def \w*{test}", text) for text in texts), f"{name}: {test}"
