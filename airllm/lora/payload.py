@@ -60,7 +60,7 @@ class Update:
 
     adapter: Adapter
     number: int
-    """round in which it was made, or the receiver's trip where rounds are asynchronous"""
+    """round in which it was made, or the receiver's client cycle where rounds are asynchronous"""
     coding: str
 
     def onto(self, device_adapter: Adapter, adapter_rank: int) -> Adapter:

@@ -102,18 +102,20 @@ def probe_texts(
     seed: int,
     round_index: int,
     num_devices: int,
-    num_held: int,
+    num_adapters: int,
 ) -> list[Batch]:
     """The texts on which updates are probed in one round, the same for every policy, in parts.
 
-    Each of ``num_held`` different adapters has ``gain_examples`` to itself. Where devices hold the
+    Each of ``num_adapters`` different adapters has ``gain_examples`` to itself. Where devices hold the
     same, which takes few passes, there are more, as far as all devices' shares go.
     """
-    count = max(num_held * config.gain_examples, min(num_devices * config.gain_examples, _ENOUGH))
+    count = max(
+        num_adapters * config.gain_examples, min(num_devices * config.gain_examples, _ENOUGH)
+    )
     sampler = BatchSampler(len(data.ids), count, seed, _GAIN_STREAM)
     index = sampler.indices(round_index)
     # As many parts for each adapter, so that all have their share.
-    number = num_held * -(-len(index) // (num_held * _GAIN_PART))
+    number = num_adapters * -(-len(index) // (num_adapters * _GAIN_PART))
     parts = np.array_split(index, min(number, len(index)))
     return [data.take(part).batch(base) for part in parts]
 

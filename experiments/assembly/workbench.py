@@ -304,11 +304,11 @@ class Workbench:
             num_rounds=self.key.rounds, seed=self.key.seed,
         )  # fmt: skip
 
-    def probe_texts(self, round_index: int, num_devices: int, num_held: int) -> list[Batch]:
+    def probe_texts(self, round_index: int, num_devices: int, num_adapters: int) -> list[Batch]:
         """The cloud's texts on which a round's updates are probed, in parts."""
         return probe_texts(
             self.base, self.cloud_set, self.key.training, seed=self.key.seed,
-            round_index=round_index, num_devices=num_devices, num_held=num_held,
+            round_index=round_index, num_devices=num_devices, num_adapters=num_adapters,
         )  # fmt: skip
 
     def whole(self, adapter: Adapter) -> tuple[float, float]:

@@ -127,7 +127,7 @@ def run(config, out: Path, *, moment: int | None, is_resuming: bool, report: Pat
 
 
 def left(out: Path) -> dict[str, bytes]:
-    """All that a run leaves, and what the cloud is at its end: the policy and all books."""
+    """All that a run leaves, and what the cloud is at its end: the policy, and the ledger."""
     files = {path.name: path.read_bytes() for path in out.iterdir()}
     return files | {"cloud": out.with_suffix(".cloud").read_bytes()}
 

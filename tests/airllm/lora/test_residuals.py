@@ -31,7 +31,7 @@ def test_an_absolute_updates_worths_add_up_to_what_it_brings():
     def utility(importance):
         found = residuals_of(
             base, head, master, [zero, master], importance=importance, is_residual=False,
-            r_max=2, texts=lambda num_held: [batch],
+            r_max=2, texts=lambda num_adapters: [batch],
         )  # fmt: skip
         assert (found.utility[0] == found.utility[1]).all()  # whatever a device holds
         return found.utility[0].sum()

@@ -106,10 +106,10 @@ def test_dropout_changes_training_and_nothing_afterwards(world):
 def test_probe_texts_differ_between_rounds_and_repeat(world):
     base, _, data = world
 
-    def texts(r, devices=1, held=1, examples=8):
+    def texts(r, devices=1, adapters=1, examples=8):
         config = TrainingConfig(gain_examples=examples)
         return probe_texts(
-            base, data, config, seed=0, round_index=r, num_devices=devices, num_held=held
+            base, data, config, seed=0, round_index=r, num_devices=devices, num_adapters=adapters
         )
 
     assert torch.equal(texts(0)[0].input_ids, texts(0)[0].input_ids)
