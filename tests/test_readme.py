@@ -41,7 +41,7 @@ def test_the_python_example_runs(folder, small, monkeypatch):
 
 
 def test_nothing_else_is_left_untested():
-    """`flwr run` has tests/experiments/runtimes/test_flower.py; activating an environment needs none."""
+    """`flwr run` has tests/experiments/runtimes/test_flower.py; activating needs none."""
     others = [c for c in COMMANDS if not c.startswith(("make ", "airllm "))]
     assert [c.split()[0] for c in others] == [
         ".", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1",

@@ -106,8 +106,8 @@ def probe_texts(
 ) -> list[Batch]:
     """The texts on which updates are probed in one round, the same for every policy, in parts.
 
-    Each of ``num_adapters`` different adapters has ``gain_examples`` to itself. Where devices hold the
-    same, which takes few passes, there are more, as far as all devices' shares go.
+    Each of ``num_adapters`` different adapters has ``gain_examples`` to itself. Where all devices have
+    the same adapter, which takes few passes, there are more, as far as all devices' shares go.
     """
     count = max(
         num_adapters * config.gain_examples, min(num_devices * config.gain_examples, _ENOUGH)
