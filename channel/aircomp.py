@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import exp1
 
 Array = NDArray[np.float64]
 
@@ -82,21 +81,3 @@ def aggregate(
     noise = rng.standard_normal(v.shape[1]) * np.sqrt(noise_power)
     received = alignment.gain @ (v / scale) + noise
     return received * scale / (count * np.sqrt(alignment.eta))
-
-
-def mean_square_error(alignment: Alignment, *, noise_power: float) -> float:
-    """[sum_k (|h_k b_k| / sqrt(eta) - 1)^2 + sigma^2 / eta] / K^2 for unit-power symbols.
-
-    The sum and K are over those who transmit.
-    """
-    active = alignment.gain[alignment.is_active]
-    bias = np.sum((active / np.sqrt(alignment.eta) - 1.0) ** 2)
-    return float((bias + noise_power / alignment.eta) / len(active) ** 2)
-
-
-def truncated_mean_power(eta_over_gain: float, threshold: float) -> float:
-    """Mean transmit power of truncated inversion over Rayleigh fading: rho0 E1(g).
-
-    Power rho0 / |h|^2 is spent where |h|^2 >= g; a share e^{-g} of the devices transmits.
-    """
-    return eta_over_gain * float(exp1(threshold))

@@ -1,4 +1,4 @@
-"""A link, from SNR to rate, and the closed forms that the simulator is held against."""
+"""A link, from SNR to rate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import exp1
 
 from channel.units import db_to_linear
 
@@ -54,23 +53,3 @@ def shannon_rate_bps(
     """R = B log2(1 + snr / gap); inputs broadcast. An SNR of -inf dB gives rate 0."""
     snr = db_to_linear(np.asarray(snr_db, dtype=float) - gap_db)
     return np.asarray(bandwidth_hz, dtype=float) * np.log1p(snr) / np.log(2.0)
-
-
-def rayleigh_ergodic_capacity(mean_snr_db: float) -> float:
-    """E[log2(1 + g |h|^2)] = e^{1/g} E1(1/g) / ln 2 in bit/s/Hz (Alouini and Goldsmith 1999)."""
-    g = float(db_to_linear(mean_snr_db))
-    return float(np.exp(1.0 / g) * exp1(1.0 / g) / np.log(2.0))
-
-
-def rayleigh_outage(mean_snr_db: float, efficiency: float) -> float:
-    """P(log2(1 + g |h|^2) < R) = 1 - exp(-(2^R - 1) / g)."""
-    g = float(db_to_linear(mean_snr_db))
-    return float(-np.expm1(-(2.0**efficiency - 1.0) / g))
-
-
-def rician_outage(mean_snr_db: float, efficiency: float, k_db: float) -> float:
-    """1 - Q1(sqrt(2K), sqrt(2 (K+1) (2^R - 1) / g)), as a noncentral chi-square distribution."""
-    g, k = float(db_to_linear(mean_snr_db)), float(db_to_linear(k_db))
-    from scipy.stats import ncx2  # seconds to import, for a closed form that runs never need
-
-    return float(ncx2.cdf(2.0 * (k + 1.0) * (2.0**efficiency - 1.0) / g, 2, 2.0 * k))

@@ -106,7 +106,7 @@ def probe_texts(
 ) -> list[Batch]:
     """The texts on which updates are probed in one round, the same for every policy, in parts.
 
-    Each of ``num_adapters`` different adapters has ``gain_examples`` to itself. Where all devices have
+    Each of ``num_adapters`` different adapters has ``gain_examples`` to itself. Where all have
     the same adapter, which takes few passes, there are more, as far as all devices' shares go.
     """
     count = max(

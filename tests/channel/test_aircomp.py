@@ -2,10 +2,29 @@
 
 import numpy as np
 import pytest
+from scipy.special import exp1
 
-from channel.aircomp import aggregate, align, mean_square_error, truncated_mean_power
+from channel.aircomp import aggregate, align
 
 AMPLITUDE = np.array([0.4, 0.9, 1.3, 0.7])
+
+
+def mean_square_error(alignment, *, noise_power: float) -> float:
+    """[sum_k (|h_k b_k| / sqrt(eta) - 1)^2 + sigma^2 / eta] / K^2 for unit-power symbols.
+
+    The sum and K are over those who transmit.
+    """
+    active = alignment.gain[alignment.is_active]
+    bias = np.sum((active / np.sqrt(alignment.eta) - 1.0) ** 2)
+    return float((bias + noise_power / alignment.eta) / len(active) ** 2)
+
+
+def truncated_mean_power(eta_over_gain: float, threshold: float) -> float:
+    """Mean transmit power of truncated inversion over Rayleigh fading: rho0 E1(g).
+
+    Power rho0 / |h|^2 is spent where |h|^2 >= g; a share e^{-g} of the devices transmits.
+    """
+    return eta_over_gain * float(exp1(threshold))
 
 
 @pytest.mark.parametrize(
