@@ -1,7 +1,7 @@
 """Forward selection on a measured loss: what the best allocation for it is worth, nearly.
 
-Dear: it asks for the loss hundreds of times a round. On the very texts on which the devices are
-measured it is an oracle, and no policy that a cloud could follow; on the cloud's own it is one.
+Dear: it asks for the loss hundreds of times a round. It knows the very texts on which the devices
+are measured: a reference from above, and no policy that a cloud could follow.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ class ForwardSelection:
     all devices compete for one budget.
     """
 
+    name = "forward"
     importance: Importance = "second-order"
 
-    def __init__(self, losses: Losses, name: str = "forward") -> None:
-        self._losses, self.name = losses, name
+    def __init__(self, losses: Losses) -> None:
+        self._losses = losses
 
     def learn(self, feedback: RoundFeedback) -> dict[str, float]:
         return {}
@@ -44,7 +45,7 @@ class ForwardSelection:
     def decide(self, observation: RoundObservation) -> Ranks:
         """Ranks within the budget; raises ValueError where it is not shown the updates."""
         if len(observation.updates) != observation.num_devices:
-            raise ValueError(f"policy {self.name} needs the updates themselves in its observation")
+            raise ValueError("policy forward needs the updates themselves in its observation")
         ranks = np.zeros((observation.num_devices, observation.num_projections), dtype=np.int64)
         devices = range(observation.num_devices)
         groups = [list(devices)] if observation.is_shared_band else [[d] for d in devices]

@@ -23,7 +23,7 @@ from airllm.rl.ppo import PpoConfig
 NAMES = (
     "airllm", "paper", "uniform", "random", "adalora", "adalora:blind",
     "greedy:energy", "greedy:gain", "greedy:gain-at-start", "greedy:second-order", "greedy:fisher",
-    "knapsack:energy", "knapsack:gain", "forward", "forward:probe",
+    "knapsack:energy", "knapsack:gain", "forward",
 )  # fmt: skip
 
 # arXiv 2507.11515 and the authors' public configuration.
@@ -67,8 +67,7 @@ class PolicyConfig:
     """airllm, paper, uniform, random, fixed:<rank>, adalora, adalora:blind,
     greedy:<importance> and knapsack:<importance> with the importance energy or gain, greedy also
     with gain-at-start, second-order and fisher; forward, which selects by the loss of the texts the
-    devices are measured on, and forward:probe, by that of gain_examples of the cloud's, both dear;
-    or one of your own, <module>:<class>"""
+    devices are measured on, a dear reference from above; or one of your own, <module>:<class>"""
     ppo: PpoConfig = field(default_factory=PpoConfig)
     ddim: DdimConfig = field(default_factory=DdimConfig)
     r_min: int = 1
@@ -149,10 +148,8 @@ def make_policy(
     r_max: int,
     seed: int,
     losses: Losses | None = None,
-    probe_losses: Losses | None = None,
 ) -> RankPolicy:
-    """The policy of a run; policy forward alone looks at the losses of the devices' own texts, and
-    forward:probe at those of the cloud's.
+    """The policy of a run; policy forward alone looks at the losses of the devices' own texts.
 
     Raises ValueError for a name that is none of the bundled ones'.
     """
@@ -189,11 +186,10 @@ def make_policy(
         )
     if name == "uniform":
         return Uniform(depths, kinds)
-    if name in ("forward", "forward:probe"):
-        measured = losses if name == "forward" else probe_losses
-        if measured is None:
-            raise ValueError(f"policy.name {name!r} needs losses, which are not here")
-        return ForwardSelection(measured, name)
+    if name == "forward":
+        if losses is None:
+            raise ValueError("policy.name 'forward' needs losses, which are not here")
+        return ForwardSelection(losses)
     if name == "random":
         return RandomFeasible(seed)
     if name.startswith("adalora"):

@@ -331,16 +331,7 @@ class Workbench:
         self, round_index: int, device: int, adapters: Sequence[Adapter]
     ) -> NDArray[np.float64]:
         """[adapters] mean losses on a device's own text."""
-        return self._losses(adapters, self.profile(device, 1).batches)
-
-    def probe_losses(
-        self, round_index: int, device: int, adapters: Sequence[Adapter]
-    ) -> NDArray[np.float64]:
-        """[adapters] mean losses on a device's share of the cloud's texts of a round."""
-        count = self.key.num_devices
-        return self._losses(adapters, self.probe_texts(round_index, count, count)[device::count])
-
-    def _losses(self, adapters: Sequence[Adapter], batches: Sequence[Batch]) -> NDArray[np.float64]:
+        batches = self.profile(device, 1).batches
         return np.array([m.loss for m in evaluate_many(self.base, self.head, adapters, batches)])
 
     def policy(self, config: ExperimentConfig, *, seed: int) -> RankPolicy:
@@ -356,5 +347,4 @@ class Workbench:
         return make_policy(
             config.policy, num_projections=len(self.base.specs), depths=depths, kinds=kinds,
             r_max=config.training.r_max, seed=seed, losses=self.losses,
-            probe_losses=self.probe_losses,
         )  # fmt: skip

@@ -203,9 +203,9 @@ def load_experiment(
 
 def _check_federated(config: ExperimentConfig) -> None:
     federated = config.federated
-    if config.policy.name in ("forward", "forward:probe"):
+    if config.policy.name == "forward":
         raise ValueError(
-            f"policy.name {config.policy.name!r} looks at losses with updates that the cloud has, "
+            "policy.name 'forward' looks at losses with updates that the cloud has, "
             "which it has not of what comes up; take another policy or mode = 'remote'"
         )
     if config.policy.name.startswith("adalora"):

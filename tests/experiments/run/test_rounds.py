@@ -8,8 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import evaluate
 from cloud.grids.local_grid import LocalGrid
 from experiments.assembly import workbench as build
 from experiments.config.loader import dump_config, load_config
@@ -204,33 +202,6 @@ def test_forward_selection_ends_below_what_a_formula_ends_at(tiny_toml):
         for policy in ("forward", "greedy:gain", "uniform")
     }
     assert loss["forward"] < min(loss["greedy:gain"], loss["uniform"])
-
-
-def test_forward_selection_by_probe_sees_the_clouds_texts_and_not_the_devices(tiny_toml):
-    config = config_of(
-        tiny_toml, "rounds=1", "payload.coding=residual", "policy.name=forward:probe",
-        "training.gain_examples=24", "training.steps_per_round=12",
-    )  # fmt: skip
-    bench, asked = build.workbench_for(config), []
-    losses = bench.probe_losses
-
-    def watched(round_index, device, adapters):
-        found = losses(round_index, device, adapters)
-        asked.append((device, found))
-        return found
-
-    bench.probe_losses = watched
-    bench.losses = None
-    assert run_simulation(config)["delivered_bits"] > 0
-    zero = Adapter.zero(bench.base.specs)
-    for device in range(config.num_devices):
-        first, *later = (found for d, found in asked if d == device)
-        parts = bench.probe_texts(0, config.num_devices, config.num_devices)[
-            device :: config.num_devices
-        ]
-        assert sum(len(part.labels) for part in parts) == 24
-        assert first == [evaluate(bench.base, bench.head, zero, parts).loss]
-        assert min(found.min() for found in later) < first
 
 
 def test_stacked_devices_only_run_in_one_process(tiny_toml):
