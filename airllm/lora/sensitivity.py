@@ -102,6 +102,7 @@ class _Sums:
 
     def __init__(self, base: BaseModel, residuals: Sequence[Adapter]) -> None:
         self.base, self.residuals, self.count = base, residuals, 0
+        self.dtype = torch.get_default_dtype()
         ranks = np.stack([residual.ranks for residual in residuals])
         self._ends = np.cumsum(ranks, axis=0)  # [devices, projections] of each one's components
         self._all: list[_Factors | None] = []
@@ -116,7 +117,7 @@ class _Sums:
                 shape = (int(ranks[:, p].sum()),)
                 down = torch.cat([c.down[p] for c in residuals])
                 up = torch.cat([c.up[p].mT for c in residuals])
-                self._all.append((down.to(base.device), up.to(base.device)))
+                self._all.append(self._put(down, up))
             self._sums.append(torch.zeros(shape, device=base.device))
 
     def measure(
@@ -137,7 +138,7 @@ class _Sums:
         tables, is_first = torch.empty(0), True  # of the batch and of its first backward pass
 
         def watch(p: int, x: Tensor, delta: Tensor) -> None:
-            x, delta = x.flatten(0, -2).float(), delta.flatten(0, -2).float()
+            x, delta = x.flatten(0, -2).to(self.dtype), delta.flatten(0, -2).to(self.dtype)
             if is_first:
                 table, own = tables[0], self._add(device, p, x, delta)
             else:
@@ -188,7 +189,11 @@ class _Sums:
             return factors[0][rows], factors[1][rows]
         residual = self.residuals[device]
         down, up = residual.down[projection], residual.up[projection].mT
-        return down.to(self.base.device), up.to(self.base.device)
+        return self._put(down, up)
+
+    def _put(self, down: Tensor, up: Tensor) -> _Factors:
+        device = self.base.device
+        return down.to(device, self.dtype), up.to(device, self.dtype)
 
     def pooled_gain(self, width: int) -> Array:
         """[devices, projections, width] decreases of the mean loss."""

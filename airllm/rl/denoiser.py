@@ -54,7 +54,7 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, steps: Tensor, context: Tensor) -> Tensor:
         """x [rows, size], steps [rows], context [rows, num_context] -> [rows, size]."""
         exponent = torch.arange(_NUM_FREQUENCIES) / _NUM_FREQUENCIES
-        angle = steps[:, None].float() * 10_000.0**-exponent  # [rows, frequencies]
+        angle = steps[:, None] * 10_000.0**-exponent  # [rows, frequencies]
         h = self.enter(torch.cat([x, context, angle.sin(), angle.cos()], dim=1))
         for block in self.blocks:
             h = h + block(h)

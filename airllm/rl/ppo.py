@@ -206,5 +206,5 @@ class Ppo:
 
 
 def tensor(array: NDArray[np.float64]) -> Tensor:
-    """As fp32, which the networks compute in."""
-    return torch.as_tensor(np.asarray(array, dtype=np.float32))
+    """In the full precision that the networks compute in, torch's default."""
+    return torch.as_tensor(array, dtype=torch.get_default_dtype())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from airllm.data.complexity import oov_rate, reference_vocabulary, token_entropy
@@ -49,10 +50,12 @@ class _Key:
     num_devices: int
     examples_per_device: int
     eval_batch_size: int
+    dtype: torch.dtype
+    """of full precision, torch's default"""
 
 
 @lru_cache(maxsize=1)
-def _base(model: ModelConfig, seed: int, num_classes: int) -> BaseModel:
+def _base(model: ModelConfig, seed: int, num_classes: int, dtype: torch.dtype) -> BaseModel:
     return load_base(model, seed=seed, num_classes=num_classes)
 
 
@@ -66,6 +69,7 @@ def workbench_key(config: ExperimentConfig) -> _Key:
     return _Key(
         config.mode, config.model, config.data, config.training, config.seed, config.rounds,
         config.num_devices, config.examples_per_device, config.runtime.eval_batch_size,
+        torch.get_default_dtype(),
     )  # fmt: skip
 
 
@@ -100,7 +104,8 @@ class Workbench:
         # Where devices train it, the head is one more projection.
         is_trained = self.key.mode == "federated" and self.key.model.task == "classify"
         num_classes = len(self._loaded.train.label_names) if is_trained else 0
-        return _base(self.key.model, self.key.seed if is_tiny else 0, num_classes)
+        seed = self.key.seed if is_tiny else 0
+        return _base(self.key.model, seed, num_classes, self.key.dtype)
 
     @cached_property
     def _loaded(self) -> TextSplits:

@@ -196,7 +196,12 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    if cls not in _known_hints:
+        _known_hints[cls] = typing.get_type_hints(cls)
+    return _known_hints[cls]
+
+
+_known_hints: dict[type, dict[str, Any]] = {}
 
 
 def _keys(cls: type, prefix: str = "") -> Iterator[str]:

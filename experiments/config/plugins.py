@@ -18,8 +18,8 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from functools import cache, partial
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def is_own(kind: str, name: str) -> bool:
     target = _target(name)
     if KINDS[kind].is_bundled(target):
         return False
-    is_offered = target in entry_points(group=KINDS[kind].group).names
+    is_offered = target in _offered(KINDS[kind]).names
     return bool(_MODULE.fullmatch(target)) or is_offered
 
 
@@ -118,7 +118,17 @@ def policy_preset(name: str) -> dict[str, Any]:
 
 
 def _others(kind: str) -> tuple[str, ...]:
-    return (*sorted(entry_points(group=KINDS[kind].group).names), "<module>:<object>")
+    return (*sorted(_offered(KINDS[kind]).names), "<module>:<object>")
+
+
+def _offered(kind: Kind) -> EntryPoints:
+    """What installed packages offer."""
+    return _all_offered(tuple(sys.path)).select(group=kind.group)
+
+
+@cache
+def _all_offered(path: tuple[str, ...]) -> EntryPoints:
+    return entry_points()  # all metadata files of ``path`` are read, which takes 10 ms
 
 
 def make_own(kind: str, name: str, **offered: Any) -> Any:
@@ -275,7 +285,7 @@ def _parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def _find(kind: Kind, target: str, where: str) -> Any:
-    points = entry_points(group=kind.group)
+    points = _offered(kind)
     if _MODULE.fullmatch(target):
         point = EntryPoint(target, target, kind.group)
     elif target in points.names:

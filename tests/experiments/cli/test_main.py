@@ -129,7 +129,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, call, tmp
         ("data.source=absent.csv", "data file absent.csv does not exist"),
         ("data.text_column=sentence", "has no 'sentence' in row 1 (its columns: text, label)"),
         ("model.name=facebook/opt-1.3b", "hf download facebook/opt-1.3b"),
-        ("model.targets=nothing", "match no linear projection"),
+        ("model.targets=nothing", "matches no linear projection"),
     ],
 )
 def test_what_is_found_out_late_is_said_the_same_way(

@@ -184,7 +184,7 @@ def test_scenarios_span_codings_sharers_and_rounds(config):
         assert len(s.start.residuals) == expected
 
 
-def test_a_recorded_run_is_the_run_that_the_federation_makes(tiny_toml):
+def test_a_recorded_run_is_the_run_that_the_federation_makes(tiny_toml, float64):
     """The environment's short cut and the real round agree on ranks, losses and deliveries."""
     from experiments.learning.learn import _world
 
@@ -213,8 +213,7 @@ def test_a_recorded_run_is_the_run_that_the_federation_makes(tiny_toml):
             patch.setattr(module, "Recorder", Spy)
             run_simulation(config)
         for start, (ranks, loss) in zip(starts, seen, strict=True):
-            np.testing.assert_allclose(start.loss, loss, rtol=1e-4)
-
+            np.testing.assert_allclose(start.loss, loss, rtol=1e-6)
             episode = Episode(
                 Scenario(start, config.channel, config.seed, 0), start.loss, start.first_loss
             )

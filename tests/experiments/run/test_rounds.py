@@ -101,7 +101,7 @@ def test_a_blind_policy_misses_its_deadline_and_the_device_keeps_what_it_has(tin
     assert (rounds["reward"] < 0).all()
 
 
-def test_a_wide_band_delivers_the_masters_own_accuracy(tiny_toml, tmp_path):
+def test_a_wide_band_delivers_the_masters_own_accuracy(tiny_toml, tmp_path, float64):
     sets = ("policy.name=fixed:4", "channel.bandwidth_hz=1e9", "payload.number_format=fp32")
     sets += ("payload.coding=absolute", "training.steps_per_round=30")
     summary = run_simulation(config_of(tiny_toml, *sets), tmp_path)
