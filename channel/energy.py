@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
-from channel.checks import check
+import pydantic.dataclasses
+from pydantic import Field
+
+from channel.bounds import NUMPY, STRICT, NonNegative
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=STRICT)
 class EnergyConfig:
     """Powers and the constants of the usual models."""
 
-    receive_power_w: float = 0.5
+    receive_power_w: NonNegative = 0.5
     """drawn while receiving"""
-    idle_power_w: float = 0.01
+    idle_power_w: NonNegative = 0.01
     """drawn over the rest of a round"""
-    transmit_power_w: float = 0.2
+    transmit_power_w: NonNegative = 0.2
     """radiated while transmitting, where no geometry says it (path.device_power_dbm)"""
-    amplifier_efficiency: float = 0.35
+    amplifier_efficiency: Annotated[float, Field(gt=0, le=1), NUMPY] = 0.35
     """radiated power over the power the amplifier draws"""
-    circuit_power_w: float = 0.1
+    circuit_power_w: NonNegative = 0.1
     """drawn by the rest of the transmitter"""
-
-    def __post_init__(self) -> None:
-        for key in ("receive_power_w", "idle_power_w", "transmit_power_w", "circuit_power_w"):
-            check(f"energy.{key}", getattr(self, key), lambda v: v >= 0, ">= 0 and finite")
-        check(
-            "energy.amplifier_efficiency", self.amplifier_efficiency, lambda v: 0.0 < v <= 1.0,
-            "in (0, 1]",
-        )  # fmt: skip
 
 
 def receive_energy_j(config: EnergyConfig, airtime_s: float) -> float:

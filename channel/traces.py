@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pydantic.dataclasses
 from numpy.typing import NDArray
 
 from channel.adaptation import CQI_THRESHOLD_DB
+from channel.bounds import STRICT, Positive
 
 Array = NDArray[np.float64]
 
-KINDS = ("snr_db", "cqi", "throughput")
+Kind = Literal["snr_db", "cqi", "throughput"]
 MISSING = ("", "-", "nan", "na", "n/a", "null", "none")
 _MAX_SNR_DB = 300.0  # more is a mistake in the file
 _MAX_EFFICIENCY = 100.0  # bit/s/Hz, Shannon's at 300 dB
@@ -21,31 +24,29 @@ _TIME_UNITS_S = {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6}
 _UNITS_BPS = {"bit/s": 1.0, "kbit/s": 1e3, "mbit/s": 1e6, "mbits/sec": 1e6, "gbit/s": 1e9}
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=STRICT)
 class TraceFormat:
     """How to read a file: which column is what, and in what unit."""
 
     value_column: str
     """name, or number from 0 where there is no header"""
-    kind: str
+    kind: Kind
     """'snr_db', 'cqi' or 'throughput'"""
     time_column: str = ""
     """name or number; empty: rows are ``step_s`` apart"""
     time_format: str = "seconds"
     """'seconds', 'milliseconds', 'microseconds', 'iso' (dates of ISO 8601), or a strptime pattern
     such as '%Y.%m.%d_%H.%M.%S'; dates without a zone count as UTC"""
-    step_s: float = 1.0
+    step_s: Positive = 1.0
     """time between rows where there is no column of time"""
     unit: str = "bit/s"
     """of throughput: bit/s, kbit/s, Mbit/s or Gbit/s"""
     delimiter: str = ","
     has_header: bool = True
-    max_gap_s: float = 10.0
+    max_gap_s: Positive = 10.0
     """longer gaps are closed: the trace goes on as if no time had passed"""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.unit.lower() not in _UNITS_BPS:
             raise ValueError(f"unit must be one of {', '.join(_UNITS_BPS)}, got {self.unit!r}")
         if self.time_format not in (*_TIME_UNITS_S, "iso") and "%" not in self.time_format:
@@ -53,9 +54,6 @@ class TraceFormat:
                 f"time_format must be one of {', '.join(_TIME_UNITS_S)}, iso, or a pattern such as "
                 f"'%Y.%m.%d_%H.%M.%S', got {self.time_format!r}"
             )
-        for key in ("step_s", "max_gap_s"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"{key} must be > 0, got {getattr(self, key)}")
 
 
 # The formats of three public data sets, and the plain one that our own files have.

@@ -6,30 +6,33 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import pydantic.dataclasses
 from numpy.typing import NDArray
+from pydantic import Field
 
-from airllm.checks import check, check_least
+from airllm.bounds import NUMPY, STRICT, CountOrZero, Positive, Several
 from airllm.data.docstrings import load_sentences
 from airllm.data.files import SUFFIXES, is_missing, read_cell, read_table, shorten
-from airllm.data.partition import KINDS
+from airllm.data.partition import Partition
 
 _SPLIT_STREAM, _CUT_STREAM = 31, 32
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=STRICT)
 class DataConfig:
     """The text, its labels, and how devices share it."""
 
-    source: str = "docstrings"
+    source: Annotated[str, Field(min_length=1)] = "docstrings"
     """'docstrings', 'sst2', a local csv, tsv, jsonl, parquet or TREC .label file, the id of a
     Hugging Face dataset, or one of your own, <module>:<function>"""
     configuration: str = ""
     """of a Hugging Face dataset that has several, the one to take"""
     eval_source: str = ""
     """local file of the devices' text; empty: a part of the source is held out for them"""
-    text_column: str = "text"
+    text_column: Annotated[str, Field(min_length=1)] = "text"
     """name of the column with the text"""
     eval_text_column: str = ""
     """the same in the evaluation file, where it has another name; empty: text_column"""
@@ -40,35 +43,25 @@ class DataConfig:
     from 0"""
     encoding: str = "auto"
     """of local files: 'auto' (UTF-8, or else Windows-1252) or a name that Python knows"""
-    eval_fraction: float = 0.2
+    eval_fraction: Annotated[float, Field(gt=0, lt=1), NUMPY] = 0.2
     """share held out for the devices where there is no evaluation text"""
-    max_train: int = 0
+    max_train: CountOrZero = 0
     """training examples to keep, drawn with the seed; 0: all"""
-    max_eval: int = 0
+    max_eval: CountOrZero = 0
     """evaluation examples to keep, drawn with the seed; 0: all"""
-    packages: tuple[str, ...] = (
+    packages: Several[str] = (
         "torch", "numpy", "scipy", "matplotlib", "pandas", "transformers", "diffusers", "flwr",
         "networkx", "sympy",
     )  # fmt: skip
     """installed packages whose docstrings make the corpus, one class each (docstrings)"""
-    sentences_per_class: int = 1000
+    sentences_per_class: Annotated[int, Field(ge=2), NUMPY] = 1000
     """distinct sentences from each of them (docstrings)"""
-    partition: str = "iid"
+    partition: Partition = "iid"
     """how devices share the text: 'iid', 'dirichlet' (label skew), 'complexity' (sorted)"""
-    dirichlet_alpha: float = 0.5
+    dirichlet_alpha: Positive = 0.5
     """concentration of the label mixes; small: few labels a device (dirichlet)"""
 
     def __post_init__(self) -> None:
-        if not self.source or not self.text_column:
-            raise ValueError("data.source and data.text_column must not be empty")
-        if self.partition not in KINDS:
-            raise ValueError(
-                f"data.partition must be one of {', '.join(KINDS)}, got {self.partition!r}"
-            )
-        check("data", self, "eval_fraction", lambda v: 0.0 < v < 1.0, "in (0, 1)")
-        check("data", self, "dirichlet_alpha", lambda v: v > 0, "> 0")
-        check("data", self, "max_train max_eval", lambda v: v >= 0, ">= 0 (0: all)")
-        check_least("data", self, "sentences_per_class", 2)
         try:
             "".encode("utf-8" if self.encoding == "auto" else self.encoding)
         except (LookupError, ValueError):

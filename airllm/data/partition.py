@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-KINDS = ("iid", "dirichlet", "complexity")
+Partition = Literal["iid", "dirichlet", "complexity"]
 _STREAM = 30
 
 
@@ -15,7 +16,7 @@ def partition(
     labels: NDArray[np.int64],
     *,
     num_devices: int,
-    kind: str,
+    kind: Partition,
     alpha: float = 0.5,
     complexity: Sequence[float] | None = None,
     seed: int,
@@ -26,6 +27,8 @@ def partition(
     2019): device by device, from what is left of each label. ``complexity`` sorts by the given
     value, so that device 0 has the plainest text and the last the most complex.
     """
+    if kind not in get_args(Partition):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Partition))}, got {kind!r}")
     total = len(labels)
     if num_devices < 1:
         raise ValueError(f"num_devices must be >= 1, got {num_devices}")
@@ -41,12 +44,10 @@ def partition(
         if complexity is None or len(complexity) != total:
             raise ValueError("partition by complexity needs one value for each example")
         order = np.argsort(np.asarray(complexity), kind="stable")
-    elif kind == "dirichlet":
+    else:
         if not alpha > 0:
             raise ValueError(f"alpha must be > 0, got {alpha}")
         order = _dirichlet_order(labels, num_devices, alpha, rng)
-    else:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     return [np.sort(part).astype(np.int64) for part in np.array_split(order, num_devices)]
 
 

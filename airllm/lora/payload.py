@@ -12,19 +12,23 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
+import pydantic.dataclasses
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from airllm.checks import check_least, check_one_of
+from airllm.bounds import STRICT, Count
 from airllm.lora.adapter import Adapter, accumulate
 from airllm.models.projections import ProjectionSpec
 
 VERSION = 1
-FORMATS = ("fp32", "fp16", "bf16", "int8")
-CODINGS = ("absolute", "residual")
+NumberFormat = Literal["fp32", "fp16", "bf16", "int8"]
+Coding = Literal["absolute", "residual"]
+FORMATS: tuple[NumberFormat, ...] = get_args(NumberFormat)
+CODINGS: tuple[Coding, ...] = get_args(Coding)
 MAX_RANK = 255  # a rank is one byte
 _HALF = 0x80  # flag: the down factors are shared and not sent
 _BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8}
@@ -36,22 +40,17 @@ class PayloadError(Exception):
     """Bytes that are not an intact payload; the receiver keeps what it has."""
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=STRICT)
 class PayloadConfig:
     """How an update is written for the air."""
 
-    number_format: str = "fp16"
+    number_format: NumberFormat = "fp16"
     """'fp32', 'fp16', 'bf16' or 'int8' (one scale for each row and column)"""
-    coding: str = "residual"
+    coding: Coding = "residual"
     """'residual': the difference from what the device holds is sent, so that what was cut in one
     round comes in another; 'absolute': each update replaces the one before"""
-    adapter_rank: int = 24
+    adapter_rank: Count = 24
     """rank to which a device recompresses what it has accumulated (residual coding)"""
-
-    def __post_init__(self) -> None:
-        check_one_of("payload", self, "number_format", FORMATS)
-        check_one_of("payload", self, "coding", CODINGS)
-        check_least("payload", self, "adapter_rank", 1)
 
 
 @dataclass(frozen=True, slots=True)

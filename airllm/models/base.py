@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import pydantic.dataclasses
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from airllm.bounds import NUMPY, STRICT, Several
 from airllm.models.adapter_bank import AdapterBank
 from airllm.models.check import (
     num_embeddings,
@@ -19,42 +21,29 @@ from airllm.models.check import (
 from airllm.models.device import resolve_device, resolve_precision
 from airllm.models.projections import HeadLayer, ProjectionSpec, find_projections
 
+Precision = Literal["auto", "fp32", "bf16"]
 
-@dataclass(frozen=True, slots=True)
+
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=STRICT)
 class ModelConfig:
     """Base model: its origin, task and arithmetic."""
 
-    name: str = "minilm"
+    name: Annotated[str, Field(min_length=1)] = "minilm"
     """'minilm', a Hugging Face id, a local folder, a GGUF file (read to full precision), or
     tiny:bert|opt|gpt2|llama (random weights)"""
-    task: str = "classify"
+    task: Literal["classify", "causal"] = "classify"
     """'classify' (a label for each text) or 'causal' (next-token loss and perplexity)"""
-    pooling: str = "mean"
+    pooling: Literal["mean", "cls", "last"] = "mean"
     """token features that the classification head reads: 'mean', 'cls' (first) or 'last'"""
-    max_length: int = 32
+    max_length: Annotated[int, Field(ge=2), NUMPY] = 32
     """tokens a text is cut to"""
-    targets: tuple[str, ...] = ()
+    targets: Several[str] = ()
     """endings of the projections that take LoRA, such as 'query'; empty: every linear projection
     of every transformer block"""
-    precision: str = "auto"
+    precision: Precision = "auto"
     """'fp32', 'bf16', or 'auto': bf16 where the hardware multiplies it fast"""
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """'cpu', 'cuda', or 'auto': CUDA where there is one"""
-
-    def __post_init__(self) -> None:
-        _one_of("model.task", self.task, ("classify", "causal"))
-        _one_of("model.pooling", self.pooling, ("mean", "cls", "last"))
-        _one_of("model.precision", self.precision, ("auto", "fp32", "bf16"))
-        _one_of("model.device", self.device, ("auto", "cpu", "cuda"))
-        if self.max_length < 2:
-            raise ValueError(f"model.max_length must be at least 2 tokens, got {self.max_length}")
-        if not self.name:
-            raise ValueError("model.name must not be empty; 'minilm' is the default")
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{key} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 class BaseModel:

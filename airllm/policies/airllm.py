@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ _STREAM = 50
 Array = NDArray[np.float64]
 
 NUM_COARSE = 16  # as published: budget fraction, level of the scaled utilities, and 14 priorities
-PROPOSERS = ("ppo", "direct", "none")
-REFINERS = ("ddim", "mlp", "none")
+ProposerKind = Literal["ppo", "direct", "none"]
+RefinerKind = Literal["ddim", "mlp", "none"]
 _NUM_CELL = 2  # the components that are about the whole cell
 _LABEL_WIDTH = 8
 _MIN_FRACTION = 0.3

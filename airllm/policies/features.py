@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from airllm.policies.knapsack import fit_budget
 from airllm.policies.observation import Array, RoundObservation
 
-HIDEABLE = ("link", "complexity", "loss", "round", "utility")
+Hideable = Literal["link", "complexity", "loss", "round", "utility"]
 LARGEST = 1e6  # no number in a row is beyond it
 _NUM_THIRDS = 3
 _MAX_LOSS = 20.0  # nats; a uniform guess over 100,000 tokens costs 11.5
@@ -20,7 +21,7 @@ class Features:
     """Turns a round's observation into one row of numbers for each device.
 
     A row holds the device's own numbers beside their mean over the devices, so that one network
-    with shared weights sees what the others compete with. ``hide`` names groups of `HIDEABLE` that
+    with shared weights sees what the others compete with. ``hide`` names groups of `Hideable` that
     are zero, for ablations.
     """
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, cast
 
-from airllm.checks import check, check_least, check_one_of
+import pydantic.dataclasses
+
+from airllm.bounds import STRICT, CountOrZero, NonNegative, Several
 from airllm.lora.sensitivity import Importance
-from airllm.policies.airllm import PROPOSERS, REFINERS, AirLlmPolicy
+from airllm.policies.airllm import AirLlmPolicy, ProposerKind, RefinerKind
 from airllm.policies.base import RankPolicy
-from airllm.policies.features import HIDEABLE
+from airllm.policies.features import Hideable
 from airllm.policies.formulas import AdaLora, Fixed, Greedy, Knapsack, RandomFeasible, Uniform
 from airllm.policies.forward_selection import ForwardSelection, Losses
 from airllm.policies.paper import PaperPolicy
@@ -59,7 +60,7 @@ PAPER: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=STRICT)
 class PolicyConfig:
     """Which policy decides the ranks, and the settings of a learned one."""
 
@@ -70,41 +71,27 @@ class PolicyConfig:
     devices are measured on, a dear reference from above; or one of your own, <module>:<class>"""
     ppo: PpoConfig = field(default_factory=PpoConfig)
     ddim: DdimConfig = field(default_factory=DdimConfig)
-    r_min: int = 1
+    r_min: CountOrZero = 1
     """smallest rank of a projection (paper alone; the others may leave projections out)"""
-    priority_scale: float = 1.0
+    priority_scale: NonNegative = 1.0
     """a priority of 1 counts a projection's utility e^this times (airllm)"""
-    refine_std: float = 0.1
+    refine_std: NonNegative = 0.1
     """exploration in the priorities of single projections (airllm)"""
     path: str = ""
     """folder of a policy that `airllm learn` has saved, or the name of a bundled one; it brings its
     own settings (airllm)"""
-    proposer: str = "ppo"
+    proposer: ProposerKind = "ppo"
     """'ppo' proposes 16 numbers; 'direct': one for every projection; 'none': zeros (airllm)"""
-    refiner: str = "ddim"
+    refiner: RefinerKind = "ddim"
     """'ddim' refines them; 'mlp': a network of its size, without diffusion; 'none' (airllm)"""
-    hide: tuple[str, ...] = ()
+    hide: Several[Hideable] = ()
     """what the networks do not see: link, complexity, loss, round, utility (airllm)"""
     is_exploring: bool = False
     """True: proposals are drawn and learned from; False: the policy's mode, nothing learned"""
 
     def __post_init__(self) -> None:
-        of = ("policy", self)
-        check(
-            *of, "priority_scale refine_std", lambda v: v >= 0 and math.isfinite(v),
-            ">= 0 and finite",
-        )  # fmt: skip
-        check_one_of(*of, "proposer", PROPOSERS)
-        check_one_of(*of, "refiner", REFINERS)
         if self.path and self.name != "airllm":
             raise ValueError(f"policy.path is for policy airllm alone, got it with {self.name!r}")
-        if unknown := sorted(set(self.hide) - set(HIDEABLE)):
-            near = difflib.get_close_matches(unknown[0], HIDEABLE, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"policy.hide must name {', '.join(HIDEABLE)}, got {unknown[0]!r}{hint}"
-            )
-        check_least(*of, "r_min", 0)
 
 
 def is_bundled(name: str) -> bool:

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from typing import Literal
 
-KINDS = ("paired", "paper")
+import pydantic.dataclasses
+
+from airllm.bounds import STRICT, NonNegative
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=STRICT)
 class RewardConfig:
     """How the reward weighs loss against air time."""
 
-    kind: str = "paired"
+    kind: Literal["paired", "paper"] = "paired"
     """'paired': the loss before the update less the loss after it, on the same examples;
     'paper': minus the loss, with a penalty on plans that do not fit"""
-    cost_weight: float = 0.1
+    cost_weight: NonNegative = 0.1
     """lambda, in nats for a device's whole share of the air time"""
-    violation_penalty: float = 10.0
+    violation_penalty: NonNegative = 10.0
     """of a plan beyond the latency budget ('paper')"""
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"reward.kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        for key in ("cost_weight", "violation_penalty"):
-            value = getattr(self, key)
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"reward.{key} must be >= 0 and finite, got {value}")
 
 
 def paired_reward(

@@ -6,72 +6,59 @@ unconditional, 1 conditional, above 1 more of the condition.
 
 from __future__ import annotations
 
-import math
 import typing
 from copy import copy
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Literal, Protocol, get_args
 
+import pydantic.dataclasses
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from airllm.checks import check, check_least, check_one_of
+from airllm.bounds import NUMPY, STRICT, Count, Number, Positive, Whole
 from airllm.rl.actor_critic import MAX_WIDTH
 
 if typing.TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-PREDICTIONS = ("sample", "epsilon", "v_prediction")
+Prediction = Literal["sample", "epsilon", "v_prediction"]
+PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=STRICT)
 class DdimConfig:
     """The diffusion refiner's settings."""
 
-    hidden: int = 128
+    hidden: Annotated[int, Field(ge=1, le=MAX_WIDTH), NUMPY] = 128
     """width of the denoiser"""
-    num_blocks: int = 2
+    num_blocks: Annotated[int, Field(ge=1, le=64), NUMPY] = 2
     """residual blocks of the denoiser"""
-    prediction: str = "sample"
+    prediction: Prediction = "sample"
     """what the denoiser predicts: 'sample' (x0), 'epsilon' or 'v_prediction'"""
-    train_steps: int = 1000
+    train_steps: Annotated[int, Field(ge=2, le=100_000), NUMPY] = 1000
     """diffusion steps of the forward process"""
-    sampling_steps: int = 10
+    sampling_steps: Count = 10
     """steps of the deterministic sampler"""
-    guidance: float = 1.5
+    guidance: Number = 1.5
     """weight w of classifier-free guidance"""
-    condition_dropout: float = 0.1
+    condition_dropout: Annotated[float, Field(ge=0, lt=1), NUMPY] = 0.1
     """share of training rows whose condition is replaced by none"""
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     """of Adam"""
-    batch_size: int = 64
+    batch_size: Count = 64
     """rows of an update, from the replay"""
-    updates_per_turn: int = 8
+    updates_per_turn: Whole = 8
     """updates each time it is DDIM's turn"""
-    replay_size: int = 10_000
+    replay_size: Count = 10_000
     """rows that the replay holds"""
 
     def __post_init__(self) -> None:
-        of = ("policy.ddim", self)
-        check_one_of(*of, "prediction", PREDICTIONS)
-        check_least(*of, "hidden num_blocks sampling_steps batch_size replay_size", 1)
-        check(*of, "hidden", lambda v: v <= MAX_WIDTH, f"<= {MAX_WIDTH}")
-        check(*of, "num_blocks", lambda v: v <= 64, "<= 64")
-        check(*of, "train_steps", lambda v: v <= 100_000, "<= 100000")
-        if self.train_steps < 2:
-            raise ValueError(
-                f"policy.ddim.train_steps must be >= 2, got {self.train_steps}: one step leaves "
-                f"signal where the sampler starts from noise"
-            )
         if self.sampling_steps > self.train_steps:
             raise ValueError(
-                f"policy.ddim.sampling_steps {self.sampling_steps} must not exceed train_steps "
-                f"{self.train_steps}"
+                f"policy.ddim.sampling_steps {self.sampling_steps} must not exceed "
+                f"policy.ddim.train_steps {self.train_steps}"
             )
-        check(*of, "condition_dropout", lambda v: 0.0 <= v < 1.0, "in [0, 1)")
-        if not (self.learning_rate > 0 and math.isfinite(self.guidance)):
-            raise ValueError("policy.ddim.learning_rate must be > 0 and guidance finite")
 
 
 class Predictor(Protocol):

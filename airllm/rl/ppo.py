@@ -5,64 +5,56 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pydantic.dataclasses
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
-from airllm.checks import check, check_least, check_one_of
-from airllm.rl.actor_critic import ACTIVATIONS, MAX_WIDTH, ActorCritic, RunningNorm
+from airllm.bounds import NUMPY, STRICT, Count, NonNegative, Number, Positive, Share
+from airllm.rl.actor_critic import MAX_WIDTH, ActorCritic, RunningNorm
 from airllm.rl.rollout import Segment
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=STRICT)
 class PpoConfig:
     """PPO's settings; the symbols are those of the paper."""
 
-    hidden: int = 64
+    hidden: Annotated[int, Field(ge=1, le=MAX_WIDTH), NUMPY] = 64
     """width of the two hidden layers of actor and critic"""
-    activation: str = "tanh"
+    activation: Literal["tanh", "mish"] = "tanh"
     """'tanh' or 'mish'"""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """of Adam"""
-    update_epochs: int = 4
+    update_epochs: Count = 4
     """K, passes over the rows of an update"""
-    minibatch_size: int = 64
+    minibatch_size: Count = 64
     """rows of a minibatch"""
-    clip_coef: float = 0.2
+    clip_coef: Positive = 0.2
     """epsilon of the clipped objective"""
-    gamma: float = 0.5
+    gamma: Share = 0.5
     """discount from round to round; most of an allocation's utility shows in its own round"""
-    gae_lambda: float = 0.95
+    gae_lambda: Share = 0.95
     """lambda of the generalised advantage estimate"""
-    ent_coef: float = 0.0
+    ent_coef: Number = 0.0
     """c2, bonus for the entropy of the policy"""
-    vf_coef: float = 0.5
+    vf_coef: Number = 0.5
     """c1, weight of the critic's squared error"""
-    vf_clip_coef: float = 0.0
+    vf_clip_coef: NonNegative = 0.0
     """how far a value may move in one update; 0: as far as it likes"""
     norm_reward: bool = False
     """True: rewards are divided by the standard deviation of the discounted return so far"""
-    max_grad_norm: float = 0.5
+    max_grad_norm: Positive = 0.5
     """bound on the norm of the gradient"""
-    target_kl: float = 0.05
+    target_kl: Positive = 0.05
     """an update stops early once the policy has moved by this divergence (a huge one: never)"""
-    log_std: float = -2.0
+    log_std: Number = -2.0
     """initial log standard deviation of the proposal, before tanh"""
-    num_steps: int = 4
+    num_steps: Count = 4
     """rounds between two updates"""
-
-    def __post_init__(self) -> None:
-        of = ("policy.ppo", self)
-        check_one_of(*of, "activation", ACTIVATIONS)
-        check_least(*of, "hidden update_epochs minibatch_size num_steps", 1)
-        check(*of, "hidden", lambda v: v <= MAX_WIDTH, f"<= {MAX_WIDTH}")
-        check(*of, "gamma gae_lambda", lambda v: 0.0 <= v <= 1.0, "in [0, 1]")
-        check_least(*of, "vf_clip_coef", 0)
-        check(*of, "learning_rate clip_coef max_grad_norm target_kl", lambda v: v > 0, "> 0")
 
 
 class Ppo:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from airllm.checks import check, check_least, check_one_of, check_positive
-from airllm.lora.local_update import STARTS
+import pydantic.dataclasses
+from pydantic import Field
+
+from airllm.bounds import (
+    NUMPY,
+    STRICT,
+    Count,
+    CountOrZero,
+    Decibel,
+    NonNegative,
+    Positive,
+    Several,
+    Share,
+)
 from cloud.aggregation.aggregate import AGGREGATORS
 from cloud.aggregation.robust import ROBUST
 
-SENDS = ("change", "adapter")
-WEIGHTS = ("examples", "uniform", "norm")
 FACTORED = ("zero-padding", "naive", "frozen-a", "trimmed", "aircomp")
 """aggregators that average factors: devices send these, and a component's place is its meaning"""
 SHARED_A = ("frozen-a", "trimmed", "aircomp")
@@ -42,7 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=STRICT)
 class FederatedConfig:
     """What devices train and send, how the cloud merges it, and who takes part."""
 
@@ -53,75 +61,65 @@ class FederatedConfig:
     """exact, rank-partition, stacking, zero-padding, naive, frozen-a, aircomp, or one of your own,
     <module>:<class>; against malicious devices: clipped (by the median norm) and trimmed (a trimmed
     mean over a frozen A)"""
-    sends: str = "change"
+    sends: Literal["change", "adapter"] = "change"
     """'change': what training has added to what a device holds; 'adapter': the trained components
     whole (exact, rank-partition and stacking; the other aggregators take factors)"""
-    start: str = "device"
+    start: Literal["device", "fresh"] = "device"
     """'device': training goes on with the strongest components of the device's adapter; 'fresh':
     with random ones"""
-    weights: str = "examples"
+    weights: Literal["examples", "uniform", "norm"] = "examples"
     """of devices in the mean: by their 'examples', 'uniform', or by the 'norm' of their update"""
-    server_learning_rate: float = 1.0
+    server_learning_rate: Positive = 1.0
     """of the merged change (sends = 'change')"""
-    local_steps: int = 5
+    local_steps: Count = 5
     """optimiser steps of a device in a round"""
-    local_batch_size: int = 16
+    local_batch_size: Count = 16
     """examples of such a step"""
-    local_learning_rate: float = 3e-3
+    local_learning_rate: Positive = 3e-3
     """AdamW, constant"""
-    cloud_steps: int = 0
+    cloud_steps: CountOrZero = 0
     """steps by which the cloud fine-tunes the merged adapter on its own text, each round"""
-    ranks: tuple[int, ...] = ()
+    ranks: Several[Count] = ()
     """largest rank of device d: entry d modulo their number; empty: training.r_max"""
-    hardware: tuple[str, ...] = ("phone",)
+    hardware: Annotated[Several[str], Field(min_length=1)] = ("phone",)
     """what device d computes with: entry d modulo their number; a profile's name, a TOML file,
     or one of your own, <module>:<function>"""
-    participants: int = 0
+    participants: CountOrZero = 0
     """devices sampled for a round, or at work at a time (buffer > 0); 0: all"""
-    buffer: int = 0
+    buffer: CountOrZero = 0
     """0: rounds are synchronous; else devices go on by themselves, and whenever so many updates
     have come in they are merged, which counts as a round (FedBuff)"""
-    staleness_exponent: float = 0.5
+    staleness_exponent: NonNegative = 0.5
     """an update that is t merges old weighs (1 + t) to the minus this (buffer > 0)"""
-    deadline_s: float = 0.0
+    deadline_s: NonNegative = 0.0
     """virtual time from a round's start after which no update counts; 0: all are waited for"""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """probability that a device drops out of a round: before, during or after its download, or
     during its upload"""
-    air_threshold_db: float = 0.0
+    air_threshold_db: Decibel = 0.0
     """uplink SNR below which a device stays silent, and with which all others arrive (aircomp)"""
-    privacy_noise: float = 0.0
+    privacy_noise: Annotated[float, Field(ge=0, le=1e6), NUMPY] = 0.0
     """standard deviation of the noise on a device's update over its sensitivity, which is twice
     privacy_clip; 0: none. Only where A is frozen, and rounds are synchronous"""
-    privacy_clip: float = 1.0
+    privacy_clip: Positive = 1.0
     """Frobenius norm that the change of a round's update is cut to before (privacy_noise > 0)"""
-    privacy_delta: float = 1e-5
+    privacy_delta: Annotated[float, Field(gt=0, lt=1), NUMPY] = 1e-5
     """at which privacy_epsilon, that of all of a device's updates, is given (privacy_noise > 0)"""
-    max_norm: float = 1e3
+    max_norm: Positive = 1e3
     """largest Frobenius norm of an update that the cloud takes for honest"""
 
     def __post_init__(self) -> None:
         method_values(self.method)
-        of = ("federated", self)
-        for key, known in (("sends", SENDS), ("start", STARTS), ("weights", WEIGHTS)):
-            check_one_of(*of, key, known)
-        check_least(*of, "local_steps local_batch_size", 1)
-        check_positive(*of, "server_learning_rate local_learning_rate max_norm privacy_clip")
-        check(
-            *of, "cloud_steps participants deadline_s buffer staleness_exponent",
-            lambda v: v >= 0 and math.isfinite(v), ">= 0 and finite",
-        )  # fmt: skip
         if self.buffer and (self.needs_equal_ranks or self.deadline_s):
             raise ValueError(
                 f"federated.buffer {self.buffer} needs an aggregator of unequal ranks and "
                 f"deadline_s = 0, since there is no round to wait for; got {self.aggregator!r} and "
                 f"{self.deadline_s}"
             )
-        check(*of, "privacy_delta", lambda v: 0.0 < v < 1.0, "between 0 and 1")
-        check(
-            *of, "privacy_noise", lambda v: not v or 1e-6 <= v <= 1e6,
-            "0 (none) or between 1e-6 and 1e6",
-        )  # fmt: skip
+        if 0.0 < self.privacy_noise < 1e-6:
+            raise ValueError(
+                f"federated.privacy_noise must be 0 (none) or >= 1e-6, got {self.privacy_noise}"
+            )
         if self.privacy_noise and not (self.shares_a and not self.buffer):
             raise ValueError(
                 f"federated.privacy_noise {self.privacy_noise} needs a frozen A (method "
@@ -129,12 +127,6 @@ class FederatedConfig:
                 f"sensitivity of an update is not bounded; got aggregator {self.aggregator!r}, "
                 f"buffer {self.buffer}"
             )
-        check(*of, "air_threshold_db", lambda v: abs(v) <= 300, "between -300 and 300")
-        check(*of, "dropout", lambda v: 0.0 <= v <= 1.0, "in [0, 1]")
-        if any(r < 1 for r in self.ranks):
-            raise ValueError(f"federated.ranks must be >= 1, got {list(self.ranks)}")
-        if not self.hardware:
-            raise ValueError("federated.hardware must not be empty; 'phone' is the default")
 
     @property
     def is_factored(self) -> bool:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pydantic.dataclasses
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
-from airllm.checks import check, check_least, check_positive
+from airllm.bounds import NUMPY, STRICT, Count, CountOrZero, NonNegative, Positive
 from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import mean_loss
 from airllm.models.base import BaseModel
@@ -34,52 +36,42 @@ _GAIN_PART = 16  # texts at most that are probed at once, with what one device h
 _ENOUGH = 128  # texts on which to probe, where it could be more
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=STRICT)
 class TrainingConfig:
     """How the cloud fine-tunes the head and the master adapter."""
 
-    r_max: int = 8
+    r_max: Annotated[int, Field(ge=1, le=255), NUMPY] = 8
     """largest rank of a projection, the rank the master trains at"""
-    lora_alpha: float = 16.0
+    lora_alpha: Positive = 16.0
     """updates are scaled by lora_alpha / r_max, whatever rank is sent"""
-    dropout: float = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1), NUMPY] = 0.0
     """probability of dropping an input feature of an update while training"""
-    steps_per_round: int = 30
+    steps_per_round: Count = 30
     """optimiser steps between two rounds"""
-    batch_size: int = 32
+    batch_size: Count = 32
     """examples a step"""
-    learning_rate: float = 3e-3
+    learning_rate: Positive = 3e-3
     """of the adapter; AdamW"""
-    schedule: str = "linear"
+    schedule: Literal["linear", "constant"] = "linear"
     """'linear': falls to 0 over the run; 'constant'"""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """of the adapter"""
-    head_examples: int = 200
+    head_examples: CountOrZero = 200
     """labelled texts there were when the head was trained and deployed; 0: all"""
-    head_steps: int = 100
+    head_steps: CountOrZero = 100
     """steps of the classification head on the frozen base, before round 1"""
-    head_learning_rate: float = 1e-2
+    head_learning_rate: Positive = 1e-2
     """of the head"""
-    head_weight_decay: float = 0.0
+    head_weight_decay: NonNegative = 0.0
     """of the head"""
-    head_batch_size: int = 64
+    head_batch_size: Count = 64
     """examples a step of the head"""
-    orthogonality: float = 0.1
+    orthogonality: NonNegative = 0.1
     """weight of the penalty |P^T P - I|^2 + |Q Q^T - I|^2 (adalora and paper alone)"""
-    adalora_budget: float = 0.5
+    adalora_budget: Annotated[float, Field(gt=0, le=1), NUMPY] = 0.5
     """share of the full rank that AdaLoRA prunes down to"""
-    gain_examples: int = 64
+    gain_examples: Count = 64
     """texts of the cloud on which the components of an update are probed, each device's its own"""
-
-    def __post_init__(self) -> None:
-        of = ("training", self)
-        check_least(*of, "r_max steps_per_round batch_size head_batch_size gain_examples", 1)
-        check(*of, "r_max", lambda v: v <= 255, "<= 255 (one byte)")
-        check_positive(*of, "learning_rate head_learning_rate lora_alpha")
-        check_least(*of, "weight_decay head_weight_decay orthogonality head_examples head_steps", 0)
-        check(*of, "dropout", lambda v: 0.0 <= v < 1.0, "in [0, 1)")
-        check(*of, "adalora_budget", lambda v: 0.0 < v <= 1.0, "in (0, 1]")
-        check(*of, "schedule", lambda v: v in ("linear", "constant"), "'linear' or 'constant'")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from airllm.lora.adapter import Adapter
 from airllm.lora.local_update import LocalTraining, initial_factors
-from airllm.lora.payload import MAX_RANK
+from airllm.lora.payload import MAX_RANK, Coding
 from airllm.lora.privacy import Privacy
 from airllm.lora.sensitivity import Importance
 from airllm.models.batches import BatchSampler, Examples
@@ -72,7 +72,7 @@ def federated_planners(bench: Workbench, config: ExperimentConfig) -> tuple[Down
     elif importance == "first":
         importance = "energy"  # what is merged has no order of its own
     master = GlobalAdapter(_initial(bench, config))
-    coding = "absolute" if federated.is_absolute else "residual"
+    coding: Coding = "absolute" if federated.is_absolute else "residual"
     payload = replace(config.payload, coding=coding)
     downlink = Downlink(
         base,

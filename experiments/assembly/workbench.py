@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from airllm.data.complexity import oov_rate, reference_vocabulary, token_entropy
 from airllm.data.datasets import DataConfig, TextDataset, TextSplits, load_splits
-from airllm.data.partition import partition
+from airllm.data.partition import Partition, partition
 from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import evaluate
 from airllm.lora.prefix_sharing import evaluate_many
@@ -180,7 +180,7 @@ class Workbench:
                 else f"{count} training texts are too few for training.head_examples and "
                 f"num_devices {devices}; give more text"
             )
-        return [rest[share] for share in self._partition(self.splits.train.take(rest), "")]
+        return [rest[share] for share in self._partition(self.splits.train.take(rest), None)]
 
     @cached_property
     def head(self) -> Head | None:
@@ -213,7 +213,7 @@ class Workbench:
                 f"make num_devices smaller, or the evaluation text larger (data.eval_source, "
                 f"data.eval_fraction, data.max_eval)"
             )
-        shares = self._partition(self.splits.evaluation, "iid" if self._is_federated else "")
+        shares = self._partition(self.splits.evaluation, "iid" if self._is_federated else None)
         limit = self.key.examples_per_device
         if not limit:
             return shares
@@ -228,7 +228,7 @@ class Workbench:
             for c, share in zip(children, shares, strict=True)
         ]
 
-    def _partition(self, text: TextDataset, kind: str) -> list[NDArray[np.int64]]:
+    def _partition(self, text: TextDataset, kind: Partition | None) -> list[NDArray[np.int64]]:
         """[devices] indices of each device's part, by the configured kind unless one is given."""
         data, complexity = self.key.data, None
         kind = kind or data.partition

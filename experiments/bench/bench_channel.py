@@ -18,11 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from channel import Cell, ChannelConfig
+from channel.config import Fading
 from channel.fading import ClarkeProcess
 from channel.pathloss import path_loss_db
 
 
-def rounds(num_devices: int, num_rounds: int, fading: str) -> float:
+def rounds(num_devices: int, num_rounds: int, fading: Fading) -> float:
     """Seconds for downlink, compute and uplink of all devices."""
     # About half of a device's share of the band, so that most get through.
     config = ChannelConfig(fading=fading, doppler_hz=5.0, round_period_s=3.0)
@@ -42,7 +43,8 @@ def rounds(num_devices: int, num_rounds: int, fading: str) -> float:
 
 def bench_rounds() -> None:
     print("(a) downlink, compute and uplink on one shared band")
-    for fading in ("rayleigh", "clarke"):
+    kinds: tuple[Fading, ...] = ("rayleigh", "clarke")
+    for fading in kinds:
         took = rounds(1000, 100, fading)
         print(f"    1,000 devices x 100 rounds, {fading:8s}: {took:6.2f} s")
     sizes = (100, 1000, 10_000)

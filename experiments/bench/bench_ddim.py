@@ -26,7 +26,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from airllm.rl.ddim import PREDICTIONS, DdimConfig, make_scheduler, noised_target, sample
+from airllm.rl.ddim import (
+    PREDICTIONS,
+    DdimConfig,
+    Prediction,
+    make_scheduler,
+    noised_target,
+    sample,
+)
 from airllm.rl.denoiser import Denoiser
 
 CHANNELS, POWER = 100, 10.0
@@ -64,7 +71,7 @@ def shown(gain: Array) -> Tensor:
     return torch.as_tensor(np.log(gain).clip(-4.0, 2.0), dtype=torch.float32)
 
 
-def learn_best(prediction: str, *, updates: int = _UPDATES, seed: int = 0) -> Denoiser:
+def learn_best(prediction: Prediction, *, updates: int = _UPDATES, seed: int = 0) -> Denoiser:
     """A denoiser of the best allocation, in thrice the mean power around a half."""
     return _learn(
         prediction, CHANNELS, updates, seed,
@@ -72,7 +79,7 @@ def learn_best(prediction: str, *, updates: int = _UPDATES, seed: int = 0) -> De
     )  # fmt: skip
 
 
-def sample_best(model: Denoiser, prediction: str, gain: Array, num_steps: int) -> Array:
+def sample_best(model: Denoiser, prediction: Prediction, gain: Array, num_steps: int) -> Array:
     """[rows, channels] powers that the denoiser proposes, put onto the budget."""
     condition = shown(gain)
 
@@ -183,7 +190,7 @@ def main() -> None:
 
 
 def _draw(
-    by_steps: dict[str, list[float]], by_guidance: list[float], equal: float, somebody: float
+    by_steps: dict[Prediction, list[float]], by_guidance: list[float], equal: float, somebody: float
 ) -> None:
     style = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False}
     with mpl.rc_context(cast(Any, style)):

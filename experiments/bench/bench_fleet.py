@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from airllm.lora.adapter import Adapter
 from airllm.lora.multi_lora import Fleet, Member
-from airllm.models.base import BaseModel, ModelConfig
+from airllm.models.base import BaseModel, ModelConfig, Precision
 from airllm.models.batches import Examples, tokenize
 from airllm.models.head import Head
 from airllm.models.sources import load_base
@@ -56,7 +56,7 @@ def texts_of(model: str, rng: np.random.Generator) -> list[list[int]]:
     return tokenize(load(model, "fp32"), [texts[i] for i in pick])
 
 
-def load(model: str, precision: str) -> BaseModel:
+def load(model: str, precision: Precision) -> BaseModel:
     """The default model, or one of OPT-1.3B's shape; the same weights every time."""
     if model == "minilm":
         return load_base(ModelConfig(name="minilm", precision=precision))
@@ -191,7 +191,7 @@ def main() -> None:
     ids = texts_of(arguments.model, rng)
     base = load(arguments.model, arguments.precision)
     is_cuda = base.device.type == "cuda"
-    precision = arguments.loop_precision or (base.precision if is_cuda else "fp32")
+    precision: Any = arguments.loop_precision or (base.precision if is_cuda else "fp32")
     loop_base = base if precision == base.precision else load(arguments.model, precision)
     labels = rng.integers(0, _CLASSES, len(ids)).tolist()
     generator = torch.Generator().manual_seed(0)

@@ -39,7 +39,7 @@ def config_keys(
 
         typer.echo(dump_config(load(config, sets)), nl=False)
         return
-    from experiments.config.loader import describe_config
+    from experiments.config.describe import describe_config
     from experiments.config.schema import ExperimentConfig
 
     for key, _, default, text in describe_config(ExperimentConfig):

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config.loader import base_type, convert, is_tuple, scalar, type_at
+from experiments.config.loader import scalar
+from experiments.config.validation import base_type, is_tuple, type_at, validated
 
 Axes = dict[str, tuple[Any, ...]]
 """values of each swept key, by its dotted name"""
@@ -105,7 +106,8 @@ def _values(cls: type, key: str, given: Any, where: str) -> tuple[Any, ...]:
     if not values:
         raise ValueError(f"{name} must not be empty; give at least one value")
     converted = tuple(
-        convert(f"{name}[{i}]" if is_axis else name, v, hint) for i, v in enumerate(values)
+        validated(hint, v, f"{name}[{i}]" if is_axis else name, root=cls)
+        for i, v in enumerate(values)
     )
     if len(set(converted)) != len(converted):
         raise ValueError(f"{name} must not repeat a value, got {values}")

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import copy
-import difflib
-import inspect
-import textwrap
+import json
 import tomllib
-import types
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +14,14 @@ import numpy as np
 import tomli_w
 
 from experiments.config.paths import find_config
+from experiments.config.validation import (
+    as_json,
+    base_type,
+    is_optional,
+    is_tuple,
+    type_at,
+    validated,
+)
 
 C = TypeVar("C")
 Presets = Mapping[str, Callable[[str], Mapping[str, Any]]]
@@ -88,31 +90,13 @@ def build_config(cls: type[C], tree: Mapping[str, Any], *, presets: Presets | No
             merged = _merge(values_of(node[name]), node)
             node.clear()
             node.update(merged)
-    return _build(cls, tables, "")
-
-
-def check_types(config: Any, prefix: str = "") -> None:
-    """Raise ValueError that names the first value, in any section, that is not of its type."""
-    for key, hint in _hints(type(config)).items():
-        value = getattr(config, key)
-        if not is_dataclass(hint):
-            convert(prefix + key, value, hint)
-        elif isinstance(value, typing.cast(type, hint)):
-            check_types(value, f"{prefix}{key}.")
-        else:
-            raise ValueError(
-                f"{prefix}{key} must be a {typing.cast(type, hint).__name__}, got {_short(value)}"
-            )
+    found: C = validated(cls, tables, "", root=cls)
+    return found
 
 
 def dump_config(config: Any) -> str:
     """Every value of a configuration as TOML that `load_config` reads back to the same."""
     return tomli_w.dumps(_plain(config))
-
-
-def describe_config(cls: type) -> Iterator[tuple[str, str, str, str]]:
-    """(dotted key, type, default, help) of every value; help is the string under the field."""
-    yield from _describe(cls, "")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -144,7 +128,7 @@ def settings_of(cls: type, sets: Settings) -> list[tuple[str, Any]]:
         if not isinstance(key, str):
             raise ValueError(f"the key of a setting must be text such as 'rounds', got {key!r}")
         type_at(cls, key)
-    return list(sets.items())
+    return [(key, json.loads(as_json(value, key))) for key, value in sets.items()]
 
 
 def _parsed(cls: type, setting: str) -> tuple[str, Any]:
@@ -156,8 +140,8 @@ def _parsed(cls: type, setting: str) -> tuple[str, Any]:
         raise ValueError(f"--set must be key=value, got {setting!r}")
     hint = type_at(cls, key)
     value, kind = scalar(raw), base_type(hint)
-    if kind is not hint and _is_none(value):
-        pass  # an optional value's none, whatever its type
+    if is_optional(hint) and str(value).lower() == "none":
+        pass  # whatever its type
     elif is_tuple(kind) and not isinstance(value, list):
         value = [scalar(part) for part in raw.split(",") if part.strip()]
     elif kind is str and not isinstance(value, str | dict | list):
@@ -195,112 +179,6 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _hints(cls: type) -> dict[str, Any]:
-    if cls not in _known_hints:
-        _known_hints[cls] = typing.get_type_hints(cls)
-    return _known_hints[cls]
-
-
-_known_hints: dict[type, dict[str, Any]] = {}
-
-
-def _keys(cls: type, prefix: str = "") -> Iterator[str]:
-    for field in fields(cls):
-        hint = _hints(cls)[field.name]
-        yield prefix + field.name
-        if is_dataclass(hint):
-            yield from _keys(hint, f"{prefix}{field.name}.")  # type: ignore[arg-type]
-
-
-def type_at(cls: type, key: str) -> Any:
-    """The type of a value by its dotted key; ValueError that names the nearest key."""
-    hint: Any = cls
-    for name in key.split("."):
-        if not is_dataclass(hint) or name not in {f.name for f in fields(hint)}:
-            raise ValueError(_unknown(cls, key))
-        hint = _hints(typing.cast(type, hint))[name]
-    if is_dataclass(hint):
-        raise ValueError(f"{key} is a section; set one of its values, such as {key}.<name>")
-    return hint
-
-
-def _unknown(root: type, key: str) -> str:
-    known = list(_keys(root))
-    # Matching takes the square of a length: a key of a whole page is not compared.
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) if len(key) <= 100 else []
-    if not near:
-        last = key.rpartition(".")[2]
-        near = [k for k in known if k.rpartition(".")[2] == last][:1]
-    hint = f"; did you mean {near[0]}?" if near else "; `airllm config` lists all keys"
-    return f"unknown config key {key}{hint}"
-
-
-def _build(cls: type[C], tree: Mapping[str, Any], prefix: str, root: type | None = None) -> C:
-    root = root or cls
-    hints = _hints(cls)
-    values: dict[str, Any] = {}
-    for key, value in tree.items():
-        if key not in hints:
-            raise ValueError(_unknown(root, prefix + key))
-        hint = hints[key]
-        if is_dataclass(hint):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{prefix}{key} must be a table, got {value!r}")
-            values[key] = _build(typing.cast(type, hint), value, f"{prefix}{key}.", root)
-        else:
-            values[key] = convert(prefix + key, value, hint)
-    return cls(**values)
-
-
-def convert(key: str, value: Any, hint: Any) -> Any:
-    """``value`` as the field's type; an int will do for a float, a bool for nothing else."""
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None or _is_none(value):
-            return None
-        hint = base_type(hint)
-    if is_tuple(hint):
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{key} must be a list, got {value!r}")
-        item = typing.get_args(hint)[0]
-        return tuple(convert(f"{key}[{i}]", v, item) for i, v in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            raise ValueError(f"{key} is too large for a number: {_short(value)}") from None
-    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        names = {float: "a number", int: "a whole number", str: "a string", bool: "true or false"}
-        raise ValueError(f"{key} must be {names.get(hint, hint)}, got {_short(value)}")
-    return value
-
-
-def _is_none(value: Any) -> bool:
-    return isinstance(value, str) and value.lower() == "none"
-
-
-def _short(value: Any) -> str:
-    """A value as a sentence can hold it."""
-    try:
-        text = repr(value)
-    except ValueError:  # more digits than Python will print
-        return "a number of thousands of digits"
-    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
-
-
-def is_tuple(hint: Any) -> bool:
-    """Whether a type is a list in TOML."""
-    return typing.get_origin(hint) is tuple
-
-
-def base_type(hint: Any) -> Any:
-    """The type beside None in an optional one; any other as it is."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    return hint
-
-
 def _plain(value: Any) -> Any:
     """A configuration, or a part of one, as TOML has it."""
     if is_dataclass(value):
@@ -313,34 +191,3 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     # TOML has no null; the string is what a config file would say as well.
     return "none" if value is None else value
-
-
-def _describe(cls: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
-    help_of = _help_strings(cls)
-    for field in fields(cls):
-        hint = _hints(cls)[field.name]
-        if is_dataclass(hint):
-            yield from _describe(typing.cast(type, hint), f"{prefix}{field.name}.")
-            continue
-        default = "" if field.default is MISSING else _show(field.default)
-        kind = getattr(hint, "__name__", str(hint)) if not is_tuple(hint) else "list"
-        yield f"{prefix}{field.name}", kind, default, help_of.get(field.name, "")
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return ", ".join(map(_show, value)) if isinstance(value, tuple) else str(value)
-
-
-def _help_strings(cls: type) -> dict[str, str]:
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    found = {}
-    statements = body.body if isinstance(body, ast.ClassDef) else []
-    for first, second in pairwise(statements):
-        is_text = isinstance(second, ast.Expr) and isinstance(second.value, ast.Constant)
-        if isinstance(first, ast.AnnAssign) and isinstance(first.target, ast.Name) and is_text:
-            found[first.target.id] = " ".join(str(second.value.value).split())  # type: ignore
-    return found

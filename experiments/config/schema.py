@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
+from typing import Annotated, Literal
 
-from airllm.checks import check_least, check_positive
+import pydantic.dataclasses
+from pydantic import Field
+
+from airllm.bounds import NUMPY, STRICT, Count, CountOrZero, NonNegative, Number, Positive, Several
 from airllm.data.datasets import DataConfig
-from airllm.lora.payload import CODINGS, PayloadConfig
+from airllm.lora.payload import Coding, PayloadConfig
 from airllm.models.base import ModelConfig
 from airllm.policies.registry import PolicyConfig
 from airllm.policies.reward import RewardConfig
@@ -17,7 +20,7 @@ from channel.config import preset_values as channel_preset
 from cloud.aggregation.methods import FederatedConfig, method_values
 from cloud.training.lora import TrainingConfig
 from experiments.config.axes import parse_sweep
-from experiments.config.loader import Presets, Settings, check_types, load_config
+from experiments.config.loader import Presets, Settings, load_config
 from experiments.config.plugins import check_aggregator_name, check_policy_name, policy_preset
 
 # Sections whose values start from a preset, by the key that names it.
@@ -26,87 +29,71 @@ PRESETS: Presets = {
     "policy.name": policy_preset,
     "federated.method": method_values,
 }
-MODES = ("remote", "federated")
+Seed = Annotated[int, Field(ge=0, lt=2**63), NUMPY]
+Seeds = Annotated[Several[Seed], Field(min_length=1)]
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=STRICT)
 class LearnConfig:
     """What `airllm learn` draws scenarios from, and how long it learns."""
 
-    seeds: tuple[int, ...] = (100, 101)
+    seeds: Seeds = (100, 101)
     """seeds of the data, masters and devices that are learned from"""
-    held_out_seeds: tuple[int, ...] = (102,)
+    held_out_seeds: Seeds = (102,)
     """and of those that learning is scored on"""
-    codings: tuple[str, ...] = ("absolute", "residual")
+    codings: Annotated[Several[Coding], Field(min_length=1)] = ("absolute", "residual")
     """codings of the updates"""
-    presets: tuple[str, ...] = ("iot-shared-1mhz",)
+    presets: Annotated[Several[str], Field(min_length=1)] = ("iot-shared-1mhz",)
     """presets of the channel"""
-    snr_min_db: float = -8.0
+    snr_min_db: Number = -8.0
     """lowest mean SNR"""
-    snr_max_db: float = 18.0
+    snr_max_db: Number = 18.0
     """highest mean SNR"""
-    bandwidth_min_hz: float = 0.25e6
+    bandwidth_min_hz: Positive = 0.25e6
     """narrowest band"""
-    bandwidth_max_hz: float = 4e6
+    bandwidth_max_hz: Number = 4e6
     """widest band, the logarithm drawn uniformly"""
-    sharers: tuple[int, ...] = (2, 4, 8)
+    sharers: Annotated[Several[Count], Field(min_length=1)] = (2, 4, 8)
     """devices of a scenario, at most num_devices"""
-    recordings: int = 3
+    recordings: Count = 3
     """runs recorded for each seed and coding, every second one with random decisions"""
-    scenarios: int = 120
+    scenarios: Count = 120
     """scenarios to learn from"""
-    held_out: int = 36
+    held_out: Count = 36
     """scenarios to score on"""
-    examples: int = 32
+    examples: Count = 32
     """texts of a device that a step is measured on"""
-    rows: int = 56
+    rows: Count = 56
     """devices in all cells that are stepped side by side"""
-    updates: int = 60
+    updates: Count = 60
     """PPO's updates, each after policy.ppo.num_steps steps of all cells"""
-    evaluate_every: int = 10
+    evaluate_every: Count = 10
     """updates between two scores, and between two checkpoints"""
 
     def __post_init__(self) -> None:
-        for key in ("seeds", "held_out_seeds", "codings", "presets", "sharers"):
-            if not getattr(self, key):
-                raise ValueError(f"learn.{key} must not be empty; give at least one value")
         if both := sorted(set(self.seeds) & set(self.held_out_seeds)):
             raise ValueError(
                 f"learn.held_out_seeds must differ from learn.seeds, both have {both[0]}"
             )
-        for seed in (*self.seeds, *self.held_out_seeds):
-            _check_seed("learn.seeds and learn.held_out_seeds", seed)
-        for coding in self.codings:
-            if coding not in CODINGS:
-                near = difflib.get_close_matches(coding, CODINGS, n=1, cutoff=0.4)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(
-                    f"learn.codings must name {' and '.join(CODINGS)}, got {coding!r}{hint}"
-                )
         for preset in self.presets:
             channel_preset(preset, key="learn.presets")
-        check_least(
-            "learn", self, "recordings scenarios held_out examples rows updates evaluate_every", 1
-        )
-        if min(self.sharers) < 1:
-            raise ValueError(f"learn.sharers must be >= 1, got {min(self.sharers)}")
         if not self.snr_min_db <= self.snr_max_db:
             raise ValueError(
-                f"learn.snr_max_db must be at least snr_min_db {self.snr_min_db}, "
+                f"learn.snr_max_db must be at least learn.snr_min_db {self.snr_min_db}, "
                 f"got {self.snr_max_db}"
             )
-        if not 0 < self.bandwidth_min_hz <= self.bandwidth_max_hz:
+        if not self.bandwidth_min_hz <= self.bandwidth_max_hz:
             raise ValueError(
-                f"learn.bandwidth_max_hz must be at least bandwidth_min_hz "
-                f"{self.bandwidth_min_hz} > 0, got {self.bandwidth_max_hz}"
+                f"learn.bandwidth_max_hz must be at least learn.bandwidth_min_hz "
+                f"{self.bandwidth_min_hz}, got {self.bandwidth_max_hz}"
             )
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=STRICT)
 class RuntimeConfig:
     """How the host computes; changes no number but through the order of sums."""
 
-    threads: int = 0
+    threads: CountOrZero = 0
     """CPU threads of PyTorch; 0: two, or one in each job of a sweep. Never more than the usable
     cores (affinity, CPU quota) or OMP_NUM_THREADS. summary.json has the number that was used"""
     deterministic: bool = False
@@ -115,37 +102,32 @@ class RuntimeConfig:
     stacked: bool = False
     """all devices in the same passes, local runtime only: worth most on a GPU; a device's numbers
     then depend, in their last digits, on the others, and eval_batch_size does not count"""
-    eval_batch_size: int = 16
+    eval_batch_size: Count = 16
     """examples a device evaluates at once, of like length"""
-    reply_timeout_s: float = 3600.0
+    reply_timeout_s: Positive = 3600.0
     """wall-clock time within which a node has to answer; who does not has missed the round"""
-    connect_timeout_s: float = 60.0
+    connect_timeout_s: Positive = 60.0
     """wall-clock time within which the nodes of a deployment have to be there"""
-    checkpoint_s: float = 30.0
+    checkpoint_s: NonNegative = 30.0
     """wall-clock time between two checkpoints of a run; 0: one after every round"""
-    workers: int = 2
+    workers: Count = 2
     """worker processes of the simulation runtime, each with one base model for all its devices;
     fewer where their threads would be more than there are cores"""
 
-    def __post_init__(self) -> None:
-        check_least("runtime", self, "eval_batch_size workers", 1)
-        check_least("runtime", self, "threads checkpoint_s", 0)
-        check_positive("runtime", self, "reply_timeout_s connect_timeout_s")
 
-
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=STRICT)
 class ExperimentConfig:
     """One simulation, and the sweep around it."""
 
-    seed: int = 0
+    seed: Seed = 0
     """of everything random"""
-    mode: str = "remote"
+    mode: Literal["remote", "federated"] = "remote"
     """'remote': the cloud trains, devices receive; 'federated': devices train too"""
-    rounds: int = 6
+    rounds: Annotated[int, Field(ge=1, le=1_000_000), NUMPY] = 6
     """updates offered to each device"""
-    num_devices: int = 4
+    num_devices: Annotated[int, Field(ge=1, le=1_000_000), NUMPY] = 4
     """devices in the cell"""
-    examples_per_device: int = 160
+    examples_per_device: CountOrZero = 160
     """of its text that a device measures on; 0: its whole share"""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -162,23 +144,14 @@ class ExperimentConfig:
     learn: LearnConfig = field(default_factory=LearnConfig)
 
     def __post_init__(self) -> None:
-        check_types(self)
         parse_sweep(ExperimentConfig, self.sweep)
-        _check_seed("seed", self.seed)
         check_policy_name(self.policy.name)
         check_aggregator_name(self.federated.aggregator)
-        for key in ("rounds", "num_devices"):
-            if not 1 <= getattr(self, key) <= 1_000_000:
-                raise ValueError(f"{key} must be from 1 to 1000000, got {getattr(self, key)}")
-        if self.examples_per_device < 0:
-            raise ValueError(f"examples_per_device must be >= 0, got {self.examples_per_device}")
         if self.payload.coding == "residual" and self.payload.adapter_rank < self.training.r_max:
             raise ValueError(
                 f"payload.adapter_rank {self.payload.adapter_rank} must be at least training.r_max "
                 f"{self.training.r_max}, or a device could not hold a whole update"
             )
-        if self.mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
         if self.mode == "federated":
             _check_federated(self)
         elif self.federated.aggregator != FederatedConfig().aggregator:
@@ -243,8 +216,3 @@ def _check_federated(config: ExperimentConfig) -> None:
             f"federated.deadline_s {federated.deadline_s} must be above channel.deadline_s "
             f"{config.channel.deadline_s}, which the download alone may take"
         )
-
-
-def _check_seed(key: str, seed: int) -> None:
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"{key} must be >= 0 and below 2^63, got {seed}")

@@ -24,25 +24,29 @@ def test_every_preset_makes_a_config():
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("make", "message"),
     [
-        ({"bandwidth_hz": 0.0}, "channel.bandwidth_hz must be > 0, got 0.0"),
-        ({"bandwidth_hz": -1.0}, "channel.bandwidth_hz must be > 0, got -1.0"),
-        ({"bandwidth_hz": math.inf}, "channel.bandwidth_hz must be > 0, got inf"),
-        ({"deadline_s": math.nan}, "channel.deadline_s must be > 0, got nan"),
-        ({"deadline_s": 2.0}, "deadline_s 2.0 must not exceed channel.round_period_s 1.0"),
-        ({"snr_db": math.nan}, "channel.snr_db must be between -300 and 300, got nan"),
-        ({"snr_db": None, "snr_choices_db": ()}, "snr_choices_db must not be empty"),
-        ({"fading": "nakagami"}, "channel.fading must be one of .*'nakagami'"),
-        ({"sharing": "tdma"}, "channel.sharing must be one of shared, orthogonal, got 'tdma'"),
-        ({"csi_error_db": -1.0}, "channel.csi_error_db must be >= 0, got -1.0"),
-        ({"residual_error_rate": 1.5}, r"residual_error_rate must be in \[0, 1\], got 1.5"),
-        ({"preset": "papper"}, "'papper' is not known; did you mean 'paper'"),
+        (lambda: ChannelConfig(bandwidth_hz=0.0), r"bandwidth_hz\n.*greater than 0 .*=0.0"),
+        (lambda: ChannelConfig(bandwidth_hz=math.inf), r"bandwidth_hz\n.*finite number .*=inf"),
+        (lambda: ChannelConfig(deadline_s=math.nan), r"deadline_s\n.*finite number .*=nan"),
+        (lambda: ChannelConfig(bandwidth_hz="1e6"), r"bandwidth_hz\n.*valid number .*='1e6'"),
+        (lambda: ChannelConfig(bandwidth_hz=True), r"bandwidth_hz\n.*valid number .*=True"),
+        (lambda: ChannelConfig(snr_db=[1, 2]), r"snr_db\n.*valid number .*=\(1, 2\)"),
+        (lambda: ChannelConfig(snr_db=400), r"snr_db\n.*less than or equal to 300 .*=400"),
+        (lambda: ChannelConfig(fading="nakagami"), r"fading\n.*'none', 'rayleigh', .*='nakagami'"),
+        (lambda: ChannelConfig(bandwith_hz=1.0), r"bandwith_hz\n.*[Uu]nexpected keyword"),
+        (lambda: PathConfig(terminal_height_m=20.0), r"terminal_height_m\n.*equal to 13 .*=20.0"),
+        (lambda: LinkConfig(max_tries=0), r"max_tries\n.*greater than or equal to 1 .*=0"),
+        (lambda: LinkConfig(target_error=0.5), r"target_error\n.*less than 0.5 .*=0.5"),
+        (
+            lambda: ChannelConfig.from_preset("paper", link={"max_tries": "2"}),
+            r"LinkConfig\nmax_tries\n.*valid integer .*='2'",
+        ),
     ],
 )
-def test_bad_values_are_named(values, message):
+def test_a_bad_value_is_named_with_its_bound(make, message):
     with pytest.raises(ValueError, match=message):
-        ChannelConfig(**values)
+        make()
 
 
 def test_the_default_is_its_preset():
@@ -52,15 +56,12 @@ def test_the_default_is_its_preset():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PathConfig(scenario="mars"), "channel.path.scenario must be one of none, umi"),
         (lambda: PathConfig(cell_radius_m=5.0), "path.cell_radius_m must be above .* 10.0, got 5"),
         (lambda: PathConfig(mobility="trajectory"), "need each other"),
-        (lambda: PathConfig(terminal_height_m=20.0), r"must be in \(1, 13\], got 20.0"),
-        (lambda: LinkConfig(adaptation="turbo"), "channel.link.adaptation must be one of shannon"),
-        (lambda: LinkConfig(max_tries=0), "channel.link.max_tries must be >= 1, got 0"),
-        (lambda: LinkConfig(target_error=0.5), r"target_error must be in \(0, 0.5\), got 0.5"),
-        (lambda: ChannelConfig(scheduler="lottery"), "channel.scheduler must be one of equal"),
         (lambda: ChannelConfig(coherence_s=1e-9), "more than a million slots"),
+        (lambda: ChannelConfig(deadline_s=2.0), "2.0 must not exceed channel.round_period_s 1.0"),
+        (lambda: ChannelConfig(snr_db=None, snr_choices_db=()), "choices_db must not be empty"),
+        (lambda: ChannelConfig(preset="papper"), "'papper' is not known; did you mean 'paper'"),
         (
             lambda: ChannelConfig(trace="x.csv", path=PathConfig(scenario="umi")),
             "exclude each other",
@@ -75,7 +76,7 @@ def test_the_default_is_its_preset():
         ),
     ],
 )
-def test_bad_sections_are_named(make, message):
+def test_values_that_do_not_go_together_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -91,22 +92,6 @@ def test_a_mapping_replaces_what_it_names_of_a_presets_section():
     assert link == replace(preset.link, max_tries=2)
     energy = ChannelConfig.from_preset("umi-5g", energy={"idle_power_w": 0.5}).energy
     assert energy == replace(preset.energy, idle_power_w=0.5)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"snr_db": [1, 2]}, "snr_db must be one number, got .1, 2.; a list belongs into channel."),
-        ({"snr_db": np.array([1.0, 2.0])}, "must be one number, got .1.0, 2.0.; a list belongs"),
-        ({"snr_db": "5"}, "snr_db must be a number between -300 and 300, got '5'"),
-        ({"bandwidth_hz": "1e6"}, "bandwidth_hz must be a number > 0, got '1e6'"),
-        ({"link": {"max_tries": "2"}}, "link.max_tries must be a number >= 1, got '2'"),
-        ({"energy": {"idle_power_w": "2"}}, "energy.idle_power_w must be a number >= 0"),
-    ],
-)
-def test_what_is_no_number_is_named(values, message):
-    with pytest.raises(ValueError, match=message):
-        ChannelConfig.from_preset("paper", **values)
 
 
 def test_numpy_numbers_and_lists_are_taken():

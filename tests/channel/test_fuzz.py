@@ -1,16 +1,18 @@
 """Any configuration that is accepted gives sane physics."""
 
+from typing import get_args
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channel import Cell, ChannelConfig, LinkConfig, PathConfig
-from channel.config import ADAPTATIONS, FADINGS, SCHEDULERS, SHARINGS
+from channel.config import Adaptation, Fading, Scheduler, Sharing
 from channel.pathloss import SCENARIOS
 
 links = st.builds(
     LinkConfig,
-    adaptation=st.sampled_from(ADAPTATIONS),
+    adaptation=st.sampled_from(get_args(Adaptation)),
     snr_gap_db=st.floats(0, 6),
     block_symbols=st.integers(50, 5000),
     target_error=st.floats(1e-5, 0.49),
@@ -38,12 +40,12 @@ def config_of(path, snr_db, **values):
 
 configs = st.builds(
     config_of,
-    sharing=st.sampled_from(SHARINGS),
-    scheduler=st.sampled_from(SCHEDULERS),
+    sharing=st.sampled_from(get_args(Sharing)),
+    scheduler=st.sampled_from(get_args(Scheduler)),
     bandwidth_hz=st.floats(1e3, 1e8),
     snr_db=st.none() | st.floats(-60, 60),
     snr_spread_db=st.floats(0, 20),
-    fading=st.sampled_from(FADINGS),
+    fading=st.sampled_from(get_args(Fading)),
     doppler_hz=st.none() | st.floats(0, 300),
     coherence_s=st.floats(0.01, 2.0),
     deadline_s=st.floats(0.01, 1.0),

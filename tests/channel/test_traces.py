@@ -68,7 +68,7 @@ def test_a_file_of_ones_own_needs_only_its_columns_named(tmp_path):
     cell = Cell(config, 3, seed=0)
     cell.begin_round(0)
     np.testing.assert_allclose(np.isin(np.round(cell.true_links().rate_bps), [1e6, 2e6]), True)
-    with pytest.raises(ValueError, match="channel.trace_kind must be one of snr_db"):
+    with pytest.raises(ValueError, match=r"trace_kind\n.*snr_db"):
         ChannelConfig(trace_kind="rsrp")
 
 
@@ -149,7 +149,7 @@ def test_a_cqi_off_the_table_is_the_nearest_on_it(tmp_path):
 def test_absent_files_and_bad_formats_are_named(tmp_path):
     with pytest.raises(ValueError, match="nothing.csv does not exist"):
         read_trace(tmp_path / "nothing.csv", PLAIN)
-    with pytest.raises(ValueError, match="kind must be one of snr_db, cqi, throughput, got 'rsrp'"):
+    with pytest.raises(ValueError, match="snr_db.*throughput.*rsrp"):
         TraceFormat("x", "rsrp")
     with pytest.raises(ValueError, match="unit must be one of"):
         TraceFormat("x", "throughput", unit="baud")

@@ -12,11 +12,10 @@ from airllm.models.batches import Examples, tokenize
 from airllm.models.head import train_head
 from airllm.models.sources import load_base
 from airllm.models.tiny import build_tiny, byte_tokenizer
-from airllm.policies.registry import PolicyConfig
 from cloud.training.adalora import train_adalora
 from cloud.training.lora import TrainingConfig
 from experiments.assembly.workbench import workbench_for
-from experiments.config.schema import LearnConfig, load_experiment
+from experiments.config import load_experiment
 
 
 def bench(folder, texts, **values):
@@ -60,16 +59,16 @@ def test_data_with_nothing_to_predict_is_one_sentence(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("setting", "message"),
     [
-        (lambda: PolicyConfig(hide=("complexty",)), "policy.hide .* did you mean 'complexity'"),
-        (lambda: LearnConfig(codings=("residuals",)), "learn.codings .* did you mean 'residual'"),
-        (lambda: LearnConfig(presets=("iot-shared-1mhx",)), "learn.presets .* did you mean 'iot-"),
+        ("policy.hide=complexty", "policy.hide.0. .* did you mean 'complexity'"),
+        ("learn.codings=residuals", "learn.codings.0. .* did you mean 'residual'"),
+        ("learn.presets=iot-shared-1mhx", "learn.presets .* did you mean 'iot-"),
     ],
 )
-def test_a_name_in_a_list_that_matches_nothing_is_named_with_the_nearest(make, message):
+def test_a_name_in_a_list_that_matches_nothing_is_named_with_the_nearest(setting, message):
     with pytest.raises(ValueError, match=message):
-        make()
+        load_experiment(sets=[setting])
 
 
 @pytest.mark.parametrize(("r_max", "budget"), [(4, 1.0), (1, 0.5), (4, 0.9)])

@@ -205,22 +205,6 @@ def test_a_hub_id_without_a_network_gets_a_remedy(monkeypatch):
         load_splits(DataConfig(source="sst2"), seed=0)
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"partition": "sorted"}, "data.partition must be one of iid, dirichlet, complexity"),
-        ({"eval_fraction": 1.0}, r"data.eval_fraction must be in \(0, 1\), got 1.0"),
-        ({"max_train": -1}, "data.max_train must be >= 0"),
-        ({"packages": ("torch",)}, "data.packages must name at least two packages"),
-        ({"source": ""}, "must not be empty"),
-        ({"encoding": "klingon"}, "data.encoding must be 'auto' or an encoding such as"),
-    ],
-)
-def test_bad_values_are_named(values, message):
-    with pytest.raises(ValueError, match=message):
-        DataConfig(**values)
-
-
 COLA = "gj04\t1\t\tOur friends won't buy this.\ngj04\t0\t\tOne more \"and.\n"
 
 

@@ -1,19 +1,20 @@
 """No example lost, none doubled, and each kind does what its name says."""
 
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airllm.data.partition import KINDS, partition
+from airllm.data.partition import Partition, partition
 
 
 @given(
     st.integers(1, 9),
     st.integers(9, 200),
-    st.sampled_from(KINDS),
+    st.sampled_from(get_args(Partition)),
     st.floats(1e-3, 100.0),
     st.integers(0, 5),
 )

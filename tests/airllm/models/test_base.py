@@ -61,20 +61,6 @@ def test_tiny_weights_depend_on_the_seed_and_leave_torchs_random_state_alone():
     assert not torch.equal(weights[0], weights[1])
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"task": "translate"}, "model.task must be one of classify, causal, got 'translate'"),
-        ({"precision": "fp8"}, "model.precision must be one of"),
-        ({"max_length": 1}, "model.max_length must be at least 2 tokens, got 1"),
-        ({"name": ""}, "model.name must not be empty"),
-    ],
-)
-def test_bad_values_are_named(values, message):
-    with pytest.raises(ValueError, match=message):
-        ModelConfig(**values)
-
-
 def test_a_model_out_of_reach_is_named_with_the_remedy(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"facebook/opt-1.3b.*hf download facebook/opt-1.3b"):

@@ -25,15 +25,3 @@ def test_paper_is_the_published_formula_on_both_sides_of_the_limit():
     assert reward("paper") == pytest.approx(-0.8 - 0.1 * 0.5)
     assert reward("paper", bits=100.0) == pytest.approx(-0.8 - 0.1)
     assert reward("paper", bits=150.0) == pytest.approx(-(10.0 + 0.1 * 1.5))
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"kind": "loss"}, "reward.kind must be one of paired, paper, got 'loss'"),
-        ({"cost_weight": -1.0}, "reward.cost_weight must be >= 0 and finite, got -1.0"),
-    ],
-)
-def test_bad_values_are_named(values, message):
-    with pytest.raises(ValueError, match=message):
-        RewardConfig(**values)

@@ -252,18 +252,3 @@ def test_the_last_step_is_noise_however_many_there_are(steps, schedule):
 def test_rows_of_weight_zero_teach_nothing():
     output, target = torch.tensor([[1.0], [5.0]]), torch.tensor([[0.0], [0.0]])
     assert weighted_loss(output, target, torch.tensor([1.0, 0.0])) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"prediction": "noise"}, "policy.ddim.prediction must be one of sample, epsilon"),
-        ({"sampling_steps": 2000}, "sampling_steps 2000 must not exceed train_steps 1000"),
-        ({"condition_dropout": 1.0}, r"condition_dropout must be in \[0, 1\), got 1.0"),
-        ({"hidden": 0}, "policy.ddim.hidden must be >= 1, got 0"),
-        ({"train_steps": 1, "sampling_steps": 1}, "policy.ddim.train_steps must be >= 2, got 1"),
-    ],
-)
-def test_bad_values_are_named(values, message):
-    with pytest.raises(ValueError, match=message):
-        DdimConfig(**values)

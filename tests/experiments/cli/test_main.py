@@ -99,7 +99,7 @@ def test_config_lists_keys_and_prints_one_resolved(call, tiny_toml):
     [
         (("run", "nothing"), "config nothing does not exist; give a path, or one of "),
         (("run", "--set", "chanel.snr_db=1"), "did you mean channel.snr_db?"),
-        (("run", "--set", "channel.bandwidth_hz=-1"), "channel.bandwidth_hz must be > 0, got -1.0"),
+        (("run", "--set", "channel.bandwidth_hz=-1"), "channel.bandwidth_hz must be > 0, got -1"),
         (("sweep", "quick", "--sweep", "seed=[]"), "sweep.seed must not be empty"),
         (("sweep", "quick", "--sweep", "seed"), "--sweep must be key=values, such as"),
         (("sweep", "sst2"), "sweeps nothing; add a table [sweep]"),

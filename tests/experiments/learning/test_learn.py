@@ -158,12 +158,12 @@ def test_what_cannot_be_learned_from_is_named(tiny_toml, setting, message):
     ("setting", "message"),
     [
         ("learn.held_out_seeds=[100]", "must differ from learn.seeds, both have 100"),
-        ("learn.codings=[sparse]", "learn.codings must name"),
+        ("learn.codings=[sparse]", "learn.codings.0. must be 'absolute'"),
         ("learn.snr_max_db=-20.0", "learn.snr_max_db must be at least"),
         ("learn.bandwidth_max_hz=1.0", "learn.bandwidth_max_hz must be at least"),
         ("learn.rows=0", "learn.rows must be >= 1"),
-        ("policy.refiner=gan", "policy.refiner must be one of ddim, mlp, none"),
-        ("policy.hide=[snr]", "policy.hide must name"),
+        ("policy.refiner=gan", "policy.refiner must be 'ddim', 'mlp' or 'none'"),
+        ("policy.hide=[snr]", "policy.hide.0. must be 'link'"),
     ],
 )
 def test_a_wrong_setting_is_named(tiny_toml, setting, message):
