@@ -22,7 +22,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 $(addprefix --ignore=,$(DOCUMENTS))
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(DOCUMENTS)
 
-# Tests that start Flower's servers, one after another: each needs the cores for itself.
+# Tests that start Flower's servers or Ray, one after another: each needs the cores for itself.
 flower: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "flower and not slow"
 

@@ -44,6 +44,7 @@ def ray_processes():
     return found
 
 
+@pytest.mark.flower
 # Ray's own worker warns about its future defaults, and its sockets are closed by its collector.
 @pytest.mark.filterwarnings("ignore::FutureWarning:ray", "ignore::ResourceWarning")
 def test_the_numbers_are_those_of_the_local_runtime(config, tmp_path, monkeypatch):
