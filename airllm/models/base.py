@@ -1,4 +1,4 @@
-"""The frozen base model: a transformer, its tokenizer, its projections and the hooks in them."""
+"""The frozen base model: a transformer, its tokenizer and its projections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from airllm.models.adapter_bank import AdapterBank
 from airllm.models.check import (
     num_embeddings,
     token_output,
@@ -103,7 +102,8 @@ class BaseModel:
             head = ProjectionSpec("head", self.num_features + 1, num_classes, depth, "head")
             self.specs, self.modules = (*self.specs, head), (*self.modules, self._head_layer)
             self.num_calls = (*self.num_calls, 1)
-        self.bank = AdapterBank(self.modules)
+        self.row_bytes: dict[int, int] = {}
+        """what a backward pass needs of a row of a width, as far as that has been measured"""
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import evaluate
 from airllm.lora.prefix_sharing import evaluate_many
 from airllm.models.base import BaseModel, ModelConfig
-from airllm.models.batches import Batch, Examples, bucket, tokenize
+from airllm.models.batches import Examples, join, tokenize
 from airllm.models.head import Head, train_head
 from airllm.models.sources import load_base
 from airllm.policies.base import RankPolicy
@@ -89,7 +89,7 @@ class Workbench:
 
     def __init__(self, key: _Key) -> None:
         self.key = key
-        self._texts: dict[int, tuple[Examples, list[Batch], float, float]] = {}
+        self._texts: dict[int, tuple[Examples, float, float]] = {}
         self._training_texts: dict[int, tuple[Examples, float, float]] = {}
         self._whole: dict[int, tuple[Adapter, float, float]] = {}
 
@@ -261,17 +261,15 @@ class Workbench:
             text = self.text_of(device)
             self._texts[device] = (
                 text,
-                bucket(self.base, text.ids, text.labels, self.key.eval_batch_size),
                 token_entropy(text.ids),
                 oov_rate(own.texts, self.vocabulary),
             )
-        examples, batches, entropy, oov = self._texts[device]
+        examples, entropy, oov = self._texts[device]
         return DeviceProfile(
             device=device,
             entropy=entropy,
             oov_rate=oov,
             num_examples=len(self.shares[device]),
-            batches=batches,
             examples=examples,
             adapter_rank=adapter_rank,
         )
@@ -304,10 +302,10 @@ class Workbench:
             num_rounds=self.key.rounds, seed=self.key.seed,
         )  # fmt: skip
 
-    def probe_texts(self, round_index: int, num_devices: int, num_held: int) -> list[Batch]:
+    def probe_texts(self, round_index: int, num_devices: int, num_held: int) -> list[Examples]:
         """The cloud's texts on which a round's updates are probed, in parts."""
         return probe_texts(
-            self.base, self.cloud_set, self.key.training, seed=self.key.seed,
+            self.cloud_set, self.key.training, seed=self.key.seed,
             round_index=round_index, num_devices=num_devices, num_held=num_held,
         )  # fmt: skip
 
@@ -315,7 +313,7 @@ class Workbench:
         """(loss, accuracy), mean over the devices, that an adapter would give if all of it came."""
         if id(adapter) not in self._whole:
             each = [
-                evaluate(self.base, self.head, adapter, list(self.profile(d, 1).batches))
+                evaluate(self.base, self.head, adapter, self.profile(d, 1).examples)
                 for d in range(self.key.num_devices)
             ]
             if self._is_federated:
@@ -331,17 +329,18 @@ class Workbench:
         self, round_index: int, device: int, adapters: Sequence[Adapter]
     ) -> NDArray[np.float64]:
         """[adapters] mean losses on a device's own text."""
-        return self._losses(adapters, self.profile(device, 1).batches)
+        return self._losses(adapters, self.profile(device, 1).examples)
 
     def probe_losses(
         self, round_index: int, device: int, adapters: Sequence[Adapter]
     ) -> NDArray[np.float64]:
         """[adapters] mean losses on a device's share of the cloud's texts of a round."""
         count = self.key.num_devices
-        return self._losses(adapters, self.probe_texts(round_index, count, count)[device::count])
+        parts = self.probe_texts(round_index, count, count)[device::count]
+        return self._losses(adapters, join(parts))
 
-    def _losses(self, adapters: Sequence[Adapter], batches: Sequence[Batch]) -> NDArray[np.float64]:
-        return np.array([m.loss for m in evaluate_many(self.base, self.head, adapters, batches)])
+    def _losses(self, adapters: Sequence[Adapter], examples: Examples) -> NDArray[np.float64]:
+        return np.array([m.loss for m in evaluate_many(self.base, self.head, adapters, examples)])
 
     def policy(self, config: ExperimentConfig, *, seed: int) -> RankPolicy:
         """The policy that the configuration names, the project's or one's own."""

@@ -10,6 +10,7 @@ import pytest
 
 from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import evaluate
+from airllm.models.batches import join
 from cloud.grids.local_grid import LocalGrid
 from experiments.assembly import workbench as build
 from experiments.config.loader import dump_config, load_config
@@ -228,8 +229,8 @@ def test_forward_selection_by_probe_sees_the_clouds_texts_and_not_the_devices(ti
         parts = bench.probe_texts(0, config.num_devices, config.num_devices)[
             device :: config.num_devices
         ]
-        assert sum(len(part.labels) for part in parts) == 24
-        assert first == [evaluate(bench.base, bench.head, zero, parts).loss]
+        assert sum(len(part.ids) for part in parts) == 24
+        assert first == [evaluate(bench.base, bench.head, zero, join(parts)).loss]
         assert min(found.min() for found in later) < first
 
 
