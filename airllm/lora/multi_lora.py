@@ -38,7 +38,7 @@ def _cuda_memory(device: torch.device) -> int:
 class MultiLora:
     """What each device has loaded on a base: a frozen adapter, one that is trained, or both.
 
-    The base is bare but within `at`; its weights exist once, however many devices there are.
+    The base is bare but within `applied_to`; its weights exist once, however many devices there are.
     """
 
     def __init__(
@@ -63,12 +63,14 @@ class MultiLora:
         [tokens, in] and the gradient of its output [tokens, out].
 
         ``memory_bytes`` bounds what a pass keeps for its backward pass; one row is the least.
-        None: 1 GiB on a CPU, on CUDA a quarter of the card's memory. Raises ValueError for no
-        devices.
+        None: 1 GiB on a CPU, on CUDA a quarter of the card's memory.
         """
         self.num_devices = max(len(frozen), len(trained))
-        if not self.num_devices:
-            raise ValueError("there must be an adapter, frozen or trained, of one device at least")
+        if {len(frozen), len(trained)} - {0} != {self.num_devices}:
+            raise ValueError(
+                f"frozen and trained must have an adapter for each device, or one of them none, "
+                f"got {len(frozen)} and {len(trained)}"
+            )
         if memory_bytes is None:
             memory_bytes = _cuda_memory(base.device) if base.device.type == "cuda" else _CPU_MEMORY
         if memory_bytes < 1:
@@ -87,7 +89,7 @@ class MultiLora:
 
     @property
     def values(self) -> Tensor:
-        """What is trained, for an optimiser; a *step* is `backward`, then the optimiser's."""
+        """What is trained, for an optimiser, whose step follows upon `backward`."""
         return self._trained.values
 
     def factors(self, device: int = 0) -> Adapter:
@@ -129,7 +131,7 @@ class MultiLora:
         )  # fmt: skip
 
     @contextmanager
-    def at(self, batch: Microbatch) -> Iterator[None]:
+    def applied_to(self, batch: Microbatch) -> Iterator[None]:
         """Inside it the base's projections carry the updates of the devices of this batch."""
         self._trained.begin_pass()
         ends = np.cumsum([0, *batch.num_rows])
@@ -150,7 +152,7 @@ class MultiLora:
         loss = torch.zeros(self.num_devices, dtype=torch.float64, device=device)
         right = torch.zeros(self.num_devices, dtype=torch.long, device=device)
         for batch in batches:
-            with self.at(batch):
+            with self.applied_to(batch):
                 each, correct = losses(self.base, self.head, batch)
             each = each * batch.weight
             if is_training:
@@ -201,15 +203,16 @@ class MultiLora:
 
 def row_bytes(base: BaseModel, head: Head | None, width: int) -> int:
     """What autograd keeps of one row of a width, updates aside; measured once for each base."""
-    if width not in base.row_bytes:
+    key = (width, 0 if head is None else len(head.bias))
+    if key not in base.row_bytes:
         one = whole(base, Examples([[base.pad_id] * width], [0]))
         # That what is watched needs a backward pass from the first projection on.
         bare = MultiLora(base, head, [Adapter.zero(base.specs)], watch=lambda *_: None)
 
         def run() -> None:
             # Also where an evaluation asks first, which records nothing by itself.
-            with torch.enable_grad(), bare.at(one):
+            with torch.enable_grad(), bare.applied_to(one):
                 losses(base, head, one)
 
-        base.row_bytes[width] = saved_bytes(base.network, run)
-    return base.row_bytes[width]
+        base.row_bytes[key] = saved_bytes(base.network, run)
+    return base.row_bytes[key]

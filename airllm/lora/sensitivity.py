@@ -155,7 +155,7 @@ class _Sums:
             size = (1 + with_curvature, len(part.ids), len(base.specs), width)
             tables, is_first = torch.zeros(size, device=base.device), True
             batch = whole(base, part)
-            with lora.at(batch):
+            with lora.applied_to(batch):
                 logits = predictions(base, head, batch)[batch.terms]
             F.cross_entropy(logits, batch.target[batch.terms], reduction="sum").backward(
                 retain_graph=with_curvature

@@ -102,8 +102,8 @@ class BaseModel:
             head = ProjectionSpec("head", self.num_features + 1, num_classes, depth, "head")
             self.specs, self.modules = (*self.specs, head), (*self.modules, self._head_layer)
             self.num_calls = (*self.num_calls, 1)
-        self.row_bytes: dict[int, int] = {}
-        """what a backward pass needs of a row of a width, as far as that has been measured"""
+        self.row_bytes: dict[tuple[int, int], int] = {}
+        """what a backward pass needs of a row, by width and classes, as far as it is measured"""
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:

@@ -48,7 +48,6 @@ class _Key:
     rounds: int
     num_devices: int
     examples_per_device: int
-    eval_batch_size: int
 
 
 @lru_cache(maxsize=1)
@@ -65,7 +64,7 @@ def workbench_key(config: ExperimentConfig) -> _Key:
     """Runs of which this is equal share a workbench, and so a trained master."""
     return _Key(
         config.mode, config.model, config.data, config.training, config.seed, config.rounds,
-        config.num_devices, config.examples_per_device, config.runtime.eval_batch_size,
+        config.num_devices, config.examples_per_device,
     )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ class Passes:
         self.flops: defaultdict[str, float] = defaultdict(float)
         self.true = self.padded = 0
         self._low = 0  # numbers in the factors that are loaded
-        hidden, at = BaseModel.hidden, MultiLora.at
+        hidden, applied_to = BaseModel.hidden, MultiLora.applied_to
 
         def counted(base: BaseModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
             with stages.stage("forward", is_detail=True):
@@ -79,12 +79,12 @@ class Passes:
         def loaded(lora: MultiLora, batch: Microbatch) -> Iterator[None]:
             runs = zip(lora._runs, lora.base.specs, strict=True)
             self._low = sum(f.down.shape[-2] * s.params_per_rank for own, s in runs for f in own)
-            with at(lora, batch):
+            with applied_to(lora, batch):
                 yield
             self._low = 0
 
         BaseModel.hidden = counted  # type: ignore[method-assign, assignment]
-        MultiLora.at = loaded  # type: ignore[method-assign, assignment]
+        MultiLora.applied_to = loaded  # type: ignore[method-assign, assignment]
 
     def _count(self, base: BaseModel, mask: Tensor, has_backward: bool) -> None:
         lengths = mask.sum(dim=1).double()

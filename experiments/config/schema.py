@@ -114,9 +114,7 @@ class RuntimeConfig:
     of threads"""
     stacked: bool = False
     """all devices in the same passes, local runtime only: worth most on a GPU; a device's numbers
-    then depend, in their last digits, on the others, and eval_batch_size does not count"""
-    eval_batch_size: int = 16
-    """examples a device evaluates at once, of like length"""
+    then depend, in their last digits, on the others"""
     reply_timeout_s: float = 3600.0
     """wall-clock time within which a node has to answer; who does not has missed the round"""
     connect_timeout_s: float = 60.0
@@ -128,7 +126,7 @@ class RuntimeConfig:
     fewer where their threads would be more than there are cores"""
 
     def __post_init__(self) -> None:
-        check_least("runtime", self, "eval_batch_size workers", 1)
+        check_least("runtime", self, "workers", 1)
         check_least("runtime", self, "threads checkpoint_s", 0)
         check_positive("runtime", self, "reply_timeout_s connect_timeout_s")
 

@@ -270,7 +270,7 @@ def test_evaluation_leaves_everything_as_it_was():
 def test_a_base_is_bare_again_after_an_error():
     base = load()
     (batch,) = lora_of(base).microbatches(examples_of(base, (1, 1, 1, 1)))
-    with pytest.raises(RuntimeError, match="in the middle"), lora_of(base).at(batch):
+    with pytest.raises(RuntimeError, match="in the middle"), lora_of(base).applied_to(batch):
         raise RuntimeError("in the middle")
     assert all("forward" not in vars(m) for m in base.modules)
 
@@ -378,8 +378,10 @@ def test_cuda_is_deterministic_when_asked_to_be():
 
 def test_bad_arguments_are_named():
     base = load()
-    with pytest.raises(ValueError, match="an adapter, frozen or trained, of one device"):
+    with pytest.raises(ValueError, match="an adapter for each device.*got 0 and 0"):
         MultiLora(base, None)
+    with pytest.raises(ValueError, match="an adapter for each device.*got 4 and 1"):
+        MultiLora(base, None, adapters_of(base)[0], adapters_of(base)[1][:1])
     with pytest.raises(ValueError, match="memory_bytes must be >= 1, got 0"):
         lora_of(base, memory_bytes=0)
     with pytest.raises(ValueError, match="examples must be those of 4 devices, got 1"):

@@ -32,7 +32,7 @@ def adapter_of(base, ranks):
 
 def features(base, adapter, texts=TEXTS):
     batch = whole(base, Examples(tokenize(base, texts), [0] * len(texts)))
-    with torch.no_grad(), MultiLora(base, None, [adapter]).at(batch):
+    with torch.no_grad(), MultiLora(base, None, [adapter]).applied_to(batch):
         return base.pooled(batch.input_ids, batch.attention_mask)
 
 
@@ -81,7 +81,7 @@ def test_a_trained_head_is_written_as_what_it_has_become(tmp_path):
     head = Head(torch.ones(2, base.num_features), torch.tensor([0.5, -0.5]))
     save_peft(adapter, base, tmp_path, head=head)
     batch = whole(base, Examples(tokenize(base, TEXTS), [0, 0]))
-    with torch.no_grad(), MultiLora(base, head, [adapter]).at(batch):
+    with torch.no_grad(), MultiLora(base, head, [adapter]).applied_to(batch):
         pooled = base.pooled(batch.input_ids, batch.attention_mask)
         ours = base.logits(pooled, head.weight, head.bias)
     written = load_file(tmp_path / "head.safetensors")
