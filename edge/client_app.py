@@ -22,9 +22,8 @@ from airllm.protocol import (
     pack_utility,
     request_of,
 )
-from edge.device import Device, DeviceProfile
-from edge.group import measure, train_all
-from edge.local_update import LocalTask, Trained
+from edge.device import Device, DeviceProfile, measure
+from edge.local_update import LocalTask, Trained, train
 from edge.state import is_deployed, read_state, write_state
 
 # Devices in the same passes: more would fill them no better, and each has factors and, where it
@@ -86,10 +85,11 @@ def answer(load: Load, asked: Sequence[tuple[Message, Context]]) -> list[Message
     for call in calls.values():
         call.receive()
     measure([call.device for call in calls.values()])
-    training = [(call, task) for call in calls.values() if (task := call.task()) is not None]
-    trained = train_all([call.device for call, _ in training], [task for _, task in training])
-    for (call, _), own in zip(training, trained, strict=True):
-        call.trained = own
+    if training := {call: task for call in calls.values() if (task := call.task()) is not None}:
+        device = next(iter(training)).device
+        trained = train(device.base, device.state.head, list(training.values()))
+        for call, own in zip(training, trained, strict=True):
+            call.trained = own
     return [
         Message(calls[i].reply() if i in calls else RecordDict(), reply_to=message)
         for i, (message, _) in enumerate(asked)
@@ -127,6 +127,7 @@ class _Call:
         device, training, payload = self.device, None, None
         report = device.report(is_installed=self._is_installed)
         if self.trained is not None:
+            device.take_trained(self.trained)
             hardware, flops = device.work.hardware, self.trained.flops
             training = TrainingReport(
                 pack_utility(self.trained.utility),

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Metrics, evaluate
+from airllm.lora.evaluation import Metrics, evaluate_together
 from airllm.lora.payload import PayloadError, decode, encode
 from airllm.lora.sensitivity import Importance
 from airllm.models.base import BaseModel
-from airllm.models.batches import Batch, Examples
+from airllm.models.batches import Examples
 from airllm.models.head import Head
 from airllm.protocol import DeviceReport
 from edge.local_update import LocalTask, LocalWork, Trained
@@ -31,10 +31,8 @@ class DeviceProfile:
     """normalised token entropy of its text"""
     oov_rate: float
     num_examples: int
-    batches: Sequence[Batch]
-    """labelled text on which everything it reports is measured"""
     examples: Examples
-    """the same text, not yet in batches"""
+    """labelled text on which everything it reports is measured"""
     adapter_rank: int
     """rank to which accumulated residual updates are recompressed"""
     work: LocalWork | None = None
@@ -94,11 +92,7 @@ class Device:
 
     def report(self, *, is_installed: bool = False) -> DeviceReport:
         """What it tells the cloud; measures only if something has changed since the last time."""
-        if self.state.metrics is None:
-            measured = evaluate(
-                self.base, self.state.head, self.state.device_adapter, list(self.profile.batches)
-            )
-            self.take_metrics(measured)
+        measure([self])
         metrics = self.state.metrics
         assert metrics is not None
         return DeviceReport(
@@ -111,10 +105,6 @@ class Device:
             update_number=self.state.update_number,
             is_installed=is_installed,
         )
-
-    def take_metrics(self, metrics: Metrics) -> None:
-        """Take what was measured with the adapter that it holds."""
-        self.state = replace(self.state, metrics=metrics)
 
     def task(self, ranks: NDArray[np.int64], importance: Importance, round_index: int) -> LocalTask:
         """What it has to train, asked to do so at these ranks."""
@@ -144,3 +134,20 @@ class Device:
             coding="residual" if work.sends == "change" else "absolute",
             is_half=work.shared_down is not None,
         )
+
+
+def measure(devices: Sequence[Device]) -> None:
+    """Measure, in the same passes, all devices that have changed since they last were.
+
+    All have the same base and head.
+    """
+    waiting = [device for device in devices if device.state.metrics is None]
+    if not waiting:
+        return
+    found = evaluate_together(
+        waiting[0].base, waiting[0].state.head,
+        [device.state.device_adapter for device in waiting],
+        [device.profile.examples for device in waiting],
+    )  # fmt: skip
+    for device, metrics in zip(waiting, found, strict=True):
+        device.state = replace(device.state, metrics=metrics)

@@ -15,20 +15,19 @@ from airllm.lora.local_update import (
     LocalResult,
     LocalTraining,
     train_local,
-    train_local_together,
 )
 from airllm.lora.privacy import Privacy
 from airllm.lora.residuals import ordered
 from airllm.lora.sensitivity import Importance
 from airllm.models.base import BaseModel
-from airllm.models.batches import Batch, BatchSampler, Examples, bucket
+from airllm.models.batches import BatchSampler, Examples
 from airllm.models.head import Head
 from edge.hardware import Hardware
 
 # Key of the random stream of a device's batches; the device's index follows.
 _BATCH_STREAM = 82
 _PROBED = 64  # texts on which a device measures what parts of its update are worth
-_PROBE_BATCH = 16
+_PROBED_PART = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,24 +112,19 @@ class LocalTask:
         update = result.after if work.sends == "adapter" else result.change
         # A whole adapter takes the place of the device's; a change comes on top of it.
         at = Adapter.zero(base.specs) if work.sends == "adapter" else self.device_adapter
-        probed: list[Batch] = []
+        probed: list[Examples] = []
         if self.importance not in ("first", "energy"):
             own = self.examples_of(0)
-            probed = bucket(base, own.ids[:_PROBED], own.labels[:_PROBED], _PROBE_BATCH)
+            own = Examples(own.ids[:_PROBED], own.labels[:_PROBED])
+            probed = own.by_length(_PROBED_PART)
         found = ordered(
             base, head, [svd_form(update, work.r_max)], [at],
-            importance=self.importance, r_max=work.r_max, batches=probed,
+            importance=self.importance, r_max=work.r_max, parts=probed,
         )  # fmt: skip
         return Trained(found.adapters[0], found.utility[0], result.loss, result.flops)
 
 
-def train(base: BaseModel, head: Head | None, task: LocalTask) -> Trained:
-    """Train one device's update."""
-    return task.finish(base, head, train_local(base, head, task.job, task.work.training))
-
-
-def train_together(base: BaseModel, head: Head | None, tasks: Sequence[LocalTask]) -> list[Trained]:
-    """Train many devices' updates in the same passes; all by the same `LocalTraining`."""
-    jobs = [task.job for task in tasks]
-    results = train_local_together(base, head, jobs, tasks[0].work.training)
+def train(base: BaseModel, head: Head | None, tasks: Sequence[LocalTask]) -> list[Trained]:
+    """Train an update for each task, all in the same passes and by the same `LocalTraining`."""
+    results = train_local(base, head, [task.job for task in tasks], tasks[0].work.training)
     return [task.finish(base, head, r) for task, r in zip(tasks, results, strict=True)]

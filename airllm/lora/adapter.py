@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from airllm.models.projections import ProjectionSpec
 
@@ -120,6 +121,21 @@ class Adapter:
     def delta(self, projection: int) -> Tensor:
         """The dense update [out_features, in_features] of one projection."""
         return self.up[projection] @ self.down[projection]
+
+
+def stack(adapters: Sequence[Adapter]) -> tuple[list[Tensor], list[Tensor]]:
+    """Factors of several devices as [devices, rank, in] and [devices, out, rank].
+
+    Zero components pad unequal ranks; they change no product.
+    """
+    downs, ups = [], []
+    for p in range(len(adapters[0].down)):
+        rank = max(len(adapter.down[p]) for adapter in adapters)
+        downs.append(
+            torch.stack([F.pad(a.down[p], (0, 0, 0, rank - len(a.down[p]))) for a in adapters])
+        )
+        ups.append(torch.stack([F.pad(a.up[p], (0, rank - a.up[p].shape[1])) for a in adapters]))
+    return downs, ups
 
 
 def svd_form(adapter: Adapter, max_rank: int | None = None) -> Adapter:

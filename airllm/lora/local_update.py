@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from airllm.lora.adapter import Adapter, svd_form
-from airllm.lora.evaluation import mean_loss
-from airllm.lora.multi_lora import Fleet, Member
+from airllm.lora.multi_lora import MultiLora
 from airllm.models.base import BaseModel
 from airllm.models.batches import Examples, padded_width
 from airllm.models.flops import training_flops
@@ -84,90 +83,40 @@ def initial_factors(specs: Sequence[ProjectionSpec], r_max: int, seed: int) -> A
 
 
 def train_local(
-    base: BaseModel,
-    head: Head | None,
-    job: LocalJob,
-    training: LocalTraining,
-) -> LocalResult:
-    """Train a job's components on top of the device's adapter; the base is left bare.
-
-    By AdamW without decay, at a constant rate: a device keeps no optimiser between rounds. What is
-    held and not trained stays loaded and frozen. Raises ValueError when training diverges.
-    """
-    frozen, before = _split(base, job.device_adapter, job.ranks, training, job.key)
-    scale, device, dtype = training.scale, base.device, torch.get_default_dtype()
-    down = [d.to(device, dtype)[None].clone() for d in before.down]  # [1, rank, in]
-    up = [(u / scale).to(device, dtype)[None].clone() for u in before.up]  # [1, out, rank]
-    trained = [f for f in ([*up, *down] if training.trains_down else up) if f.numel()]
-    if not trained:
-        return LocalResult(before, before, 0.0, 0.0)
-    optimiser = torch.optim.AdamW(
-        [f.requires_grad_() for f in trained], lr=training.learning_rate, weight_decay=0.0,
-        fused=device.type == "cuda" or None,
-    )  # fmt: skip
-    kept_down = [d.to(device)[None] for d in frozen.down]
-    kept_up = [u.to(device)[None] for u in frozen.up]
-    total, flops = torch.zeros((), device=device), 0.0
-    try:
-        for step in range(training.steps):
-            batch = job.examples_of(step).batch(base)
-            base.bank.load(
-                [torch.cat([d, k], dim=1) for d, k in zip(down, kept_down, strict=True)],
-                [torch.cat([u * scale, k], dim=2) for u, k in zip(up, kept_up, strict=True)],
-            )
-            loss = mean_loss(base, head, batch)
-            total += loss.detach()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            count, width = batch.input_ids.shape
-            flops += training_flops(base, (count, width), job.ranks)
-    finally:
-        base.bank.clear()
-    after = Adapter(
-        tuple(d.detach()[0].cpu() for d in down),
-        tuple((u.detach()[0] * scale).cpu() for u in up),
-    )
-    return LocalResult(before, after, _mean(float(total), training), flops)
-
-
-def train_local_together(
     base: BaseModel, head: Head | None, jobs: Sequence[LocalJob], training: LocalTraining
 ) -> list[LocalResult]:
-    """`train_local` of many devices in the same passes (`airllm.lora.multi_lora`).
+    """Train each job's components on top of the device's adapter, all in the same passes.
 
-    The results are those of each alone but for the order of sums, and with them for the last digits
-    of a loss, and for what AdamW makes of these.
+    By AdamW without decay, at a constant rate: a device keeps no optimiser between rounds. What is
+    held and not trained stays loaded and frozen. A job's result is what it is alone but for the
+    order of sums, and for what AdamW makes of that. Raises ValueError when training diverges.
     """
-    scale = training.scale
     starts = [_split(base, job.device_adapter, job.ranks, training, job.key) for job in jobs]
     results = [LocalResult(before, before, 0.0, 0.0) for _, before in starts]
     trained = [i for i, (_, before) in enumerate(starts) if before.ranks.any()]
     if not trained:
         return results
-    members = [
-        Member(
-            Adapter(before.down, tuple(u / scale for u in before.up)),
-            training.learning_rate,
-            scale,
-            frozen,
-        )
-        for frozen, before in (starts[i] for i in trained)
-    ]
+    lora = MultiLora(
+        base, head, [starts[i][0] for i in trained], [starts[i][1] for i in trained],
+        scale=training.scale, trains_down=training.trains_down,
+    )  # fmt: skip
+    optimiser = torch.optim.AdamW(
+        [lora.values], lr=training.learning_rate, weight_decay=0.0, fused=True
+    )
     total = torch.zeros(len(trained), dtype=torch.float64, device=base.device)
     flops = np.zeros(len(trained))
-    with Fleet(base, head, members, trains_down=training.trains_down) as fleet:
-        for step in range(training.steps):
-            examples = [jobs[i].examples_of(step) for i in trained]
-            total += fleet.step(examples)
-            flops += [
-                training_flops(base, (len(own.ids), padded_width(base, own.ids)), jobs[i].ranks)
-                for i, own in zip(trained, examples, strict=True)
-            ]
-        for place, i in enumerate(trained):
-            after = fleet.adapter(place).scaled(scale)
-            mean = _mean(float(total[place]), training)
-            results[i] = LocalResult(starts[i][1], after, mean, float(flops[place]))
+    for step in range(training.steps):
+        examples = [jobs[i].examples_of(step) for i in trained]
+        total += lora.backward(lora.microbatches(examples))
+        optimiser.step()
+        # A device's own batch is padded to its longest text.
+        flops += [
+            training_flops(base, (len(own.ids), padded_width(base, own.ids)), jobs[i].ranks)
+            for i, own in zip(trained, examples, strict=True)
+        ]
+    for place, (i, after) in enumerate(zip(trained, lora.adapters(), strict=True)):
+        mean = _mean(float(total[place]), training)
+        results[i] = LocalResult(starts[i][1], after, mean, float(flops[place]))
     return results
 
 

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import Metrics, losses
+from airllm.lora.evaluation import Metrics
+from airllm.lora.multi_lora import MultiLora
 from airllm.models.base import BaseModel
-from airllm.models.batches import Batch
+from airllm.models.batches import Examples
 from airllm.models.head import Head
 
 
 @torch.no_grad()
 def evaluate_many(
-    base: BaseModel, head: Head | None, adapters: Sequence[Adapter], batches: Sequence[Batch]
+    base: BaseModel, head: Head | None, adapters: Sequence[Adapter], examples: Examples
 ) -> list[Metrics]:
     """`airllm.lora.evaluation.evaluate` of each adapter, to the bit; the base is left bare.
 
@@ -26,18 +27,19 @@ def evaluate_many(
     the tree of their prefixes, each pass begins where it leaves the one before. A pass is still one
     adapter's, so no number depends on which others there are.
     """
-    is_causal = base.config.task == "causal"
-    if not sum(len(batch.predicted if is_causal else batch.labels) for batch in batches):
+    count = examples.num_terms(is_causal=base.config.task == "causal")
+    if not count:
         raise ValueError("evaluation needs at least one example")
     depths = sorted({spec.depth for spec in base.specs})
     keys = [_prefix_key(base, adapter, depths) for adapter in adapters]
     order = sorted(range(len(adapters)), key=lambda i: keys[i])
-    total, right, count = [0.0] * len(adapters), [0] * len(adapters), [0] * len(adapters)
+    loras = [MultiLora(base, head, [adapter]) for adapter in adapters]
+    batches = loras[0].microbatches([examples]) if loras else []
+    total, right = [0.0] * len(adapters), [0] * len(adapters)
     with ExitStack() as stack:
         blocks = [_Block(block) for block in _blocks(base, depths)]
         for block in blocks:
             stack.callback(block.close)
-        stack.callback(base.bank.clear)
         for batch in batches:
             known: tuple[bytes, ...] = ()
             for i in order:
@@ -46,13 +48,12 @@ def evaluate_many(
                     shared += 1
                 for depth, block in enumerate(blocks):
                     block.is_known = depth < shared
-                base.bank.load_adapters([adapters[i]], base.device)
-                loss, correct = losses(base, head, batch)
-                total[i] += float(loss.double().sum())
-                right[i] += int(correct.sum())
-                count[i] += len(loss)
+                found = loras[i].evaluate([batch])
+                loss, correct = (each.tolist() for each in found)
+                total[i] += loss[0]
+                right[i] += correct[0]
                 known = keys[i]
-    return [Metrics(t / n, r / n, n) for t, r, n in zip(total, right, count, strict=True)]
+    return [Metrics(t, r / count, count) for t, r in zip(total, right, strict=True)]
 
 
 class _Block:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from airllm.lora.adapter import Adapter, svd_form
 from airllm.lora.sensitivity import Importance, measure_sensitivity, second_order_utility
 from airllm.models.base import BaseModel
-from airllm.models.batches import Batch
+from airllm.models.batches import Examples
 from airllm.models.head import Head
 
 Array = NDArray[np.float64]
@@ -38,7 +38,7 @@ def residuals_of(
     importance: Importance,
     is_residual: bool,
     r_max: int,
-    texts: Callable[[int], Sequence[Batch]],
+    texts: Callable[[int], Sequence[Examples]],
 ) -> Residuals:
     """The update that could be sent to each device, in SVD form and in order of importance.
 
@@ -61,7 +61,7 @@ def residuals_of(
         probed_at, importance = [adapter.scaled(0.5) for adapter in adapters], "gain"
     parts = () if importance == "energy" else texts(len(distinct))
     found = ordered(
-        base, head, adapters, probed_at, importance=importance, r_max=r_max, batches=parts
+        base, head, adapters, probed_at, importance=importance, r_max=r_max, parts=parts
     )
     place = [distinct.index(key) for key in keys]
     return Residuals([found.adapters[i] for i in place], found.energy[place], found.utility[place])
@@ -75,7 +75,7 @@ def ordered(
     *,
     importance: Importance,
     r_max: int,
-    batches: Sequence[Batch],
+    parts: Sequence[Examples],
 ) -> Residuals:
     """Updates in SVD form, components in order of importance to the devices that hold adapters."""
     energy = np.stack([a.energy(r_max) for a in updates])
@@ -88,7 +88,7 @@ def ordered(
     )
     is_pooled = importance in ("second-order", "gain-at-start")
     found = measure_sensitivity(
-        base, head, at, updates, batches,
+        base, head, at, updates, parts,
         width=r_max, is_pooled=is_pooled, with_curvature=importance == "second-order",
     )  # fmt: skip
     if importance == "second-order":

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import predictions
+from airllm.lora.multi_lora import MultiLora
 from airllm.models.base import BaseModel
-from airllm.models.batches import Batch
+from airllm.models.batches import Examples
 from airllm.models.head import Head
+from airllm.models.losses import predictions
+from airllm.models.microbatches import whole
 from airllm.streams import generator_for
 
 Array = NDArray[np.float64]
@@ -57,7 +59,7 @@ def measure_sensitivity(
     head: Head | None,
     device_adapters: Sequence[Adapter],
     residuals: Sequence[Adapter],
-    parts: Sequence[Batch],
+    parts: Sequence[Examples],
     *,
     width: int,
     is_pooled: bool = True,
@@ -124,8 +126,8 @@ class _Sums:
         self,
         head: Head | None,
         device: int,
-        device_adapters: Adapter,
-        batches: Sequence[Batch],
+        device_adapter: Adapter,
+        parts: Sequence[Examples],
         width: int,
         with_curvature: bool,
     ) -> NDArray[np.float32]:
@@ -133,12 +135,14 @@ class _Sums:
         components: decreases of the loss and, ``with_curvature``, `Sensitivity.curvature`."""
         base, found = self.base, []
         generator = generator_for(0, device=base.device)  # the same signs in every probe
-        count, num_texts = _count(base, batches), sum(len(batch.labels) for batch in batches)
+        is_causal = base.config.task == "causal"
+        count = sum(part.num_terms(is_causal=is_causal) for part in parts)
+        num_texts = sum(len(part.ids) for part in parts)
         self.count += count
         tables, is_first = torch.empty(0), True  # of the batch and of its first backward pass
 
         def watch(p: int, x: Tensor, delta: Tensor) -> None:
-            x, delta = x.flatten(0, -2).to(self.dtype), delta.flatten(0, -2).to(self.dtype)
+            x, delta = x.to(self.dtype), delta.to(self.dtype)
             if is_first:
                 table, own = tables[0], self._add(device, p, x, delta)
             else:
@@ -146,21 +150,19 @@ class _Sums:
             each = own.unflatten(1, (len(table), -1)).sum(dim=2)  # [rank, texts]
             table[:, p, : len(own)] += each.T  # a module may be passed more than once
 
-        for batch in batches:
-            size = (1 + with_curvature, len(batch.labels), len(base.specs), width)
+        lora = MultiLora(base, head, [device_adapter], watch=watch)
+        for part in parts:
+            size = (1 + with_curvature, len(part.ids), len(base.specs), width)
             tables, is_first = torch.zeros(size, device=base.device), True
-            try:
-                base.bank.load_adapters([device_adapters], base.device)
-                base.bank.watch = watch
-                logits, target = predictions(base, head, batch)
-                F.cross_entropy(logits, target, reduction="sum").backward(
-                    retain_graph=with_curvature
-                )
-                if with_curvature:
-                    is_first = False
-                    logits.backward(_fisher_root(logits.detach(), generator))
-            finally:
-                base.bank.clear()
+            batch = whole(base, part)
+            with lora.applied_to(batch):
+                logits = predictions(base, head, batch)[batch.terms]
+            F.cross_entropy(logits, batch.target[batch.terms], reduction="sum").backward(
+                retain_graph=with_curvature
+            )
+            if with_curvature:
+                is_first = False
+                logits.backward(_fisher_root(logits.detach(), generator))
             # In a causal model a text counts by its tokens, each of which has a curvature.
             share = num_texts / max(count, 1)
             tables[0] *= -share
@@ -235,13 +237,6 @@ def _fisher_root(logits: Tensor, generator: torch.Generator) -> Tensor:
     normal[..., 0] += 1.0
     z -= normal * ((normal * z).sum(dim=-1, keepdim=True) / normal[..., :1])
     return (q * z).to(logits.dtype)
-
-
-def _count(base: BaseModel, batches: Sequence[Batch]) -> int:
-    """Terms of the loss: texts, or predicted tokens."""
-    if base.config.task == "causal":
-        return sum(len(batch.predicted) for batch in batches)
-    return sum(len(batch.labels) for batch in batches)
 
 
 def second_order_utility(found: Sensitivity, cost: NDArray[np.floating]) -> Array:

@@ -1,4 +1,4 @@
-"""The frozen base model: a transformer, its tokenizer, its projections and the hooks in them."""
+"""The frozen base model: a transformer, its tokenizer and its projections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from airllm.bounds import NUMPY, STRICT, Several
-from airllm.models.adapter_bank import AdapterBank
 from airllm.models.check import (
     num_embeddings,
     token_output,
@@ -92,7 +91,8 @@ class BaseModel:
             head = ProjectionSpec("head", self.num_features + 1, num_classes, depth, "head")
             self.specs, self.modules = (*self.specs, head), (*self.modules, self._head_layer)
             self.num_calls = (*self.num_calls, 1)
-        self.bank = AdapterBank(self.modules)
+        self.row_bytes: dict[tuple[int, int], int] = {}
+        """what a backward pass needs of a row, by width and classes, as far as it is measured"""
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:

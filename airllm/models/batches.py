@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from airllm.models.base import BaseModel
 
@@ -17,20 +15,6 @@ _PAD_MULTIPLE = 8
 
 
 _POOLED_BATCHES = 8  # batches whose examples are sorted by length among themselves
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Tokens on the model's device."""
-
-    input_ids: Tensor
-    """[batch, tokens]"""
-    attention_mask: Tensor
-    """[batch, tokens] 1 for text, 0 for padding"""
-    labels: Tensor
-    """[batch] classes; unused by a causal model, whose labels are its tokens"""
-    predicted: Tensor
-    """[predicted tokens] places in the flattened [batch, tokens - 1]; none unless causal"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +29,23 @@ class Examples:
         """Some of them."""
         return Examples([self.ids[i] for i in indices], [self.labels[i] for i in indices])
 
-    def batch(self, base: BaseModel) -> Batch:
-        """All of them, by `collate`."""
-        return collate(base, self.ids, self.labels)
+    def by_length(self, size: int) -> list[Examples]:
+        """Parts of a size, the last one of the rest, each of texts of like length."""
+        order = np.argsort([len(ids) for ids in self.ids], kind="stable")
+        return [self.take(order[i : i + size]) for i in range(0, len(order), size)]
 
     def num_terms(self, *, is_causal: bool) -> int:
         """Of the mean loss: predicted tokens of a causal model, or else texts."""
         if is_causal:
             return sum(max(len(ids) - 1, 0) for ids in self.ids)
         return len(self.ids)
+
+
+def join(parts: Sequence[Examples]) -> Examples:
+    """All examples of some parts."""
+    return Examples(
+        [ids for part in parts for ids in part.ids], [y for part in parts for y in part.labels]
+    )
 
 
 def tokenize(base: BaseModel, texts: Sequence[str]) -> list[list[int]]:
@@ -77,35 +69,10 @@ def tokenize(base: BaseModel, texts: Sequence[str]) -> list[list[int]]:
 
 
 def padded_width(base: BaseModel, ids: Sequence[list[int]]) -> int:
-    """Tokens to which `collate` pads these texts."""
+    """Tokens to which these texts are padded where they share a pass."""
     longest = max(len(row) for row in ids)
     width = min(-(-longest // _PAD_MULTIPLE) * _PAD_MULTIPLE, base.config.max_length)
     return max(width, longest)
-
-
-def collate(base: BaseModel, ids: Sequence[list[int]], labels: Iterable[int]) -> Batch:
-    """Pad token ids to one length, a multiple of eight."""
-    width = padded_width(base, ids)
-    input_ids = torch.full((len(ids), width), base.pad_id)
-    mask = torch.zeros((len(ids), width), dtype=torch.long)
-    for i, row in enumerate(ids):
-        input_ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    target = torch.tensor(list(labels), dtype=torch.long)
-    predicted = torch.empty(0, dtype=torch.long)
-    if base.config.task == "causal":
-        # Found here, where it is known without waiting for the model's device.
-        predicted = mask[:, 1:].flatten().nonzero()[:, 0]
-    return Batch(base.put(input_ids), base.put(mask), base.put(target), base.put(predicted))
-
-
-def bucket(
-    base: BaseModel, ids: Sequence[list[int]], labels: Sequence[int], batch_size: int
-) -> list[Batch]:
-    """Batches of texts of like length: the padding depends on these texts alone."""
-    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
-    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return [collate(base, [ids[i] for i in c], [int(labels[i]) for i in c]) for c in chunks]
 
 
 @dataclass(frozen=True, slots=True)

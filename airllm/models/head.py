@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from airllm.models.base import BaseModel
-from airllm.models.batches import BatchSampler, collate
+from airllm.models.batches import BatchSampler, Examples
+from airllm.models.microbatches import microbatches
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,11 @@ def train_head(
     seed: int,
 ) -> Head:
     """Fit a linear head on the frozen base's features, which are computed once."""
-    rows: list[Tensor] = [torch.empty(0)] * len(ids)
-    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+    inputs = torch.empty(len(ids), base.num_features, device=base.device)
     with torch.no_grad():
-        for start in range(0, len(order), 128):
-            chunk = order[start : start + 128]
-            batch = collate(base, [ids[i] for i in chunk], [0] * len(chunk))
-            features = base.pooled(batch.input_ids, batch.attention_mask)
-            for i, row in zip(chunk, features, strict=True):
-                rows[i] = row
-    inputs = torch.stack(rows)  # [examples, features]
+        for batch in microbatches(base, [Examples(ids, labels)], rows_of=lambda width: 128):
+            places = base.put(torch.tensor(batch.places))
+            inputs[places] = base.pooled(batch.input_ids, batch.attention_mask)
     target = torch.tensor(list(labels), device=base.device)
     weight = torch.zeros(num_classes, inputs.shape[1], device=base.device, requires_grad=True)
     bias = torch.zeros(num_classes, device=base.device, requires_grad=True)

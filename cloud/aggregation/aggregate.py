@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from airllm.lora.adapter import Adapter, svd_of_product
-from airllm.models.adapter_bank import stack
+from airllm.lora.adapter import Adapter, stack, svd_of_product
 from channel.aircomp import Alignment
 from channel.aircomp import aggregate as sum_over_the_air
 

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from airllm.lora.adapter import Adapter
-from airllm.models.adapter_bank import stack
+from airllm.lora.adapter import Adapter, stack
 from cloud.aggregation.aggregate import Aggregator, exact, shared_down
 
 TRIM = 0.25

@@ -15,17 +15,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import losses
+from airllm.lora.evaluation import evaluate_together
 from airllm.lora.payload import PayloadConfig, bits_per_rank, encode
 from airllm.lora.payload import decode as decode_payload
 from airllm.lora.residuals import Residuals, residuals_of
 from airllm.lora.sensitivity import Importance
 from airllm.models.base import BaseModel
-from airllm.models.batches import Batch, collate
+from airllm.models.batches import Examples, join
 from airllm.models.head import Head
 from airllm.policies.airllm import NUM_COARSE, decode
 from airllm.policies.knapsack import Ranks
@@ -37,15 +36,14 @@ from cloud.planning.plan import LinkReport
 
 Array = NDArray[np.float64]
 
-_STACKED = {"cpu": 16, "cuda": 64}  # devices whose adapters share a forward pass
+_TOGETHER = {"cpu": 16, "cuda": 64}  # devices whose adapters share their passes
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceText:
     """One device's labelled text in parts of equal size, each of texts of like length."""
 
-    parts: tuple[tuple[list[list[int]], list[int]], ...]
-    """token ids and labels of each part"""
+    parts: tuple[Examples, ...]
     entropy: float
     oov_rate: float
 
@@ -58,7 +56,7 @@ class World:
     head: Head | None
     masters: tuple[Adapter, ...]
     """[rounds]"""
-    probe_texts: Callable[[int, int, int], Sequence[Batch]]
+    probe_texts: Callable[[int, int, int], Sequence[Examples]]
     """the cloud's texts, in parts, for a round, so many devices, and so many different adapters"""
     texts: tuple[DeviceText, ...]
     """[devices]"""
@@ -229,30 +227,20 @@ def measure(episodes: Sequence[Episode]) -> None:
         e.loss[d] = loss
 
 
-@torch.no_grad()
 def losses_of(jobs: Sequence[Job]) -> Array:
-    """[jobs] mean losses; adapters of one world are stacked in one forward pass."""
+    """[jobs] mean losses; adapters of one world are evaluated together."""
     found = np.zeros(len(jobs))
     for world in {id(j.world): j.world for j in jobs}.values():
-        base = world.base
-        # One part after the other, texts of like length beside each other.
-        work = [(i, p) for i, j in enumerate(jobs) if j.world is world for p in j.parts]
-        work.sort(key=lambda item: item[1])
-        size = _STACKED[base.device.type]
-        for first in range(0, len(work), size):
-            chunk = work[first : first + size]
-            texts = [world.texts[jobs[i].device].parts[p] for i, p in chunk]
-            batch = collate(
-                base, [row for ids, _ in texts for row in ids], [y for _, ys in texts for y in ys]
-            )
-            base.bank.load_adapters([jobs[i].adapter for i, _ in chunk], base.device)
-            try:
-                loss, _ = losses(base, world.head, batch)
-            finally:
-                base.bank.clear()
-            each = loss.double().reshape(len(chunk), -1).mean(dim=1).cpu().numpy()
-            for (i, _), value in zip(chunk, each, strict=True):
-                found[i] += value / len(jobs[i].parts)
+        places = [i for i, j in enumerate(jobs) if j.world is world]
+        size = _TOGETHER[world.base.device.type]
+        for first in range(0, len(places), size):
+            chunk = places[first : first + size]
+            own = [jobs[i] for i in chunk]
+            measured = evaluate_together(
+                world.base, world.head, [job.adapter for job in own],
+                [join([world.texts[job.device].parts[p] for p in job.parts]) for job in own],
+            )  # fmt: skip
+            found[chunk] = [metrics.loss for metrics in measured]
     return found
 
 

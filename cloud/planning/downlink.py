@@ -16,7 +16,7 @@ from airllm.lora.payload import PayloadConfig, bits_per_rank, encode
 from airllm.lora.residuals import Residuals, residuals_of
 from airllm.lora.sensitivity import Importance
 from airllm.models.base import BaseModel
-from airllm.models.batches import Batch
+from airllm.models.batches import Examples
 from airllm.models.head import Head
 from airllm.policies.base import RankPolicy, RoundFeedback, decide
 from airllm.policies.knapsack import Ranks
@@ -46,7 +46,7 @@ class Downlink:
         is_shared_band: bool,
         payload: PayloadConfig,
         reward: RewardConfig,
-        probe_texts: Callable[[int, int, int], Sequence[Batch]],
+        probe_texts: Callable[[int, int, int], Sequence[Examples]],
         importance: Importance | None = None,
         shared_down: Sequence[Tensor] | None = None,
         limit: Callable[[Sequence[int], Ranks], Ranks] = lambda devices, ranks: ranks,

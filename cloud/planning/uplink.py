@@ -17,7 +17,7 @@ from airllm.lora.evaluation import evaluate
 from airllm.lora.local_update import LocalJob, LocalTraining, train_local
 from airllm.lora.payload import PayloadConfig, bits_per_rank
 from airllm.models.base import BaseModel
-from airllm.models.batches import Batch, Examples
+from airllm.models.batches import Examples
 from airllm.models.head import Head
 from airllm.policies.base import RankPolicy, RoundFeedback, decide
 from airllm.policies.observation import RoundObservation
@@ -69,7 +69,7 @@ class Uplink:
         adapter_rank: int,
         cloud_text: CloudText,
         cost_weight: float,
-        probes: Sequence[Batch],
+        probes: Examples,
         aggregator: Aggregator | None = None,
     ) -> None:
         """``capacity`` [devices] is the largest rank of each device, ``r_max`` that of an update on
@@ -282,7 +282,7 @@ class Uplink:
             lambda step: self.cloud_text.examples_of(first + step),
             (_CLOUD_KEY, round_index),
         )
-        result = train_local(self.base, self.head, job, self.training)
+        (result,) = train_local(self.base, self.head, [job], self.training)
         if self.config.is_factored:
             self.master.replace(result.after.completed(self.master.adapter))
         else:
@@ -298,7 +298,7 @@ class Uplink:
         if not (getattr(self.policy, "is_exploring", False) and self._has_decided):
             return rewards
         losses = [
-            evaluate(self.base, self.head, adapter, list(self._probes)).loss
+            evaluate(self.base, self.head, adapter, self._probes).loss
             for adapter in (before, self.master.adapter)
         ]
         share_s = self.downlink.deadline_s / (len(self._asked) if self.is_shared_band else 1)

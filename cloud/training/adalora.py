@@ -16,6 +16,8 @@ from airllm.lora.adapter import Adapter
 from airllm.models.base import BaseModel
 from airllm.models.batches import Examples
 from airllm.models.head import Head
+from airllm.models.losses import mean_loss
+from airllm.models.microbatches import whole
 from cloud.training.lora import Stepper, TrainingConfig, Trajectory
 
 _STREAM = 9
@@ -67,15 +69,15 @@ def train_adalora(
         layers: list[Any] = [base.network.get_submodule(spec.name) for spec in base.specs]
         try:
             parameters = [p for p in model.parameters() if p.requires_grad]
-            stepper = Stepper(
-                base, head, data, config, parameters, num_rounds=num_rounds, seed=seed
-            )
             adapters, ranks, mean_losses = [], [], []
 
-            def penalty() -> Tensor:
+            def backward(examples: Examples) -> Tensor:
                 rows = [layer.lora_A["default"] for layer in layers]
                 rows += [layer.lora_B["default"].T for layer in layers]
-                return orthogonality(rows, config.orthogonality)
+                loss = mean_loss(base, head, whole(base, examples))
+                model.zero_grad()
+                (loss + orthogonality(rows, config.orthogonality)).backward()
+                return loss.detach()
 
             def allocate(step: int) -> None:
                 # Gradients are still there: the allocator reads its sensitivities from them.
@@ -84,8 +86,9 @@ def train_adalora(
 
             # PEFT's allocator cannot prune nothing.
             after_step = allocate if target < config.r_max else None
+            stepper = Stepper(data, config, parameters, backward, num_rounds=num_rounds, seed=seed)
             for round_index in range(num_rounds):
-                mean_losses.append(stepper.run_round(penalty=penalty, after_step=after_step))
+                mean_losses.append(stepper.run_round(after_step=after_step))
                 down, up = [], []
                 for layer in layers:
                     e = layer.lora_E["default"].detach()[:, 0]

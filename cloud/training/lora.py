@@ -22,10 +22,11 @@ from torch import Tensor
 
 from airllm.bounds import NUMPY, STRICT, Count, CountOrZero, NonNegative, Positive
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import mean_loss
+from airllm.lora.multi_lora import MultiLora
 from airllm.models.base import BaseModel
-from airllm.models.batches import Batch, BatchSampler, Examples
+from airllm.models.batches import BatchSampler, Examples
 from airllm.models.head import Head
+from airllm.models.microbatches import whole
 from airllm.streams import generator_for
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,6 @@ class Trajectory:
 
 
 def probe_texts(
-    base: BaseModel,
     data: Examples,
     config: TrainingConfig,
     *,
@@ -95,7 +95,7 @@ def probe_texts(
     round_index: int,
     num_devices: int,
     num_adapters: int,
-) -> list[Batch]:
+) -> list[Examples]:
     """The texts on which updates are probed in one round, the same for every policy, in parts.
 
     Each of ``num_adapters`` different adapters has ``gain_examples`` to itself. Where all have
@@ -109,7 +109,7 @@ def probe_texts(
     # As many parts for each adapter, so that all have their share.
     number = num_adapters * -(-len(index) // (num_adapters * _GAIN_PART))
     parts = np.array_split(index, min(number, len(index)))
-    return [data.take(part).batch(base) for part in parts]
+    return [data.take(part) for part in parts]
 
 
 class Stepper:
@@ -117,16 +117,17 @@ class Stepper:
 
     def __init__(
         self,
-        base: BaseModel,
-        head: Head | None,
         data: Examples,
         config: TrainingConfig,
         parameters: Sequence[Tensor],
+        backward: Callable[[Examples], Tensor],
         *,
         num_rounds: int,
         seed: int,
     ) -> None:
-        self.base, self.head, self.data, self.config = base, head, data, config
+        """``backward`` gives the mean loss on a step's examples and leaves the gradient, of that
+        and of what else is to be small, with the parameters, in place of the last one."""
+        self.data, self.config, self._backward = data, config, backward
         self.total_steps = num_rounds * config.steps_per_round
         self.step_index = 0
         lengths = tuple(len(ids) for ids in data.ids)
@@ -134,43 +135,25 @@ class Stepper:
             len(data.ids), config.batch_size, seed, _BATCH_STREAM, lengths=lengths
         )
         self.optimiser = torch.optim.AdamW(
-            parameters,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=base.device.type == "cuda" or None,
+            parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        base.bank.generator = generator_for(seed, _DROPOUT_STREAM, device=base.device)
 
-    def run_round(
-        self,
-        *,
-        before_step: Callable[[], None] | None = None,
-        penalty: Callable[[], Tensor] | None = None,
-        after_step: Callable[[int], None] | None = None,
-    ) -> float:
-        """``steps_per_round`` steps; returns the mean loss without the penalty.
+    def run_round(self, *, after_step: Callable[[int], None] | None = None) -> float:
+        """``steps_per_round`` steps; returns the mean loss.
 
         ``after_step`` still finds the gradients in place.
         """
-        config, total = self.config, torch.zeros((), device=self.base.device)
+        config, found = self.config, []
         for _ in range(config.steps_per_round):
             if config.schedule == "linear":
                 share = 1.0 - self.step_index / self.total_steps
                 self.optimiser.param_groups[0]["lr"] = config.learning_rate * share
-            if before_step is not None:
-                before_step()
-            batch = self.data.take(self.sampler.indices(self.step_index)).batch(self.base)
-            loss = mean_loss(self.base, self.head, batch)
-            total += loss.detach()  # summed on the device: no synchronisation inside a step
-            if penalty is not None:
-                loss = loss + penalty()
-            self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            found.append(self._backward(self.data.take(self.sampler.indices(self.step_index))))
             self.optimiser.step()
             if after_step is not None:
                 after_step(self.step_index)
             self.step_index += 1
-        mean = float(total) / config.steps_per_round
+        mean = float(torch.stack(found).mean())  # no synchronisation inside a step
         if not np.isfinite(mean):
             raise ValueError(
                 f"training diverged (loss {mean}) with training.learning_rate "
@@ -179,20 +162,18 @@ class Stepper:
         return mean
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser, random stream and position; what is trained belongs to the caller."""
-        generator = self.base.bank.generator
-        return {
-            "optimiser": self.optimiser.state_dict(),
-            "generator": None if generator is None else generator.get_state(),
-            "step_index": self.step_index,
-        }
+        """Optimiser and position; what is trained belongs to the caller."""
+        return {"optimiser": self.optimiser.state_dict(), "step_index": self.step_index}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self.optimiser.load_state_dict(state["optimiser"])
-        if self.base.bank.generator is not None:
-            self.base.bank.generator.set_state(state["generator"])
         self.step_index = int(state["step_index"])
+
+
+def dropout_generator(base: BaseModel, seed: int) -> torch.Generator:
+    """What decides which inputs of the master's updates are dropped."""
+    return generator_for(seed, _DROPOUT_STREAM, device=base.device)
 
 
 def train_lora(
@@ -206,29 +187,24 @@ def train_lora(
 ) -> Trajectory:
     """Plain LoRA (Hu et al. 2021): W + (alpha / r_max) B A, with A Gaussian and B zero at first."""
     generator = generator_for(seed, INIT_STREAM)
-    scale = config.lora_alpha / config.r_max
-    down, up = [], []
-    for spec in base.specs:
-        a = torch.randn(1, config.r_max, spec.in_features, generator=generator)
-        down.append((a * spec.in_features**-0.5).to(base.device).requires_grad_())
-        up.append(
-            torch.zeros(1, spec.out_features, config.r_max, device=base.device).requires_grad_()
-        )
-    stepper = Stepper(base, head, data, config, [*down, *up], num_rounds=num_rounds, seed=seed)
+    down = tuple(
+        torch.randn(config.r_max, spec.in_features, generator=generator) * spec.in_features**-0.5
+        for spec in base.specs
+    )
+    up = tuple(torch.zeros(spec.out_features, config.r_max) for spec in base.specs)
+    lora = MultiLora(
+        base, head, trained=[Adapter(down, up)], scale=config.lora_alpha / config.r_max,
+        dropout=config.dropout, generator=dropout_generator(base, seed),
+    )  # fmt: skip
+
+    def backward(examples: Examples) -> Tensor:
+        return lora.backward([whole(base, examples)])[0]
+
+    stepper = Stepper(data, config, [lora.values], backward, num_rounds=num_rounds, seed=seed)
     adapters, mean_losses = [], []
     for round_index in range(num_rounds):
-        base.bank.load(down, up, scale)
-        base.bank.dropout = config.dropout
-        try:
-            mean_losses.append(stepper.run_round())
-        finally:
-            base.bank.clear()
-        adapters.append(
-            Adapter(
-                tuple(d.detach()[0].cpu().clone() for d in down),
-                tuple((u.detach()[0] * scale).cpu() for u in up),
-            )
-        )
+        mean_losses.append(stepper.run_round())
+        adapters.append(lora.adapters()[0])
         logger.info("master round %d: training loss %.4f", round_index + 1, mean_losses[-1])
     ranks = np.full((num_rounds, len(base.specs)), config.r_max)
     return Trajectory(tuple(adapters), ranks, np.array(mean_losses))

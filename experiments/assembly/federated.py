@@ -14,7 +14,7 @@ from airllm.lora.local_update import LocalTraining, initial_factors
 from airllm.lora.payload import MAX_RANK, Coding
 from airllm.lora.privacy import Privacy
 from airllm.lora.sensitivity import Importance
-from airllm.models.batches import BatchSampler, Examples
+from airllm.models.batches import BatchSampler, Examples, join
 from airllm.models.flops import training_bytes
 from airllm.models.projections import ProjectionSpec
 from airllm.policies.knapsack import Ranks
@@ -104,7 +104,7 @@ def federated_planners(bench: Workbench, config: ExperimentConfig) -> tuple[Down
         adapter_rank=_adapter_rank(bench, config),
         cloud_text=_cloud_text(bench, config),
         cost_weight=config.reward.cost_weight,
-        probes=bench.probe_texts(0, 1, 1) if config.policy.is_exploring else (),
+        probes=join(bench.probe_texts(0, 1, 1) if config.policy.is_exploring else ()),
         aggregator=_own_aggregator(config),
     )
     return downlink, uplink

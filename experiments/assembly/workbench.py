@@ -18,7 +18,7 @@ from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import evaluate
 from airllm.lora.prefix_sharing import evaluate_many
 from airllm.models.base import BaseModel, ModelConfig
-from airllm.models.batches import Batch, Examples, bucket, tokenize
+from airllm.models.batches import Examples, tokenize
 from airllm.models.head import Head, train_head
 from airllm.models.sources import load_base
 from airllm.policies.base import RankPolicy
@@ -49,7 +49,6 @@ class _Key:
     rounds: int
     num_devices: int
     examples_per_device: int
-    eval_batch_size: int
     dtype: torch.dtype
     """of full precision, torch's default"""
 
@@ -68,8 +67,7 @@ def workbench_key(config: ExperimentConfig) -> _Key:
     """Runs of which this is equal share a workbench, and so a trained master."""
     return _Key(
         config.mode, config.model, config.data, config.training, config.seed, config.rounds,
-        config.num_devices, config.examples_per_device, config.runtime.eval_batch_size,
-        torch.get_default_dtype(),
+        config.num_devices, config.examples_per_device, torch.get_default_dtype(),
     )  # fmt: skip
 
 
@@ -93,7 +91,7 @@ class Workbench:
 
     def __init__(self, key: _Key) -> None:
         self.key = key
-        self._texts: dict[int, tuple[Examples, list[Batch], float, float]] = {}
+        self._texts: dict[int, tuple[Examples, float, float]] = {}
         self._training_texts: dict[int, tuple[Examples, float, float]] = {}
         self._whole: dict[int, tuple[Adapter, float, float]] = {}
 
@@ -266,17 +264,15 @@ class Workbench:
             text = self.text_of(device)
             self._texts[device] = (
                 text,
-                bucket(self.base, text.ids, text.labels, self.key.eval_batch_size),
                 token_entropy(text.ids),
                 oov_rate(own.texts, self.vocabulary),
             )
-        examples, batches, entropy, oov = self._texts[device]
+        examples, entropy, oov = self._texts[device]
         return DeviceProfile(
             device=device,
             entropy=entropy,
             oov_rate=oov,
             num_examples=len(self.shares[device]),
-            batches=batches,
             examples=examples,
             adapter_rank=adapter_rank,
         )
@@ -309,10 +305,10 @@ class Workbench:
             num_rounds=self.key.rounds, seed=self.key.seed,
         )  # fmt: skip
 
-    def probe_texts(self, round_index: int, num_devices: int, num_adapters: int) -> list[Batch]:
+    def probe_texts(self, round_index: int, num_devices: int, num_adapters: int) -> list[Examples]:
         """The cloud's texts on which a round's updates are probed, in parts."""
         return probe_texts(
-            self.base, self.cloud_set, self.key.training, seed=self.key.seed,
+            self.cloud_set, self.key.training, seed=self.key.seed,
             round_index=round_index, num_devices=num_devices, num_adapters=num_adapters,
         )  # fmt: skip
 
@@ -320,7 +316,7 @@ class Workbench:
         """(loss, accuracy), mean over the devices, that an adapter would give if all of it came."""
         if id(adapter) not in self._whole:
             each = [
-                evaluate(self.base, self.head, adapter, list(self.profile(d, 1).batches))
+                evaluate(self.base, self.head, adapter, self.profile(d, 1).examples)
                 for d in range(self.key.num_devices)
             ]
             if self._is_federated:
@@ -336,8 +332,8 @@ class Workbench:
         self, round_index: int, device: int, adapters: Sequence[Adapter]
     ) -> NDArray[np.float64]:
         """[adapters] mean losses on a device's own text."""
-        batches = self.profile(device, 1).batches
-        return np.array([m.loss for m in evaluate_many(self.base, self.head, adapters, batches)])
+        examples = self.profile(device, 1).examples
+        return np.array([m.loss for m in evaluate_many(self.base, self.head, adapters, examples)])
 
     def policy(self, config: ExperimentConfig, *, seed: int) -> RankPolicy:
         """The policy that the configuration names, the project's or one's own."""

@@ -137,15 +137,12 @@ def watched(stages: Any) -> Any:
     """Ours by stages; what they are called there has nothing to do with what the peer does."""
     import airllm.lora.adapter
     import airllm.lora.evaluation
-    import edge.group
     import edge.local_update
     from cloud.planning.uplink import Uplink
     from experiments.bench.stages import watch_transport
 
     stages.watch(edge.local_update, "train_local", "train")
-    stages.watch(edge.local_update, "train_local_together", "train")
-    stages.watch(edge.group, "measure", "measure")
-    stages.watch(airllm.lora.evaluation, "evaluate", "measure")
+    stages.watch(airllm.lora.evaluation, "evaluate_together", "measure")
     stages.watch(airllm.lora.adapter, "svd_form", "decompose")
     stages.watch(Uplink, "merge", "merge")
     watch_transport(stages)

@@ -36,10 +36,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from airllm.lora.evaluation import losses
 from airllm.models.base import BaseModel, ModelConfig
 from airllm.models.batches import Examples
 from airllm.models.head import Head
+from airllm.models.losses import mean_loss
+from airllm.models.microbatches import whole
 from airllm.models.tiny import byte_tokenizer
 from airllm.policies.observation import RoundObservation
 from airllm.policies.paper import PaperPolicy
@@ -245,7 +246,7 @@ def training(shape: str, config: TrainingConfig, num_passes: int) -> None:
     plain = PlainTrainer(other, [s.name for s in base.specs], ours, head, data)
     with torch.no_grad():
         index = ours._stepper.sampler.indices(0)
-        mine = float(losses(base, head, data.take(index).batch(base))[0].mean())
+        mine = float(mean_loss(base, head, whole(base, data.take(index))))
         gap = abs(mine / float(plain.loss(index)) - 1.0)
     ranks = rng.integers(1, config.r_max + 1, (total, 1, len(base.specs)))
     rows = []  # of ours, plain on the same batches, plain on shuffled ones
@@ -256,7 +257,7 @@ def training(shape: str, config: TrainingConfig, num_passes: int) -> None:
         if n % _BATCHES == 0:
             order = rng.permutation(count).reshape(_BATCHES, -1)
         shuffled = order[n % _BATCHES]
-        tokens[0, n] = data.take(same).batch(base).input_ids.numel()
+        tokens[0, n] = whole(base, data.take(same)).input_ids.numel()
         tokens[1, n] = len(shuffled) * max(len(ids[i]) for i in shuffled)
         work = [
             lambda r=ranks[n]: ours.after(0, r),

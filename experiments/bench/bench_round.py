@@ -21,7 +21,8 @@ import os
 import platform
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -34,15 +35,20 @@ from torch.nn import functional as F
 import airllm.lora.adapter
 import airllm.lora.evaluation
 import airllm.lora.sensitivity
-import airllm.models.base
+import airllm.models.batches
+import airllm.models.head
+import airllm.models.microbatches
+import airllm.models.sources
 import cloud.training.lora
 import experiments.assembly.workbench
-from airllm.models.adapter_bank import AdapterBank
+from airllm.lora.flat_factors import FlatFactors
+from airllm.lora.multi_lora import MultiLora
 from airllm.models.base import BaseModel
+from airllm.models.microbatches import Microbatch
 from airllm.policies.airllm import AirLlmPolicy
 from cloud.training.lora import TrainingConfig
 from experiments.assembly.workbench import Workbench, workbench_for
-from experiments.bench.bench_fleet import matrix_rate
+from experiments.bench.bench_multi_lora import matrix_rate
 from experiments.bench.stages import Stages, watch_transport
 from experiments.config.schema import load_experiment
 from experiments.run.recorder import Recorder
@@ -60,16 +66,25 @@ class Passes:
         self.shapes: Counter[tuple[str, int, bool]] = Counter()  # (stage, tokens, has a backward)
         self.flops: defaultdict[str, float] = defaultdict(float)
         self.true = self.padded = 0
-        hidden = BaseModel.hidden
+        self._low = 0  # numbers in the factors that are loaded
+        hidden, applied_to = BaseModel.hidden, MultiLora.applied_to
 
         def counted(base: BaseModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
             with stages.stage("forward", is_detail=True):
                 result = hidden(base, input_ids, attention_mask)
-            if hasattr(base, "bank"):  # a base asks itself for its width when it is made
-                self._count(base, attention_mask, result.requires_grad)
+            self._count(base, attention_mask, result.requires_grad)
             return result
 
+        @contextmanager
+        def loaded(lora: MultiLora, batch: Microbatch) -> Iterator[None]:
+            runs = zip(lora._runs, lora.base.specs, strict=True)
+            self._low = sum(f.down.shape[-2] * s.params_per_rank for own, s in runs for f in own)
+            with applied_to(lora, batch):
+                yield
+            self._low = 0
+
         BaseModel.hidden = counted  # type: ignore[method-assign, assignment]
+        MultiLora.applied_to = loaded  # type: ignore[method-assign, assignment]
 
     def _count(self, base: BaseModel, mask: Tensor, has_backward: bool) -> None:
         lengths = mask.sum(dim=1).double()
@@ -79,14 +94,12 @@ class Passes:
         dense = sum(s.in_features * s.out_features for s in base.specs)
         # Into the first block's q, k and v no gradient goes.
         behind = dense - sum(s.in_features * s.out_features for s in base.specs[:3])
-        low = sum(f[0].shape[1] * s.params_per_rank
-                  for f, s in zip(base.bank._factors, base.specs, strict=True) if f)  # fmt: skip
         blocks = len({s.depth for s in base.specs})
         attention = 4.0 * blocks * base.num_features * float(lengths.square().sum())
-        flops = 2.0 * tokens * (dense + low) + attention
+        flops = 2.0 * tokens * (dense + self._low) + attention
         if has_backward:
             is_trained = self.stages.within == "train master"
-            flops += 2.0 * tokens * (behind + low * (1 + is_trained)) + 2.0 * attention
+            flops += 2.0 * tokens * (behind + self._low * (1 + is_trained)) + 2.0 * attention
         self.flops[self.stages.within] += flops
 
 
@@ -130,12 +143,12 @@ def watched() -> tuple[Stages, Passes]:
     stages = Stages()
     passes = Passes(stages)
     stages.watch(experiments.assembly.workbench, "load_splits", "load data")
-    stages.watch(airllm.models.base, "load_base", "load model")
-    stages.watch(airllm.lora.evaluation, "tokenize", "tokenise")
-    stages.watch(airllm.lora.evaluation, "train_head", "train head")
+    stages.watch(airllm.models.sources, "load_base", "load model")
+    stages.watch(airllm.models.batches, "tokenize", "tokenise")
+    stages.watch(airllm.models.head, "train_head", "train head")
     stages.watch(cloud.training.lora, "train_lora", "train master")
-    stages.watch(airllm.lora.sensitivity, "probe", "probe gains")
-    stages.watch(airllm.lora.evaluation, "evaluate", "measure on devices")
+    stages.watch(airllm.lora.sensitivity, "measure_sensitivity", "probe gains")
+    stages.watch(airllm.lora.evaluation, "evaluate_together", "measure on devices")
     stages.watch(Workbench, "whole", "measure the whole master")
     stages.watch(airllm.lora.adapter, "svd_form", "decompose (QR, SVD)")
     stages.watch(airllm.lora.adapter, "accumulate", "add up what is held")
@@ -145,8 +158,8 @@ def watched() -> tuple[Stages, Passes]:
     watch_transport(stages)
     stages.watch(Tensor, "backward", "backward", is_detail=True)
     stages.watch(torch.optim.AdamW, "step", "optimiser", is_detail=True)
-    stages.watch(airllm.lora.evaluation, "collate", "collate", is_detail=True)
-    stages.watch(AdapterBank, "load", "load factors", is_detail=True)
+    stages.watch(airllm.models.microbatches, "microbatches", "collate", is_detail=True)
+    stages.watch(FlatFactors, "__init__", "load factors", is_detail=True)
     return stages, passes
 
 

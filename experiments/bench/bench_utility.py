@@ -22,7 +22,7 @@ from airllm.lora.adapter import Adapter, accumulate
 from airllm.lora.evaluation import evaluate
 from airllm.lora.residuals import residuals_of
 from airllm.lora.sensitivity import Importance
-from airllm.models.batches import bucket, tokenize
+from airllm.models.batches import Examples, join, tokenize
 from airllm.policies.knapsack import fit_budget
 from experiments.assembly.workbench import workbench_for
 from experiments.config.schema import load_experiment
@@ -46,7 +46,7 @@ def main() -> None:
     other = bench.splits.evaluation
     chosen = np.random.default_rng(config.seed).permutation(len(other))[: arguments.others]
     other = other.take(chosen)
-    others = bucket(base, tokenize(base, other.texts), other.labels.tolist(), 64)
+    others = Examples(tokenize(base, other.texts), other.labels.tolist())
     print(f"{config.model.name}, seed {config.seed}, {arguments.share} of a rank a round")
     print(f"{'':52}on the same texts   on {len(chosen)} others")
     print("round  texts  importance    components  promised    before   after   before   after")
@@ -55,7 +55,7 @@ def main() -> None:
         following = adapter
         for devices in (1, config.num_devices):
             texts = bench.probe_texts(round_index, devices, 1)
-            before = [evaluate(base, head, adapter, part).loss for part in (texts, others)]
+            before = [evaluate(base, head, adapter, part).loss for part in (join(texts), others)]
             for importance in RULES:
                 found = residuals_of(
                     base, head, master, [adapter], importance=importance, is_residual=True,
@@ -69,10 +69,10 @@ def main() -> None:
                     found.adapters[0].truncate(ranks[0]),
                     config.payload.adapter_rank,
                 )
-                after = [evaluate(base, head, plan, part).loss for part in (texts, others)]
+                after = [evaluate(base, head, plan, part).loss for part in (join(texts), others)]
                 promised = f"{found.utility[0][kept].sum():8.3f}" if importance in PROMISING else ""
                 print(
-                    f"{round_index + 1:5}  {sum(len(t.labels) for t in texts):5}  {importance:12}"
+                    f"{round_index + 1:5}  {len(join(texts).ids):5}  {importance:12}"
                     f"  {ranks.sum():10}  {promised:>8}  {before[0]:8.3f}{after[0]:8.3f}"
                     f" {before[1]:8.3f}{after[1]:8.3f}",
                     flush=True,

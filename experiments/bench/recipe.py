@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from airllm.lora.adapter import Adapter, svd_form
 from airllm.lora.evaluation import evaluate
-from airllm.models.batches import bucket, tokenize
+from airllm.models.batches import Examples, tokenize
 from experiments.assembly.workbench import workbench_for
 from experiments.config.schema import ExperimentConfig, load_experiment
 
@@ -25,7 +25,7 @@ def measure(config: ExperimentConfig) -> dict[str, float]:
     """Held-out accuracy of the head, the whole adapter and its rank-1 cut; the master's seconds."""
     bench = workbench_for(config)
     base, head, held_out = bench.base, bench.head, bench.splits.evaluation
-    batches = bucket(base, tokenize(base, held_out.texts), held_out.labels.tolist(), 64)
+    examples = Examples(tokenize(base, held_out.texts), held_out.labels.tolist())
     started = time.perf_counter()
     master = bench.lora_trajectory.adapters[-1]
     seconds = time.perf_counter() - started
@@ -34,7 +34,7 @@ def measure(config: ExperimentConfig) -> dict[str, float]:
         "whole": master,
         "one": svd_form(master).truncate([1] * len(base.specs)),
     }
-    accuracy = {k: evaluate(base, head, a, batches).accuracy for k, a in adapters.items()}
+    accuracy = {k: evaluate(base, head, a, examples).accuracy for k, a in adapters.items()}
     return {**accuracy, "examples": len(held_out), "seconds": seconds}
 
 

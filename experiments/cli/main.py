@@ -121,8 +121,8 @@ def _sentence(error: Exception) -> str:
     """What to say of an error in one line."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (
-            "out of memory; make training.batch_size, runtime.eval_batch_size or "
-            "model.max_length smaller, or leave runtime.stacked false"
+            "out of memory; make training.batch_size or model.max_length smaller, or leave "
+            "runtime.stacked false"
         )
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"

@@ -101,9 +101,7 @@ class RuntimeConfig:
     of threads"""
     stacked: bool = False
     """all devices in the same passes, local runtime only: worth most on a GPU; a device's numbers
-    then depend, in their last digits, on the others, and eval_batch_size does not count"""
-    eval_batch_size: Count = 16
-    """examples a device evaluates at once, of like length"""
+    then depend, in their last digits, on the others"""
     reply_timeout_s: Positive = 3600.0
     """wall-clock time within which a node has to answer; who does not has missed the round"""
     connect_timeout_s: Positive = 60.0

@@ -270,17 +270,12 @@ def _world(config: ExperimentConfig) -> World:
     texts = []
     for device in range(config.num_devices):
         text = bench.text_of(device)
-        ids, labels = text.ids, text.labels
-        order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
-        if len(order) < size:
+        if len(text.ids) < size:
             raise ValueError(
-                f"learn.examples {size} is more than the {len(order)} texts of device {device}; "
+                f"learn.examples {size} is more than the {len(text.ids)} texts of device {device}; "
                 "lower it or raise examples_per_device"
             )
-        parts = tuple(
-            ([ids[i] for i in order[k : k + size]], [labels[i] for i in order[k : k + size]])
-            for k in range(0, len(order) - size + 1, size)
-        )
+        parts = tuple(part for part in text.by_length(size) if len(part.ids) == size)
         profile = bench.profile(device, config.payload.adapter_rank)
         texts.append(DeviceText(parts, profile.entropy, profile.oov_rate))
     return World(

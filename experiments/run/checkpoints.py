@@ -22,7 +22,7 @@ from experiments.config.axes import flatten
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 5
+_FORMAT = 6
 _KEPT = 2  # the newest, and the one before it in case the newest is damaged
 
 

@@ -9,7 +9,7 @@ from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import evaluate
 from airllm.lora.payload import encode
 from airllm.models.base import ModelConfig
-from airllm.models.batches import Examples, bucket, tokenize
+from airllm.models.batches import Examples, tokenize
 from airllm.models.head import Head
 from airllm.models.sources import load_base
 from airllm.protocol import DeviceReport
@@ -28,10 +28,9 @@ def base():
 @pytest.fixture
 def device(base):
     ids = tokenize(base, TEXTS)
-    batches = bucket(base, ids, LABELS, 4)
     device = Device(
         base,
-        DeviceProfile(3, 0.5, 0.1, 6, batches, Examples(ids, LABELS), adapter_rank=4),
+        DeviceProfile(3, 0.5, 0.1, 6, Examples(ids, LABELS), adapter_rank=4),
         DeviceState(Adapter.zero(base.specs)),
     )
     generator = torch.Generator().manual_seed(0)
@@ -54,7 +53,7 @@ def test_an_intact_update_is_installed_and_measured(base, device):
     after = device.report(is_installed=device.install(data))
     assert after.is_installed
     assert (before.update_number, after.update_number) == (0, 7)
-    measured = evaluate(base, device.state.head, adapter, list(device.profile.batches))
+    measured = evaluate(base, device.state.head, adapter, device.profile.examples)
     assert after.loss == pytest.approx(measured.loss)
     assert after.loss != before.loss
 
@@ -91,7 +90,7 @@ def test_an_empty_update_costs_no_measurement(base, device, monkeypatch):
     def must_not_run(*args):
         raise AssertionError("nothing changed, so nothing is to be measured")
 
-    monkeypatch.setattr("edge.device.evaluate", must_not_run)
+    monkeypatch.setattr("edge.device.evaluate_together", must_not_run)
     empty = encode(Adapter.zero(base.specs), number=2, number_format="fp16", coding="residual")
     after = device.report(is_installed=device.install(empty))
     assert (after.loss, after.is_installed, after.update_number) == (before.loss, True, 2)

@@ -190,7 +190,7 @@ def test_a_checkpoint_of_something_else_is_refused_with_the_reason(config, tiny_
     newest = found(tmp_path)[0]
     state = load_state(newest)
     save_state(state | {"format": 99}, newest)
-    with pytest.raises(ValueError, match="is of format 99, this version reads 5; resume with the"):
+    with pytest.raises(ValueError, match="is of format 99, this version reads 6; resume with the"):
         run_simulation(config, tmp_path, is_resuming=True)
     save_state(state, newest)
     with pytest.raises(ValueError, match="run on other text than the configured source holds now"):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from airllm.lora.multi_lora import Fleet
+from airllm.lora.multi_lora import MultiLora
 from cloud.aggregation import merger
 from cloud.rounds.air_interface import AirInterface
 from experiments.assembly import workbench as build
@@ -301,24 +301,27 @@ STACKED = [
 def test_stacked_devices_come_to_the_same_but_for_the_last_digits(
     sets, seed, tiny_toml, tmp_path, monkeypatch, float64
 ):
-    together: dict[str, list[int]] = {"edge.group": [], "airllm.lora.local_update": []}
+    # How many devices are measured and trained in the same passes.
+    together: dict[str, list[int]] = {"evaluation": [], "local_update": []}
     for user, sizes in together.items():
 
-        def fleet(base, head, members, sizes=sizes, **values):
-            sizes.append(len(members))
-            return Fleet(base, head, members, **values)
+        def counted(base, head, frozen, *trained, sizes=sizes, **values):
+            sizes.append(len(frozen))
+            return MultiLora(base, head, frozen, *trained, **values)
 
-        monkeypatch.setattr(f"{user}.Fleet", fleet)
+        monkeypatch.setattr(f"airllm.lora.{user}.MultiLora", counted)
     sets = (
         "num_devices=5", "rounds=4", "channel.bandwidth_hz=2e5", "federated.ranks=[1,2,4]",
         f"seed={seed}", *sets,
     )  # fmt: skip
     _, expected = rounds_of(tiny_toml, tmp_path / "alone", *sets)
-    assert not any(together.values())
+    assert max(max(sizes, default=1) for sizes in together.values()) == 1
+    for sizes in together.values():
+        sizes.clear()
     _, found = rounds_of(tiny_toml, tmp_path / "together", *sets, "runtime.stacked=true")
     # One that has not changed is not measured again, but at first all are; all train.
-    assert max(together["edge.group"]) == 5
-    assert set(together["airllm.lora.local_update"]) == ({5} if "mode=federated" in sets else set())
+    assert max(together["evaluation"]) == 5
+    assert set(together["local_update"]) == ({5} if "mode=federated" in sets else set())
     pd.testing.assert_frame_equal(found, expected, rtol=1e-5, atol=1e-6)
     run_simulation(config_of(tiny_toml, *sets, "runtime.stacked=true"), tmp_path / "again")
     for name in ("rounds.csv", "ranks.npz"):

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import evaluate
+from airllm.lora.evaluation import evaluate, evaluate_together
 from airllm.models.base import ModelConfig
-from airllm.models.batches import BatchSampler, bucket, collate, tokenize
+from airllm.models.batches import BatchSampler, Examples, tokenize
 from airllm.models.head import Head, train_head
+from airllm.models.microbatches import whole
 from airllm.models.sources import load_base
 
 TEXTS = [f"text number {i} with {'more ' * (i % 5)}words" for i in range(12)]
@@ -34,22 +36,42 @@ def adapter_of(base, rank, seed):
     )
 
 
-def test_evaluation_does_not_depend_on_the_batches(base, head):
+@pytest.mark.parametrize("name", ["bert", "bert with its head", "gpt2", "opt"])
+def test_each_device_has_the_metrics_of_its_twin(name, merged_logits, float64):
+    """Devices of unequal numbers of texts, in the same passes and alone."""
+    family, is_causal = name.split()[0], name in ("gpt2", "opt")
+    task = "causal" if is_causal else "classify"
+    config = ModelConfig(name=f"tiny:{family}", task=task, precision="fp32", device="cpu")
+    base = load_base(config, seed=0, num_classes=3 if "head" in name else 0)
+    generator = torch.Generator().manual_seed(0)
+    head = Head(torch.randn(3, base.num_features, generator=generator), torch.zeros(3))
+    head = None if is_causal else head
     ids = tokenize(base, TEXTS)
-    adapter = adapter_of(base, 2, seed=4)
-    one = evaluate(base, head, adapter, bucket(base, ids, LABELS, 12))
-    many = evaluate(base, head, adapter, bucket(base, ids, LABELS, 5))
-    assert one.count == many.count == 12
-    assert one.accuracy == many.accuracy
-    assert one.loss == pytest.approx(many.loss, rel=1e-5)
+    examples = [Examples(ids[:7], LABELS[:7]), Examples(ids[7:], LABELS[7:])]
+    adapters = [adapter_of(base, 2, seed=4), Adapter.zero(base.specs)]
+    together = evaluate_together(base, head, adapters, examples)
+    for adapter, own, found in zip(adapters, examples, together, strict=True):
+        logits, target = merged_logits(base, head, adapter.down, adapter.up, own)
+        assert found.count == len(target)
+        assert found.loss == pytest.approx(F.cross_entropy(logits, target).item(), rel=1e-12)
+        assert found.accuracy == (logits.argmax(dim=1) == target).double().mean()
+        alone = evaluate(base, head, adapter, own)
+        assert (alone.accuracy, alone.count) == (found.accuracy, found.count)
+        assert alone.loss == pytest.approx(found.loss, rel=1e-12)
+
+
+def test_a_device_with_nothing_to_evaluate_is_refused(base, head):
+    own, none = Examples(tokenize(base, TEXTS), LABELS), Examples([], [])
+    with pytest.raises(ValueError, match="at least one example"):
+        evaluate_together(base, head, [Adapter.zero(base.specs)] * 2, [own, none])
 
 
 def test_a_causal_models_loss_is_that_of_transformers():
     base = load_base(
         ModelConfig(name="tiny:gpt2", task="causal", precision="fp32", device="cpu"), seed=0
     )
-    batch = collate(base, tokenize(base, TEXTS), LABELS)
-    ours = evaluate(base, None, Adapter.zero(base.specs), [batch])
+    examples = Examples(tokenize(base, TEXTS), LABELS)
+    ours, batch = evaluate(base, None, Adapter.zero(base.specs), examples), whole(base, examples)
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
     with torch.no_grad():
         theirs = base.network(
@@ -67,9 +89,7 @@ def test_a_head_learns_what_the_features_tell(base):
         base, ids, labels, num_classes=3, steps=100, learning_rate=1e-2, weight_decay=0.0,
         batch_size=12, seed=0,
     )  # fmt: skip
-    assert (
-        evaluate(base, head, Adapter.zero(base.specs), bucket(base, ids, labels, 8)).accuracy == 1
-    )
+    assert evaluate(base, head, Adapter.zero(base.specs), Examples(ids, labels)).accuracy == 1
 
 
 def test_a_pass_over_the_data_meets_every_example_once():

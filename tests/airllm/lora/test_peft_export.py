@@ -9,10 +9,12 @@ from peft import AutoPeftModel, PeftConfig, PeftModel
 from safetensors.torch import load_file
 
 from airllm.lora.adapter import Adapter
+from airllm.lora.multi_lora import MultiLora
 from airllm.lora.peft_export import save_peft
 from airllm.models.base import ModelConfig
-from airllm.models.batches import collate, tokenize
+from airllm.models.batches import Examples, tokenize
 from airllm.models.head import Head
+from airllm.models.microbatches import whole
 from airllm.models.sources import load_base, minilm_source
 
 TEXTS = ["A short text.", "Another one, and a little longer than the first."]
@@ -29,9 +31,8 @@ def adapter_of(base, ranks):
 
 
 def features(base, adapter, texts=TEXTS):
-    batch = collate(base, tokenize(base, texts), [0] * len(texts))
-    with torch.no_grad():
-        base.bank.load_adapters([adapter], base.device)
+    batch = whole(base, Examples(tokenize(base, texts), [0] * len(texts)))
+    with torch.no_grad(), MultiLora(base, None, [adapter]).applied_to(batch):
         return base.pooled(batch.input_ids, batch.attention_mask)
 
 
@@ -42,11 +43,10 @@ def test_peft_loads_the_folder_and_gives_the_same_features(family, pattern, tmp_
     base = load_base(config, seed=1)
     ranks = [0 if pattern == "zero" else p % 4 for p in range(len(base.specs))]
     adapter = adapter_of(base, ranks)
-    batch = collate(base, tokenize(base, TEXTS), [0, 0])
+    batch = whole(base, Examples(tokenize(base, TEXTS), [0, 0]))
     with torch.no_grad():
         bare = base.pooled(batch.input_ids, batch.attention_mask)
-        base.bank.load_adapters([adapter], base.device)
-        ours = base.pooled(batch.input_ids, batch.attention_mask)
+        ours = features(base, adapter)
         save_peft(adapter, base, str(tmp_path))
         fresh = load_base(config, seed=1)
         fresh.network = PeftModel.from_pretrained(fresh.network, str(tmp_path)).eval()
@@ -68,7 +68,7 @@ def test_auto_classes_find_the_base_model(tmp_path, monkeypatch):
     base.tokenizer.save_pretrained(tmp_path / "adapter")
     ours = features(base, adapter)
     base.network = AutoPeftModel.from_pretrained(str(tmp_path / "adapter")).eval()
-    batch = collate(base, tokenize(base, TEXTS), [0, 0])
+    batch = whole(base, Examples(tokenize(base, TEXTS), [0, 0]))
     with torch.no_grad():
         theirs = base.pooled(batch.input_ids, batch.attention_mask)
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
@@ -80,8 +80,9 @@ def test_a_trained_head_is_written_as_what_it_has_become(tmp_path):
     adapter = adapter_of(base, [1] * len(base.specs))
     head = Head(torch.ones(2, base.num_features), torch.tensor([0.5, -0.5]))
     save_peft(adapter, base, tmp_path, head=head)
-    pooled = features(base, adapter)
-    with torch.no_grad():
+    batch = whole(base, Examples(tokenize(base, TEXTS), [0, 0]))
+    with torch.no_grad(), MultiLora(base, head, [adapter]).applied_to(batch):
+        pooled = base.pooled(batch.input_ids, batch.attention_mask)
         ours = base.logits(pooled, head.weight, head.bias)
     written = load_file(tmp_path / "head.safetensors")
     torch.testing.assert_close(pooled @ written["weight"].T + written["bias"], ours)

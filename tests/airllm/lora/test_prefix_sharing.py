@@ -9,7 +9,7 @@ from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import evaluate
 from airllm.lora.prefix_sharing import evaluate_many
 from airllm.models.base import ModelConfig
-from airllm.models.batches import bucket, tokenize
+from airllm.models.batches import Examples, tokenize
 from airllm.models.head import Head
 from airllm.models.sources import load_base
 
@@ -41,32 +41,34 @@ def test_shared_evaluation_is_that_of_each_alone_to_the_bit(family, task, num_cl
     weight = torch.randn(3, base.num_features, generator=torch.Generator().manual_seed(1))
     head = Head(weight, torch.zeros(3)) if task == "classify" else None
     adapters = adapters_of(base)
-    batches = bucket(base, tokenize(base, TEXTS), LABELS, 5)
-    alone = [evaluate(base, head, a, batches) for a in adapters]
-    assert evaluate_many(base, head, adapters, batches) == alone
+    examples = Examples(tokenize(base, TEXTS), LABELS)
+    alone = [evaluate(base, head, a, examples) for a in adapters]
+    assert evaluate_many(base, head, adapters, examples) == alone
     assert len({m.loss for m in alone}) == 5
     # And everything is as it was.
-    assert evaluate(base, head, adapters[0], batches) == alone[0]
+    assert evaluate(base, head, adapters[0], examples) == alone[0]
 
 
 def test_a_block_runs_once_for_all_adapters_that_agree_up_to_it():
     config = ModelConfig(name="tiny:bert", precision="fp32", device="cpu")
     base = load_base(config, seed=0)
     head = Head(torch.ones(3, base.num_features), torch.zeros(3))
+    ids = [[5] * n for n in (3, 4, 5, 25, 26, 27, 28, 29)]  # in two passes
+    examples = Examples(ids, [0] * len(ids))
+    evaluate(base, head, Adapter.zero(base.specs), examples)  # measures its memory
     runs = Counter()
     for depth in range(2):
         # A block's attention runs when the block does.
         base.network.encoder.layer[depth].attention.register_forward_hook(
             lambda *_, depth=depth: runs.update([depth])
         )
-    batches = bucket(base, tokenize(base, TEXTS), LABELS, 6)
-    evaluate_many(base, head, adapters_of(base), batches)
+    evaluate_many(base, head, adapters_of(base), examples)
     # In the first block two differ (nothing, and the whole); in the second one, of each, two or
     # three more.
-    assert runs == {0: 2 * len(batches), 1: 5 * len(batches)}
+    assert runs == {0: 2 * 2, 1: 5 * 2}
 
 
 def test_no_examples_are_refused():
     base = load_base(ModelConfig(name="tiny:bert", precision="fp32", device="cpu"), seed=0)
     with pytest.raises(ValueError, match="at least one example"):
-        evaluate_many(base, None, [Adapter.zero(base.specs)], [])
+        evaluate_many(base, None, [Adapter.zero(base.specs)], Examples([], []))

@@ -7,7 +7,7 @@ from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import evaluate
 from airllm.lora.residuals import residuals_of
 from airllm.models.base import ModelConfig
-from airllm.models.batches import collate, tokenize
+from airllm.models.batches import Examples, tokenize
 from airllm.models.head import Head
 from airllm.models.sources import load_base
 
@@ -25,13 +25,13 @@ def test_an_absolute_updates_worths_add_up_to_what_it_brings():
         tuple(torch.randn(s.out_features, 2, generator=generator) / 16 for s in base.specs),
     )
     zero = Adapter.zero(base.specs)
-    batch = collate(base, tokenize(base, TEXTS), LABELS)
-    change = evaluate(base, head, zero, [batch]).loss - evaluate(base, head, master, [batch]).loss
+    examples = Examples(tokenize(base, TEXTS), LABELS)
+    change = evaluate(base, head, zero, examples).loss - evaluate(base, head, master, examples).loss
 
     def utility(importance):
         found = residuals_of(
             base, head, master, [zero, master], importance=importance, is_residual=False,
-            r_max=2, texts=lambda num_adapters: [batch],
+            r_max=2, texts=lambda num_adapters: [examples],
         )  # fmt: skip
         assert (found.utility[0] == found.utility[1]).all()  # whatever a device holds
         return found.utility[0].sum()

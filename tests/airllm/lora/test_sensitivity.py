@@ -6,7 +6,7 @@ import torch
 from transformers import AlbertConfig, AlbertModel
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.evaluation import evaluate, losses, predictions
+from airllm.lora.evaluation import evaluate
 from airllm.lora.sensitivity import (
     Sensitivity,
     _fisher_root,
@@ -14,7 +14,7 @@ from airllm.lora.sensitivity import (
     second_order_utility,
 )
 from airllm.models.base import BaseModel, ModelConfig
-from airllm.models.batches import bucket, collate, tokenize
+from airllm.models.batches import Examples, tokenize
 from airllm.models.head import Head
 from airllm.models.sources import load_base
 
@@ -65,8 +65,8 @@ def test_the_gains_of_two_devices_are_finite_differences_of_the_loss(base, head,
         base = albert(base)
     device_adapters = [Adapter.zero(base.specs), adapter_of(base, 2, seed=1)]
     residuals = [adapter_of(base, 2, seed=2), adapter_of(base, 3, seed=3)]
-    batch = collate(base, tokenize(base, TEXTS), LABELS)
-    found = measure_sensitivity(base, head, device_adapters, residuals, [batch], width=3)
+    examples = Examples(tokenize(base, TEXTS), LABELS)
+    found = measure_sensitivity(base, head, device_adapters, residuals, [examples], width=3)
     assert not found.gain[0, :, 2].any()
     step = 1e-4
     for i, (have, residual) in enumerate(zip(device_adapters, residuals, strict=True)):
@@ -84,36 +84,33 @@ def test_the_gains_of_two_devices_are_finite_differences_of_the_loss(base, head,
                             for q, u in enumerate(residual.up)
                         ),
                     )
-                    change.append(evaluate(base, head, have.plus(one), [batch]).loss)
+                    change.append(evaluate(base, head, have.plus(one), examples).loss)
                 expected = -(change[0] - change[1]) / (2 * step)
                 assert found.gain[i, p, component] == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
 @pytest.mark.parametrize("name", ["opt", "gpt2"])  # flattened inputs; weights [in, out]
-def test_the_gains_of_a_causal_model_are_along_the_gradient_of_its_weights(name):
+def test_the_gains_of_a_causal_model_are_those_of_autograd(name, merged_loss):
     config = ModelConfig(name=f"tiny:{name}", task="causal", precision="fp32", device="cpu")
     base = load_base(config, seed=0)
-    device_adapters, residuals = [adapter_of(base, 2, seed=1)], [adapter_of(base, 3, seed=3)]
-    batch = collate(base, tokenize(base, TEXTS), LABELS)
-    found = measure_sensitivity(base, None, device_adapters, residuals, [batch], width=3).gain[0]
-    base.bank.load_adapters(device_adapters, base.device)
-    weights = [module.weight.requires_grad_() for module in base.modules]
-    losses(base, None, batch)[0].mean().backward()
-    for p, weight in enumerate(weights):
-        slope = weight.grad.T if name == "gpt2" else weight.grad
-        for component in range(3):
-            change = residuals[0].up[p][:, component] @ slope @ residuals[0].down[p][component]
-            assert found[p, component] == pytest.approx(-float(change), rel=1e-6, abs=1e-9)
+    have, residual = adapter_of(base, 2, seed=1), adapter_of(base, 3, seed=3)
+    examples = Examples(tokenize(base, TEXTS), LABELS)
+    found = measure_sensitivity(base, None, [have], [residual], [examples], width=3).gain[0]
+    scales = torch.zeros(len(base.specs), 3, requires_grad=True)
+    both = have.plus(residual)
+    up = [torch.cat([u[:, :2], u[:, 2:] * s], dim=1) for u, s in zip(both.up, scales, strict=True)]
+    merged_loss(base, None, both.down, up, examples).backward()
+    np.testing.assert_allclose(found, -scales.grad, rtol=1e-6, atol=1e-9)
 
 
 def test_the_batches_of_a_probe_do_not_matter(base, head):
     device_adapters, residuals = [adapter_of(base, 1, seed=1)], [adapter_of(base, 2, seed=2)]
     ids = tokenize(base, TEXTS)
     one = measure_sensitivity(
-        base, head, device_adapters, residuals, bucket(base, ids, LABELS, 12), width=2
+        base, head, device_adapters, residuals, Examples(ids, LABELS).by_length(12), width=2
     )
     many = measure_sensitivity(
-        base, head, device_adapters, residuals, bucket(base, ids, LABELS, 5), width=2
+        base, head, device_adapters, residuals, Examples(ids, LABELS).by_length(5), width=2
     )
     np.testing.assert_allclose(one.gain, many.gain, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(one.fisher, many.fisher, rtol=1e-6, atol=1e-9)
@@ -125,13 +122,13 @@ def test_the_fisher_information_is_the_mean_square_of_each_texts_gain(base, head
     each = np.stack(
         [
             measure_sensitivity(
-                base, head, device_adapters, residuals, [collate(base, [i], [y])], width=2
+                base, head, device_adapters, residuals, [Examples([i], [y])], width=2
             ).gain
             for i, y in zip(ids, LABELS, strict=True)
         ]
     )
     found = measure_sensitivity(
-        base, head, device_adapters, residuals, [collate(base, ids, LABELS)], width=2
+        base, head, device_adapters, residuals, [Examples(ids, LABELS)], width=2
     )
     np.testing.assert_allclose(found.gain, each.mean(axis=0), rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(found.fisher, (each**2).mean(axis=0), rtol=1e-6, atol=1e-9)
@@ -141,7 +138,7 @@ def test_each_device_is_probed_on_texts_of_its_own(base, head):
     device_adapters = [adapter_of(base, 1, seed=1), adapter_of(base, 1, seed=2)]
     residuals = [adapter_of(base, 2, seed=3), adapter_of(base, 2, seed=4)]
     ids = tokenize(base, TEXTS)
-    parts = [collate(base, ids[i::4], LABELS[i::4]) for i in range(4)]
+    parts = [Examples(ids[i::4], LABELS[i::4]) for i in range(4)]
     both = measure_sensitivity(
         base, head, device_adapters, residuals, parts, width=2, with_curvature=True
     )
@@ -177,7 +174,7 @@ def test_a_pooled_gain_is_the_mean_over_all_devices_texts_at_their_weights(base,
     device_adapters = [Adapter.zero(base.specs), adapter_of(base, 2, seed=1)]
     residuals = [adapter_of(base, 2, seed=2), adapter_of(base, 3, seed=3)]
     ids = tokenize(base, TEXTS)
-    parts = [collate(base, ids[:4], LABELS[:4]), collate(base, ids[4:], LABELS[4:])]
+    parts = [Examples(ids[:4], LABELS[:4]), Examples(ids[4:], LABELS[4:])]
     found = measure_sensitivity(
         base, head, device_adapters * copies, residuals * copies, parts, width=3
     ).pooled_gain
@@ -188,7 +185,6 @@ def test_a_pooled_gain_is_the_mean_over_all_devices_texts_at_their_weights(base,
         for have, part in zip(device_adapters, parts, strict=True)
     )
     np.testing.assert_allclose(found, np.tile(expected, (copies, 1, 1)), rtol=1e-6, atol=1e-9)
-    assert base.bank.watch is None
     # Where it is not asked for, and by itself, a device's pooled gain is its gain.
     apart = measure_sensitivity(
         base, head, device_adapters, residuals, parts, width=3, is_pooled=False
@@ -202,9 +198,9 @@ def test_a_pooled_gain_is_the_mean_over_all_devices_texts_at_their_weights(base,
 @pytest.mark.parametrize("is_pooled", [True, False])
 def test_where_there_is_nothing_to_send_nothing_is_worth_anything(base, head, ranks, is_pooled):
     residuals = [adapter_of(base, rank, seed=2) for rank in ranks]
-    batch = collate(base, tokenize(base, TEXTS), LABELS)
+    examples = Examples(tokenize(base, TEXTS), LABELS)
     found = measure_sensitivity(
-        base, head, residuals, residuals, [batch],
+        base, head, residuals, residuals, [examples],
         width=2, is_pooled=is_pooled, with_curvature=True,
     )  # fmt: skip
     utility = second_order_utility(found, np.ones(len(base.specs)))
@@ -246,10 +242,10 @@ def test_what_brings_more_for_its_cost_comes_first():
 
 def test_worth_falls_along_the_order_of_selection(base, head):
     residuals = [adapter_of(base, 3, seed=2)]
-    batch = collate(base, tokenize(base, TEXTS), LABELS)
+    examples = Examples(tokenize(base, TEXTS), LABELS)
     device_adapters = [Adapter.zero(base.specs)]
     found = measure_sensitivity(
-        base, head, device_adapters, residuals, [batch], width=3, with_curvature=True
+        base, head, device_adapters, residuals, [examples], width=3, with_curvature=True
     )
     utility = second_order_utility(found, np.ones(len(base.specs)))[0]
     assert 0.0 < utility.sum() < np.maximum(found.gain, 0.0).sum()
@@ -272,7 +268,9 @@ def test_the_signs_of_a_prediction_have_the_hessian_of_the_cross_entropy_on_aver
 
 
 @pytest.mark.parametrize("name", ["tiny:bert", "tiny:bert with its head", "albert", "tiny:opt"])
-def test_the_curvature_is_the_fisher_information_of_the_components(head, name, monkeypatch):
+def test_the_curvature_is_the_fisher_information_of_the_components(
+    head, name, monkeypatch, merged_logits
+):
     is_causal = name == "tiny:opt"
     config = ModelConfig(
         name="tiny:opt" if is_causal else "tiny:bert",
@@ -283,8 +281,8 @@ def test_the_curvature_is_the_fisher_information_of_the_components(head, name, m
     head = None if is_causal else Head(head.weight[:2], head.bias[:2])
     have, residual = adapter_of(base, 1, seed=1), adapter_of(base, 1, seed=2)
     parts = [
-        collate(base, tokenize(base, TEXTS[:5]), [0] * 5),
-        collate(base, tokenize(base, TEXTS[5:]), [0] * 7),
+        Examples(tokenize(base, TEXTS[:5]), [0] * 5),
+        Examples(tokenize(base, TEXTS[5:]), [0] * 7),
     ]
     # What the logits do by the first two components, to first order.
     slopes, weights = [], []
@@ -295,10 +293,9 @@ def test_the_curvature_is_the_fisher_information_of_the_components(head, name, m
                 tuple(step * d if q == component else d[:0] for q, d in enumerate(residual.down)),
                 tuple(u if q == component else u[:, :0] for q, u in enumerate(residual.up)),
             )
-            base.bank.load_adapters([have.plus(change)], base.device)
+            total = have.plus(change)
             with torch.no_grad():
-                logits.append(predictions(base, head, part)[0].double())
-            base.bank.clear()
+                logits.append(merged_logits(base, head, total.down, total.up, part)[0])
         slopes.append((torch.stack(logits[1::2]) - torch.stack(logits[2::2])) / 2e-4)
         weights.append(logits[0].softmax(dim=-1))
     slope, p = torch.cat(slopes, dim=1), torch.cat(weights)  # [2, predictions, classes]

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from airllm.models.base import ModelConfig
-from airllm.models.batches import collate, tokenize
+from airllm.models.batches import Examples, tokenize
+from airllm.models.microbatches import whole
 from airllm.models.sources import MINILM_ID, load_base, minilm_source
 
 PROJECTIONS = {"bert": 12, "opt": 12, "gpt2": 8, "llama": 14}
@@ -39,8 +40,8 @@ def test_targets_select_by_ending():
 def test_padding_changes_no_feature(pooling):
     base = load_base(ModelConfig(name="tiny:bert", pooling=pooling, precision="fp32", device="cpu"))
     ids = tokenize(base, ["short", "a text that is quite a bit longer"])
-    together = collate(base, ids, [0, 0])
-    alone = collate(base, ids[:1], [0])
+    together = whole(base, Examples(ids, [0, 0]))
+    alone = whole(base, Examples(ids[:1], [0]))
     with torch.no_grad():
         torch.testing.assert_close(
             base.pooled(together.input_ids, together.attention_mask)[:1],

@@ -8,10 +8,11 @@ import transformers as hf
 
 from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import evaluate
-from airllm.lora.multi_lora import Fleet, Member
+from airllm.lora.multi_lora import MultiLora
 from airllm.models.base import BaseModel, ModelConfig
-from airllm.models.batches import Examples, tokenize
+from airllm.models.batches import Examples, join, tokenize
 from airllm.models.flops import forward_flops
+from airllm.models.microbatches import whole
 from airllm.models.sources import load_base
 from airllm.models.tiny import byte_tokenizer
 
@@ -116,7 +117,7 @@ def test_a_pad_token_without_an_embedding_is_masked(task):
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     base, plain = base_of("llama", task, tokenizer), base_of("llama", task)
-    batches = [Examples(tokenize(b, ["short", "a longer text"]), [0, 1]).batch(b)
+    batches = [whole(b, Examples(tokenize(b, ["short", "a longer text"]), [0, 1]))
                for b in (base, plain)]  # fmt: skip
     outputs = [b.hidden(x.input_ids, x.attention_mask) for b, x in zip((base, plain), batches,
                                                                        strict=True)]  # fmt: skip
@@ -188,18 +189,19 @@ def test_a_folder_that_is_no_model_is_named(tmp_path):
 def test_an_evaluation_with_nothing_to_predict_is_refused_and_one_text_weighs_nothing():
     base = base_of("llama", "causal")
     none = Adapter.zero(base.specs)
-    one, text = Examples([[5]], [0]).batch(base), Examples([[5, 6, 7]], [0]).batch(base)
-    assert evaluate(base, None, none, [one, text]) == evaluate(base, None, none, [text])
+    one, text = Examples([[5]], [0]), Examples([[5, 6, 7]], [0])
+    both, alone = (evaluate(base, None, none, own) for own in (join([one, text]), text))
+    assert (both.accuracy, both.count) == (alone.accuracy, alone.count)
+    assert both.loss == pytest.approx(alone.loss)
     with pytest.raises(ValueError, match="at least one example"):
-        evaluate(base, None, none, [one])
+        evaluate(base, None, none, one)
 
 
 def test_a_device_with_nothing_to_predict_changes_nothing_for_the_others():
     base = base_of("llama", "causal")
-    members = [Member(Adapter.zero(base.specs), 0.0)] * 2
-    with Fleet(base, None, members) as fleet:
-        loss, _ = fleet.evaluate([Examples([[5]], [0]), Examples([[5, 6, 7]], [0])])
-    with Fleet(base, None, members[:1]) as fleet:
-        alone, _ = fleet.evaluate([Examples([[5, 6, 7]], [0])])
+    none, one, text = Adapter.zero(base.specs), Examples([[5]], [0]), Examples([[5, 6, 7]], [0])
+    loras = MultiLora(base, None, [none, none]), MultiLora(base, None, [none])
+    loss, _ = loras[0].evaluate(loras[0].microbatches([one, text]))
+    alone, _ = loras[1].evaluate(loras[1].microbatches([text]))
     assert float(loss[0]) == 0.0
     torch.testing.assert_close(loss[1:], alone)

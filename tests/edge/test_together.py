@@ -9,17 +9,15 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from airllm.lora.adapter import Adapter
 from airllm.lora.evaluation import evaluate
-from airllm.lora.local_update import LocalTraining
-from airllm.lora.multi_lora import Fleet
+from airllm.lora.local_update import LocalTraining, train_local
 from airllm.lora.payload import decode
 from airllm.models.base import ModelConfig
-from airllm.models.batches import Examples, bucket, tokenize
+from airllm.models.batches import Examples, tokenize
 from airllm.models.head import Head
 from airllm.models.sources import load_base
 from airllm.protocol import unpack_utility
 from edge.client_app import answer, answer_together
-from edge.device import Device, DeviceProfile, DeviceState
-from edge.group import measure
+from edge.device import Device, DeviceProfile, DeviceState, measure
 from edge.hardware import load_hardware
 from edge.local_update import LocalWork
 from edge.state import write_state
@@ -50,8 +48,7 @@ def profile_of(base, device):
     """A device has its own number of texts, of lengths of their own."""
     texts = ["a word or two" + " and more" * (i % 4) for i in range(4 + 3 * device)]
     ids, labels = tokenize(base, texts), [i % 2 for i in range(len(texts))]
-    batches = bucket(base, ids, labels, 4)
-    return DeviceProfile(device, 0.5, 0.1, len(ids), batches, Examples(ids, labels), adapter_rank=4)
+    return DeviceProfile(device, 0.5, 0.1, len(ids), Examples(ids, labels), adapter_rank=4)
 
 
 def devices_of(base, head, count=4):
@@ -68,7 +65,7 @@ def test_devices_measured_together_have_what_each_measures_alone(name, float64):
     devices = devices_of(base, head)
     measure(devices)
     for device in devices:
-        alone = evaluate(base, head, device.state.device_adapter, list(device.profile.batches))
+        alone = evaluate(base, head, device.state.device_adapter, device.profile.examples)
         found = device.state.metrics
         assert (found.accuracy, found.count) == (alone.accuracy, alone.count)
         assert found.loss == pytest.approx(alone.loss, rel=1e-12)
@@ -83,13 +80,11 @@ def test_what_has_not_changed_is_not_measured_again(monkeypatch):
     def must_not_run(*args, **values):
         raise AssertionError("nothing changed, so nothing is to be measured")
 
-    monkeypatch.setattr("edge.group.Fleet", must_not_run)
+    monkeypatch.setattr("edge.device.evaluate_together", must_not_run)
     measure(devices)
-    # One alone measures by itself, when it reports.
-    devices[0].state = DeviceState(devices[0].state.device_adapter, head=devices[0].state.head)
-    measure(devices)
-    assert devices[0].state.metrics is None
-    assert [d.state.metrics for d in devices[1:]] == known[1:]
+    assert [device.state.metrics for device in devices] == known
+    for device in devices:
+        device.report()
 
 
 def query_all(base, devices):
@@ -153,11 +148,11 @@ def test_devices_asked_together_train_and_send_what_each_would_alone(monkeypatch
     profiles = [worker_of(base, d) for d in range(4)]
     ranks = bytes([2] * len(base.specs))
 
-    def fleet(base, head, members, **values):
-        sizes.append(len(members))
-        return Fleet(base, head, members, **values)
+    def counted(base, head, jobs, training):
+        sizes.append(len(jobs))
+        return train_local(base, head, jobs, training)
 
-    monkeypatch.setattr("airllm.lora.local_update.Fleet", fleet)
+    monkeypatch.setattr("edge.local_update.train_local", counted)
 
     def load(context):
         return base, profiles[int(context.node_config["partition-id"])]
@@ -183,7 +178,7 @@ def test_devices_asked_together_train_and_send_what_each_would_alone(monkeypatch
         sent = ask(contexts[:3], "train.send", {"grant": grant}, by_itself)
         trained = zip(replies[:3], sent, strict=True)
         found.append([(reply["work"], own["update"]["payload"]) for reply, own in trained])
-        assert sizes == ([] if by_itself else [3])
+        assert sizes == ([1, 1, 1] if by_itself else [1, 1, 1, 3])
     for (alone, payload), (together, other) in zip(*found, strict=True):
         assert together["compute_s"] == alone["compute_s"]
         assert together["compute_j"] == alone["compute_j"]

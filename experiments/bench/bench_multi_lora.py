@@ -1,7 +1,7 @@
-"""Many devices' adapters in a fleet, against a loop over their PeftModels.
+"""Many devices' adapters in the same passes, against a loop over their PeftModels.
 
-python -m experiments.bench.bench_fleet [--pairs 7] [--model opt-1.3b] [--precision bf16]
-                                         [--loop-precision fp32] [--deterministic]
+python -m experiments.bench.bench_multi_lora [--pairs 7] [--model opt-1.3b] [--precision bf16]
+                                              [--loop-precision fp32] [--deterministic]
 
 Both do the same work: a step of AdamW, or an evaluation, of each device on a batch of its own, with
 ranks drawn from 0..16 for every device and projection. The loop is what PEFT's users write: one
@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from airllm.lora.adapter import Adapter
-from airllm.lora.multi_lora import Fleet, Member
+from airllm.lora.multi_lora import MultiLora
 from airllm.models.base import BaseModel, ModelConfig, Precision
 from airllm.models.batches import Examples, tokenize
 from airllm.models.head import Head
@@ -78,10 +78,7 @@ class Peft:
         from peft import LoraConfig, get_peft_model
 
         shared: dict[int, Any] = {id(p): p for p in base.network.parameters()}
-        hooks = {id(base.bank): None}
-        network: Any = copy.deepcopy(base.network, shared | hooks)
-        for module in network.modules():
-            module._forward_hooks.clear()  # those of the base's own adapter bank
+        network: Any = copy.deepcopy(base.network, shared)
         network.set_attn_implementation("sdpa")
         pattern = {s.name: int(r) for s, r in zip(base.specs, ranks, strict=True) if r}
         config = LoraConfig(
@@ -180,7 +177,7 @@ def main() -> None:
     parser.add_argument("--model", choices=("minilm", "opt-1.3b"), default="minilm")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument(
-        "--loop-precision", choices=("fp32", "bf16"), help="default: the fleet's; fp32 on a CPU"
+        "--loop-precision", choices=("fp32", "bf16"), help="default: ours; fp32 on a CPU"
     )
     parser.add_argument("--deterministic", action="store_true", help="CUDA: the same bits always")
     arguments = parser.parse_args()
@@ -202,49 +199,55 @@ def main() -> None:
         Examples(ids[i : i + _BATCH], labels[i : i + _BATCH]) for i in range(0, len(ids), _BATCH)
     ]
     loop = [Peft(loop_base, head, r, own) for r, own in zip(ranks, examples, strict=True)]
-    members = [Member(peft.adapter(), _RATE) for peft in loop]
+    lora = MultiLora(base, head, trained=[peft.adapter() for peft in loop])
+    optimiser = torch.optim.AdamW([lora.values], lr=_RATE, weight_decay=0.0, fused=True)
+
+    def step() -> Tensor:
+        loss = lora.backward(lora.microbatches(examples))
+        optimiser.step()
+        return loss
+
     where = torch.cuda.get_device_name() if is_cuda else f"{platform.machine()}, one thread"
     how = ", deterministic" if arguments.deterministic else ""
     print(
-        f"{arguments.model}, fleet {base.precision}{how}, loop {precision}, {where}, torch "
+        f"{arguments.model}, together {base.precision}{how}, loop {precision}, {where}, torch "
         f"{torch.__version__}; {_DEVICES} devices x {_BATCH} texts, ranks 0..{_MAX_RANK}; medians "
         f"of {arguments.pairs}"
     )
-    with Fleet(base, head, members) as fleet:
-        work: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-            "evaluation": (
-                lambda: np.array([peft.evaluate() for peft in loop]),
-                lambda: fleet.evaluate(examples)[0].cpu().numpy(),
-            ),
-            "training step": (
-                lambda: np.array([peft.step() for peft in loop]),
-                lambda: fleet.step(examples).cpu().numpy(),
-            ),
-        }
-        tokens = {"true": sum(map(len, ids))}
-        tokens["loop"] = sum(len(e.ids) * max(map(len, e.ids)) for e in examples)
-        tokens["fleet"] = sum(p.input_ids.numel() for p in fleet.passes(examples))
-        own = np.array([sum(map(len, e.ids)) for e in examples])
-        print(
-            f"tokens: {tokens['true']}, padded {tokens['loop']} (loop), {tokens['fleet']} (fleet)"
-        )
-        print(f"{'':14s} {'loop, s':>9s} {'fleet, s':>9s} {'ratio':>6s} {'(least, most)':>14s} "
-              f"{'losses differ by':>17s} {'share of matrix rate':>21s}")  # fmt: skip
-        for name, (theirs, ours) in work.items():
-            # The first run of both warms up, and shows that they do the same.
-            slow_loss, fast_loss = theirs(), ours()
-            gap = float(np.max(np.abs(slow_loss - fast_loss)) / np.max(np.abs(slow_loss)))
-            pairs = []
-            for _ in range(arguments.pairs):
-                pairs.append((timed(theirs, is_cuda), timed(ours, is_cuda), matrix_rate(base)))
-            slow, fast, rate = np.array(pairs).T
-            share = ""
-            if name == "training step":
-                share = f"{np.median(step_flops(base, ranks, own) / (fast * rate)):.0%}"
-            ratio = slow / fast
-            print(f"{name:14s} {np.median(slow):9.3f} {np.median(fast):9.3f} "
-                  f"{np.median(ratio):6.2f} {f'({ratio.min():.2f}, {ratio.max():.2f})':>14s} "
-                  f"{gap:17.1e} {share:>21s}", flush=True)  # fmt: skip
+    work: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "evaluation": (
+            lambda: np.array([peft.evaluate() for peft in loop]),
+            lambda: lora.evaluate(lora.microbatches(examples))[0].cpu().numpy(),
+        ),
+        "training step": (
+            lambda: np.array([peft.step() for peft in loop]),
+            lambda: step().cpu().numpy(),
+        ),
+    }
+    tokens = {"true": sum(map(len, ids))}
+    tokens["loop"] = sum(len(e.ids) * max(map(len, e.ids)) for e in examples)
+    tokens["together"] = sum(b.input_ids.numel() for b in lora.microbatches(examples))
+    own = np.array([sum(map(len, e.ids)) for e in examples])
+    print(
+        f"tokens: {tokens['true']}, padded {tokens['loop']} (loop), {tokens['together']} (together)"
+    )
+    print(f"{'':14s} {'loop, s':>9s} {'together, s':>11s} {'ratio':>6s} {'(least, most)':>14s} "
+          f"{'losses differ by':>17s} {'share of matrix rate':>21s}")  # fmt: skip
+    for name, (theirs, ours) in work.items():
+        # The first run of both warms up, and shows that they do the same.
+        slow_loss, fast_loss = theirs(), ours()
+        gap = float(np.max(np.abs(slow_loss - fast_loss)) / np.max(np.abs(slow_loss)))
+        pairs = []
+        for _ in range(arguments.pairs):
+            pairs.append((timed(theirs, is_cuda), timed(ours, is_cuda), matrix_rate(base)))
+        slow, fast, rate = np.array(pairs).T
+        share = ""
+        if name == "training step":
+            share = f"{np.median(step_flops(base, ranks, own) / (fast * rate)):.0%}"
+        ratio = slow / fast
+        print(f"{name:14s} {np.median(slow):9.3f} {np.median(fast):11.3f} "
+              f"{np.median(ratio):6.2f} {f'({ratio.min():.2f}, {ratio.max():.2f})':>14s} "
+              f"{gap:17.1e} {share:>21s}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""A frozen projection with the updates of many devices: one product and one in each run of devices.
+"""A frozen projection with the updates of one or many devices: one product, and two for each run.
 
 A *run* is consecutive devices of one rank; its factors make one batched product.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -92,34 +93,44 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> No
 Segment = tuple[int, int, Factors]
 """begin and end of the tokens of some devices in a pass, and their factors"""
 
+Watch = Callable[[Tensor, Tensor], None]
+"""is shown a projection's input [tokens, in] and the gradient of its output [tokens, out]"""
 
-class FleetLinear(torch.autograd.Function):
+
+class MultiLoraLinear(torch.autograd.Function):
     """x W^T + b, and each segment's update, in one memory.
 
-    Gradients of factors go straight to the fleet's buffer. ``anchor`` is a number that requires a
-    gradient, so that there is a backward pass where ``x`` needs none.
+    Gradients of factors go straight to where they lie. ``anchor`` is a number that requires a
+    gradient, so that there is a backward pass where ``x`` needs none. ``dropped``, of the shape of
+    ``x``, is what the updates see in its place.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, anchor: Tensor, weight: Tensor, bias: Tensor | None,
-        segments: list[Segment],
+        ctx: Any, x: Tensor, dropped: Tensor | None, anchor: Tensor | None, weight: Tensor,
+        bias: Tensor | None, segments: list[Segment], watch: Watch | None,
     ) -> Tensor:  # fmt: skip
-        flat = x.reshape(-1, x.shape[-1])  # [tokens, in]
-        flat = flat.to(weight.dtype)
+        flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)  # [tokens, in]
         sums = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
-        lows = [factors.add(flat[i:j], sums[i:j]) for i, j, factors in segments]
-        ctx.segments, ctx.x_shape, ctx.x_dtype = segments, x.shape, x.dtype
-        ctx.save_for_backward(flat, weight, *lows)
+        seen = flat if dropped is None else dropped.reshape(flat.shape).to(weight.dtype)
+        lows = [factors.add(seen[i:j], sums[i:j]) for i, j, factors in segments]
+        ctx.segments, ctx.watch, ctx.x_shape, ctx.x_dtype = segments, watch, x.shape, x.dtype
+        ctx.save_for_backward(flat, seen, weight, *lows)
         return sums.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        x, weight, *lows = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        flat, seen, weight, *lows = ctx.saved_tensors
         grad = grads[0].reshape(-1, grads[0].shape[-1])  # [tokens, out]
+        if ctx.watch is not None:
+            ctx.watch(flat, grad)
         back = grad @ weight.t() if ctx.needs_input_grad[0] else None
+        # Where some is dropped, the updates have an input of their own.
+        own = torch.zeros_like(seen) if ctx.needs_input_grad[1] else back
         for (i, j, factors), low in zip(ctx.segments, lows, strict=True):
-            factors.back(x[i:j], low, grad[i:j], None if back is None else back[i:j])
-        if back is not None:
-            back = back.view(ctx.x_shape).to(ctx.x_dtype)
-        return back, None, None, None, None
+            factors.back(seen[i:j], low, grad[i:j], None if own is None else own[i:j])
+
+        def shaped(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.view(ctx.x_shape).to(ctx.x_dtype)
+
+        return shaped(back), shaped(own) if own is not back else None, None, None, None, None, None
